@@ -1,0 +1,17 @@
+"""How answers are decoded. Shared by the page, the command line and the worker."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ADAPTERS = 5
+
+
+class Decoding(BaseModel):
+    """Decoding settings of one question; `greedy` makes temperature, top_p and seed idle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    greedy: bool = Field(False, description="Always take the most likely token.")
+    temperature: float = Field(0.7, ge=0.05, le=5, description="Higher is more varied.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Sample from the likeliest tokens of this total share.")
+    max_new_tokens: int = Field(256, ge=1, le=8192, description="Longest answer, in tokens.")
+    seed: int = Field(0, ge=0, lt=2**32, description="The same seed gives the same answers.")

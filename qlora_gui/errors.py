@@ -1,0 +1,9 @@
+"""The one error type for people.
+
+UserError            something a person can mend: one sentence, what was wrong and how to mend it
+  (anything else)    a bug: keeps its traceback, in the log
+"""
+
+
+class UserError(Exception):
+    """One sentence that says what was wrong and how to mend it; shown without a traceback."""

@@ -1,0 +1,143 @@
+"""A base model: where it lies, its tokenizer, and its weights in 4 bits."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_gui import hub
+from qlora_gui.errors import UserError
+from qlora_gui.model import demo, template
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it alarms about a kernel nobody needs
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on disk. `path` is a folder or a hub id, `fingerprint` tells two bases apart."""
+
+    name: str
+    path: str
+    revision: str | None
+    fingerprint: str
+
+
+def locate(name: str, revision: str = "", say: Callable[[str], None] = print) -> Base:
+    """Find a base, fetching what is missing. Raises UserError when it cannot be had."""
+    if name == "demo":
+        path = demo.ensure(say)
+        return Base(name, str(path), None, fingerprint(path))
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return Base(name, str(local.resolve()), None, fingerprint(local))
+    hub.require("models", name, revision)
+    hub.go_offline_if_unreachable()
+    return _on_hub(name, revision, say)
+
+
+def _on_hub(name: str, revision: str, say: Callable[[str], None]) -> Base:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    say(f"Fetching {name}")
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"The base model '{name}' cannot be fetched: {reason}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"The base model '{name}' has no safetensors weights: choose one that has, or convert it.")
+    return Base(name, str(folder), folder.name, fingerprint(folder))
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits over the shape of the config and samples of the weights; cheap even for 100 GB.
+
+    Of every safetensors file: its size, its header and 4 kB at 64 even places.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as body:
+            for part in range(64):
+                body.seek(size * part // 64)
+                digest.update(body.read(4096))
+    config = _config(folder)
+    shape = {
+        key: config.get(key) for key in ("model_type", "hidden_size", "n_layer", "num_hidden_layers", "vocab_size")
+    }
+    digest.update(json.dumps(shape, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"The base model folder '{folder}' has no readable config.json: {error}.") from None
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a base or of an adapter folder, with a chat template and a pad token.
+
+    Raises UserError when there is none, or when it is a slow one (the loss mask needs offsets).
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"No tokenizer can be loaded from '{path}': {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"The tokenizer of '{path}' has no fast version, which the loss mask needs: choose another base."
+        )
+    if tokenizer.eos_token is None:
+        raise UserError(f"The tokenizer of '{path}' has no end-of-sequence token: set eos_token in its config.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by this id
+    template.ensure(tokenizer)
+    return tokenizer
+
+
+def load_model(path: str, quant_type: str, double_quant: bool, device: Any, dtype: Any) -> Any:
+    """The base in 4 bits on `device`, computing in `dtype`; embeddings, norms and head stay in `dtype`.
+
+    Raises UserError when the folder holds no causal LM that can be loaded, or memory does not suffice.
+    """
+    import bitsandbytes as bnb
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging as chatter
+
+    chatter.disable_progress_bar()
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, quantization_config=quantization, dtype=dtype, device_map={"": device}, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"The base model in '{path}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "The base model does not fit into the GPU's memory: choose a smaller one, or free memory."
+        ) from error
+    linears = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    if not linears:
+        raise UserError(f"The base model in '{path}' has no linear layers that bitsandbytes can quantize.")
+    for linear in linears:
+        # An eval-mode forward on a CPU with AVX512-BF16 repacks the weights in place, and later training steps
+        # silently get wrong gradients from them.
+        linear.support_avx512bf16_for_cpu = False
+    return model.eval()

@@ -1,0 +1,40 @@
+"""Which device computes, and in which number format it really can."""
+
+import torch
+
+
+def pick() -> torch.device:
+    """CUDA or ROCm first, then XPU and Apple's MPS as torch names them, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device(accelerator.type, 0) if accelerator else torch.device("cpu")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware has it; else fp16 on GPUs and fp32 on CPUs.
+
+    A T4 says it supports bf16, but emulates it: asked without emulation.
+    """
+    if device.type == "cuda":
+        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if real else torch.float16
+    if device.type == "xpu":
+        return torch.bfloat16 if torch.xpu.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+    return torch.float16
+
+
+def _cpu_has_bf16() -> bool:
+    features = torch.backends.cpu.get_cpu_capability()
+    if features.startswith("AVX512"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_tile_supported()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the resident size of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    return psutil.Process().memory_info().rss

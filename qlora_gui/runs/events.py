@@ -1,0 +1,70 @@
+"""events.jsonl: one JSON object a line, append only. The trainer writes; everybody else follows from an offset.
+
+Kinds: started, stage, base, data, step, eval, saved, then finished | stopped | failed. Readers ignore kinds
+they do not know and a last line that is not finished.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+FINAL = ("finished", "stopped", "failed")
+
+
+class EventLog:
+    """Appends events to one file; every event is one whole line in one write."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._end_broken_line()
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Write one event. Numbers that JSON has no word for (NaN, infinity) become null."""
+        event = {"t": round(time.time(), 3), "kind": kind} | {key: _plain(value) for key, value in fields.items()}
+        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+    def _end_broken_line(self) -> None:
+        """A writer that was killed in mid-line leaves half a line: close it, so that the next one stands alone."""
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open("rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+
+def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """The events after byte `offset`, and the offset to go on from. A file that is not there has none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            body = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = body[: body.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("kind"), str) and isinstance(event.get("t"), (int, float)):
+            events.append(event)
+    return events, offset + len(whole)
+
+
+def last(events: list[Event], *kinds: str) -> Event | None:
+    """The latest event of one of these kinds."""
+    return next((event for event in reversed(events) if event["kind"] in kinds), None)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,82 @@
+"""Start, stop and find the child process that trains a run. It outlives whoever started it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs.store import Run, RunStore
+
+MODULE = "qlora_gui.training"
+_ROOT = Path(__file__).parents[2]
+_START_SECONDS = 20.0
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child: it finds this package from any working directory and prints at once."""
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def start(run: Run, store: RunStore, resume: bool = False) -> None:
+    """Start training a run; returns when the child has taken the run's lock.
+
+    Raises UserError when another run of the store is live, when there is nothing to resume from, or when
+    the child died at once.
+    """
+    for other in store.live():
+        if other.id != run.id:
+            raise UserError(f"The run '{other.id}' is {other.state()}: stop it or let it finish first.")
+    if run.is_locked():
+        raise UserError(f"The run '{run.id}' is already running.")
+    if resume and run.last_checkpoint() is None:
+        raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+    run.stop_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", MODULE, str(run.path), *(["--resume"] if resume else [])]
+    with run.log_file.open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=child_environment(),
+            start_new_session=True,  # a Ctrl+C or a closed terminal is for the parent
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and not run.is_locked():
+        if child.poll() is not None:
+            if run.state() in ("starting", "died"):
+                raise UserError(f"The training process of '{run.id}' ended at once: {run.log_tail(1) or 'no output'}")
+            return
+        time.sleep(0.05)
+
+
+def find(run: Run) -> psutil.Process | None:
+    """The process that trains this run, found by its command line, or None."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if MODULE in words and str(run.path) in words:
+            return process
+    return None
+
+
+def kill(run: Run) -> bool:
+    """End the trainer at once, without saving. Returns whether there was one."""
+    process = find(run)
+    if process is None:
+        return False
+    for child in [*process.children(recursive=True), process]:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(10)
+    return True

@@ -1,0 +1,266 @@
+"""RunStore and Run: handles on folders. They own no truth of their own; every answer is read from the folder."""
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+from pydantic import ValidationError
+
+from qlora_gui import hub
+from qlora_gui.data import read as data
+from qlora_gui.errors import UserError
+from qlora_gui.runs import events
+from qlora_gui.runs.config import RunConfig
+
+SCHEMA = 1
+YOUNG_SECONDS = 30.0
+State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "died"]
+_VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
+_ADJECTIVES = ["amber", "bold", "brave", "bright", "brisk", "calm", "clever", "deft", "eager", "early", "fair", "fleet", "gentle", "glad", "keen", "kind", "lively", "lucid", "mellow", "merry", "nimble", "noble", "patient", "plain", "quick", "quiet", "ready", "sharp", "steady", "sunny", "swift", "tidy", "warm", "wise"]  # noqa: E501
+_ANIMALS = ["badger", "beaver", "bison", "crane", "crow", "deer", "dove", "eagle", "falcon", "ferret", "finch", "fox", "gull", "hare", "hawk", "heron", "ibis", "jay", "kite", "lark", "lemur", "lion", "lynx", "marten", "mole", "newt", "otter", "owl", "panda", "puffin", "raven", "robin", "seal", "shrew", "stork", "swan", "tern", "toad", "vole", "whale", "wolf", "wren"]  # noqa: E501
+
+
+class Run:
+    """One folder: one run, one adapter."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def lock(self, timeout: float = 0) -> filelock.BaseFileLock:
+        """The lock that the trainer holds while it lives."""
+        return filelock.FileLock(self.path / ".lock", timeout=timeout)
+
+    def manifest(self) -> dict[str, Any]:
+        """`run.json`. Raises UserError when it is missing or not readable."""
+        try:
+            value = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError("no object")
+        except (OSError, ValueError) as error:
+            raise UserError(f"The folder '{self.path}' has no readable run.json ({error}).") from None
+        return value
+
+    def config(self) -> RunConfig:
+        """The resolved choices. Raises UserError when run.json is damaged or of another version."""
+        try:
+            return RunConfig(**self.manifest()["config"])
+        except (KeyError, TypeError, ValidationError):
+            raise UserError(f"The run.json of '{self.id}' is damaged or was written by another version.") from None
+
+    def events(self, offset: int = 0) -> tuple[list[events.Event], int]:
+        """Events after a byte offset, and the offset to go on from."""
+        return events.read(self.events_file, offset)
+
+    def created(self) -> float:
+        """When the run was made, in seconds since the epoch."""
+        try:
+            return (self.path / "run.json").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def is_locked(self) -> bool:
+        """Whether a trainer lives."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except filelock.Timeout:
+            return True
+        except OSError:  # a read-only folder: nothing can be training in it
+            return False
+
+    def state(self) -> State:
+        """Derived, never stored: see DESIGN. `died` is a run with no final event and no living trainer."""
+        if self.is_locked():
+            return "stopping" if self.stop_file.exists() else "running"
+        marks = [event for event in self.events()[0] if event["kind"] in ("started", *events.FINAL)]
+        if marks and marks[-1]["kind"] != "started":
+            kind: State = marks[-1]["kind"]
+            return kind
+        young = not marks and time.time() - self.created() < YOUNG_SECONDS
+        return "starting" if young else "died"
+
+    def is_live(self) -> bool:
+        return self.state() in ("starting", "running", "stopping")
+
+    def has_adapter(self) -> bool:
+        """Whether a whole adapter lies in the folder."""
+        return (self.path / "adapter_config.json").is_file() and (self.path / "adapter_model.safetensors").is_file()
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint folder that was written to its end, or None."""
+        # trainer_state.json is the last file that the Trainer writes into a checkpoint.
+        whole = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
+        numbered = [path for path in whole if path.name.rpartition("-")[2].isdigit()]
+        return max(numbered, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def request_stop(self) -> None:
+        """Ask the trainer to finish this step, save and end."""
+        self.stop_file.touch()
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of train.log; progress bars that overwrite themselves show their last state."""
+        try:
+            with self.log_file.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 400 * lines))
+                body = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(line.rsplit("\r", 1)[-1] for line in body.splitlines()[-lines:])
+
+
+class RunStore:
+    """The folder of runs, `adapters/` by default."""
+
+    def __init__(self, root: Path | str = "adapters"):
+        self.root = Path(root).absolute()
+
+    def all(self) -> list[Run]:
+        """All runs, newest first."""
+        if not self.root.is_dir():
+            return []
+        found = [Run(path.parent) for path in self.root.glob("*/run.json")]
+        return sorted(found, key=lambda run: (run.created(), run.id), reverse=True)
+
+    def get(self, run_id: str) -> Run:
+        """The run of this id. Raises UserError when there is none."""
+        path = self.root / run_id
+        if not run_id or Path(run_id).name != run_id or not (path / "run.json").is_file():
+            raise UserError(f"There is no run '{run_id}' in {self.root}.")
+        return Run(path)
+
+    def live(self) -> list[Run]:
+        """The runs that are starting, running or stopping."""
+        return [run for run in self.all() if run.is_live()]
+
+    def create(self, config: RunConfig) -> Run:
+        """Check what can be checked without a model, then make the run's folder with its run.json.
+
+        Raises UserError when base, data or the folder are not usable; then nothing is left behind.
+        """
+        check_base(config.base_model, config.revision)
+        source = data.find(config.dataset)
+        if source.is_hub:
+            hub.require("datasets", source.name)
+        else:
+            data.load(config.dataset, config.dataset_format, config.dataset_split)
+        manifest = {
+            "schema": SCHEMA,
+            "config": _with_whole_paths(config).model_dump(mode="json"),
+            "versions": _versions(),
+            "dataset": source.fingerprint(),
+        }
+        path = self._make_folder(config.name)
+        write_whole(path / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        return Run(path)
+
+    def delete(self, run: Run) -> None:
+        """Remove a run's folder. Raises UserError while it is live."""
+        if run.is_live():
+            raise UserError(f"The run '{run.id}' is still {run.state()}: stop it before deleting it.")
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            raise UserError(f"The run '{run.id}' cannot be deleted: {error.strerror or error}.") from None
+
+    def _make_folder(self, name: str) -> Path:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if name:
+                (self.root / name).mkdir()
+                return self.root / name
+            while True:
+                path = self.root / _made_up_name()
+                if not path.exists():
+                    path.mkdir()
+                    return path
+        except FileExistsError:
+            raise UserError(f"There is already a run '{name}' in {self.root}: choose another name.") from None
+        except OSError as error:
+            raise UserError(
+                f"No run can be made in '{self.root}': {error.strerror or error}; make the folder writable, "
+                "or choose another with --adapters-dir."
+            ) from None
+
+
+def check_base(base_model: str, revision: str = "") -> None:
+    """Raise UserError unless the base is `demo`, a local model folder, or something the hub has."""
+    path = Path(base_model).expanduser()
+    if base_model == "demo" and not path.is_dir():
+        return
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"The base model folder '{base_model}' has no config.json: choose a transformers model folder."
+            )
+        return
+    if base_model.startswith((".", "/", "~")):
+        raise UserError(f"The base model folder '{base_model}' does not exist: check the path.")
+    hub.require("models", base_model, revision)
+
+
+def write_whole(path: Path, body: str) -> None:
+    """Write a file so that readers see the old one or the whole new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(body)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Local paths made absolute, so that a run can be resumed or replayed from any folder."""
+    update = {}
+    for knob in ("base_model", "dataset"):
+        value = getattr(config, knob)
+        if value != "demo" and (path := Path(value).expanduser()).exists():
+            update[knob] = str(path.resolve())
+    return config.model_copy(update=update)
+
+
+def _made_up_name() -> str:
+    dice = random.SystemRandom()  # not the seeded one: two runs of one seed are two runs
+    return f"{dice.choice(_ADJECTIVES)}-{dice.choice(_ANIMALS)}-{dice.randrange(100):02d}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

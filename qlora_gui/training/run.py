@@ -1,0 +1,132 @@
+"""One run from its run.json to its adapter: base, data, steps, files."""
+
+import time
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from qlora_gui import hub
+from qlora_gui.data import batches, read, tokens
+from qlora_gui.errors import UserError
+from qlora_gui.model import base as bases
+from qlora_gui.model import device as devices
+from qlora_gui.model import lora, template
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.store import Run
+from qlora_gui.training.save import save_adapter
+from qlora_gui.training.trainer import RunTrainer, arguments
+
+
+class Stopped(Exception):
+    """The stop file appeared before the first step: there is nothing to save."""
+
+
+def train(run: Run, log: EventLog, resume: bool) -> None:
+    """Train a run, writing every event but `started` and `failed`. Raises UserError for what a person can mend."""
+    try:
+        _train(run, log, resume)
+    except Stopped:
+        log.append("stopped", step=0, message="Stopped before the first step; there is no adapter.")
+
+
+def _train(run: Run, log: EventLog, resume: bool) -> None:
+    began = time.monotonic()
+    config = run.config()
+    hub.go_offline_if_unreachable()
+    set_seed(config.seed)
+
+    def stage(text: str) -> None:
+        if run.stop_file.exists():
+            raise Stopped
+        print(text, flush=True)
+        log.append("stage", text=text)
+
+    device = devices.pick()
+    dtype = devices.compute_dtype(device)
+    stage("Finding the base model")
+    base = bases.locate(config.base_model, config.revision, stage)
+    tokenizer = bases.load_tokenizer(base.path)
+    stage("Reading the data")
+    train_rows, held_out = _data(config, tokenizer, log)
+    stage("Loading the base model in 4 bits")
+    model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype)
+    lora.prepare(model, config.gradient_checkpointing)
+    model = lora.attach(model, config)
+    log.append(
+        "base",
+        name=base.name,
+        revision=base.revision,
+        fingerprint=base.fingerprint,
+        template=template.digest(tokenizer.chat_template),
+        device=_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        **lora.counts(model),
+    )
+    collate = batches.Packed(tokenizer.pad_token_id) if config.packing else batches.Padded(tokenizer.pad_token_id)
+    trainer = RunTrainer(
+        run=run,
+        log=log,
+        held_out=held_out,
+        model=model,
+        args=arguments(config, run, device, dtype),
+        train_dataset=train_rows,
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    checkpoint = run.last_checkpoint() if resume else None
+    if resume and checkpoint is None:
+        raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+    if checkpoint is None and held_out:
+        stage("Measuring the base on held-out rows")
+        trainer.evaluate()
+    stage("Training")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if held_out and trainer.last_eval_step != trainer.state.global_step:
+        print("Measuring on held-out rows", flush=True)
+        trainer.evaluate()
+    print("Saving", flush=True)
+    saved = save_adapter(run, config, base, model, tokenizer)
+    log.append("saved", step=trainer.state.global_step, **saved)
+    stopped = run.stop_file.exists() and trainer.state.global_step < trainer.state.max_steps
+    log.append(
+        "stopped" if stopped else "finished",
+        step=trainer.state.global_step,
+        seconds=round(time.monotonic() - began, 1),
+        **trainer.losses(),
+    )
+
+
+def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[dict[str, list[int]]], list[tokens.Encoded]]:
+    """Rows for the trainer and held-out examples; what became of every row goes into a `data` event."""
+    found = read.load(config.dataset, config.dataset_format, config.dataset_split)
+    train, held_out = found.train, found.held_out
+    if held_out is None:
+        train, held_out = tokens.split_held_out(train, config.eval_fraction, config.seed)
+    examples, report = tokens.encode_all(train, tokenizer, config.max_length, config.system_prompt)
+    measured, held_report = tokens.encode_all(held_out, tokenizer, config.max_length, config.system_prompt)
+    rows = batches.pack(examples, config.max_length) if config.packing else batches.as_rows(examples)
+    dropped = report.dropped + held_report.dropped
+    log.append(
+        "data",
+        format=found.format,
+        used=report.used,
+        held_out=held_report.used,
+        truncated=report.truncated + held_report.truncated,
+        dropped=len(dropped),
+        dropped_rows=[{"row": row, "reason": reason} for row, reason in dropped[:20]],
+        tokens=report.tokens,
+        supervised=report.supervised,
+        packed_rows=len(rows) if config.packing else None,
+    )
+    if not rows:
+        reason = f"row {dropped[0][0]}: {dropped[0][1]}" if dropped else "all rows are held out"
+        raise UserError(
+            f"No row of '{config.dataset}' can be learned from ({reason}): raise max_length or mend the data."
+        )
+    return rows, measured
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

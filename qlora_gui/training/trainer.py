@@ -1,0 +1,156 @@
+"""transformers' Trainer, with an exact held-out loss and every step written as an event."""
+
+import json
+import sys
+import time
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from qlora_gui.data import batches
+from qlora_gui.data.tokens import Encoded
+from qlora_gui.errors import UserError
+from qlora_gui.model import device as devices
+from qlora_gui.model.lora import keep_trained_biases_exact
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.store import Run
+
+
+def arguments(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
+    """A RunConfig in transformers' terms. Raises UserError for choices that this machine cannot follow."""
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise UserError(f"report_to is {config.report_to}, which is not installed: pip install {config.report_to}.")
+    if config.optimizer.endswith("8bit") and config.optimizer.startswith("paged") and device.type != "cuda":
+        raise UserError("The paged optimizer needs a CUDA GPU: choose adamw_8bit or adamw_torch_fused.")
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        seed=config.seed,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        logging_strategy="steps",
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+class RunTrainer(Trainer):
+    """Trains on dict rows of `data.batches`; measures on `held_out`; writes `step` and `eval` events.
+
+    `last_eval_step` is the step of the last held-out measurement, -1 before the first.
+    """
+
+    def __init__(self, run: Run, log: EventLog, held_out: list[Encoded], **kwargs: Any):
+        # The Trainer refuses eval_strategy without a data set; `evaluate` below reads its own.
+        super().__init__(eval_dataset=held_out or [None], **kwargs)
+        self.run, self.log_events, self.held_out = run, log, held_out
+        self.last_eval_step = -1
+        self.tokens_seen = 0
+        self.eval_losses: list[float] = []
+        if not held_out:
+            self.args.eval_strategy = "no"  # type: ignore[assignment]
+        self.add_callback(_Reporter(self))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.tokens_seen += batches.token_count(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean loss over all supervised tokens of the held-out rows, each token weighing the same."""
+        if not self.held_out:
+            return {}
+        model = self.model
+        model.eval()
+        collate = batches.Padded(self.processing_class.pad_token_id)
+        rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
+        total, count = 0.0, 0
+        for first in range(0, len(rows), self.args.per_device_train_batch_size):
+            batch = collate(rows[first : first + self.args.per_device_train_batch_size])
+            batch = {key: value.to(self.args.device) for key, value in batch.items()}
+            labelled = int((batch["labels"][:, 1:] != -100).sum())
+            with self.accelerator.autocast():
+                total += float(model(**batch).loss) * labelled
+            count += labelled
+        model.train()
+        loss = total / max(count, 1)
+        self.last_eval_step = self.state.global_step
+        self.eval_losses.append(loss)
+        print(f"step {self.state.global_step}: held-out loss {loss:.4f}", flush=True)
+        self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=count)
+        metrics = {"eval_loss": loss}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def losses(self) -> dict[str, float | None]:
+        """Held-out loss before the first and after the last step, as far as measured, over the whole run."""
+        past = [event["loss"] for event in self.run.events()[0] if event["kind"] == "eval"]
+        return {"loss_before": past[0], "loss_after": past[-1]} if past else {"loss_before": None, "loss_after": None}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The Trainer would load a second adapter through PEFT, which refuses a second one with biases.
+        target = model or self.model
+        set_peft_model_state_dict(target, load_file(f"{resume_from_checkpoint}/adapter_model.safetensors"))
+        keep_trained_biases_exact(target)
+
+
+class _Reporter(TrainerCallback):
+    """Writes step events, and turns the stop file into the Trainer's own stop."""
+
+    def __init__(self, trainer: RunTrainer):
+        self.trainer = trainer
+        self.began = self.last = time.monotonic()
+        self.first_step = self.last_step = self.last_tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = self.last = time.monotonic()
+        self.first_step = self.last_step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.run.stop_file.exists():
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, step = time.monotonic(), state.global_step
+        done = max(step - self.first_step, 1)
+        event = {
+            "step": step,
+            "max_steps": state.max_steps,
+            "epoch": round(state.epoch or 0.0, 4),
+            "loss": logs["loss"],
+            "learning_rate": logs.get("learning_rate"),
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": round((self.trainer.tokens_seen - self.last_tokens) / max(now - self.last, 1e-9), 1),
+            "memory": devices.memory_in_use(args.device),
+            "eta": round((now - self.began) / done * (state.max_steps - step), 1),
+        }
+        self.last, self.last_step, self.last_tokens = now, step, self.trainer.tokens_seen
+        self.trainer.log_events.append("step", **event)
+        print(json.dumps({key: value for key, value in event.items() if key != "memory"}), file=sys.stdout, flush=True)
