@@ -13,7 +13,17 @@ from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data" / "instructions.json"
-TINY = {"max_length": 192, "epochs": 1, "max_steps": 6, "batch_size": 2, "gradient_accumulation": 1, "eval_steps": 3, "save_steps": 3, "logging_steps": 1, "learning_rate": 2e-2, "gradient_checkpointing": False}  # fmt: skip
+TINY: dict[str, object] = {
+    "max_length": 192,
+    "max_steps": 6,
+    "batch_size": 2,
+    "gradient_accumulation": 1,
+    "gradient_checkpointing": False,
+    "learning_rate": 2e-2,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "save_steps": 3,
+}
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def prompt_completion(row: Row) -> Example:
         after = row.get("completion")
         if isinstance(after, list):
             return {"messages": _checked(before + _turns(after, "completion", "role", "content"), "completion")}
-        return {"messages": before + [{"role": "assistant", "content": _text(row, "completion")}]}
+        return {"messages": [*before, {"role": "assistant", "content": _text(row, "completion")}]}
     return _turn(_text(row, "prompt"), _text(row, "completion"), row)
 
 

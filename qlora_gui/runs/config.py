@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from qlora_gui.data.formats import FormatName
 from qlora_gui.errors import UserError
 
+Settings = TypeVar("Settings", bound=BaseModel)
 PRESETS = Path(__file__).parent / "presets"
 GROUPS = ("What to train", "LoRA", "Quantization", "Schedule", "Optimizer", "Memory", "Logging")
 
@@ -148,8 +149,13 @@ def resolve(
 
 def make(values: Mapping[str, Any]) -> RunConfig:
     """Validate one set of values. Raises UserError with every fault, each with its knob."""
+    return checked(RunConfig, values)
+
+
+def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Any settings model from values. Raises UserError with every fault, each with its name."""
     try:
-        return RunConfig(**values)
+        return kind(**values)
     except ValidationError as error:
         raise UserError("; ".join(dict.fromkeys(faults(error).values())) + ".") from None
 

@@ -22,15 +22,18 @@ class EventLog:
         self.path = path
         self._end_broken_line()
 
-    def append(self, kind: str, **fields: Any) -> None:
-        """Write one event. Numbers that JSON has no word for (NaN, infinity) become null."""
-        event = {"t": round(time.time(), 3), "kind": kind} | {key: _plain(value) for key, value in fields.items()}
+    def append(self, kind: str, **fields: Any) -> Event:
+        """Write one event and give it back. Numbers that JSON has no word for (NaN, infinity) become null."""
+        event: Event = {"t": round(time.time(), 3), "kind": kind} | {
+            key: _plain(value) for key, value in fields.items()
+        }
         line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, line)
         finally:
             os.close(file)
+        return event
 
     def _end_broken_line(self) -> None:
         """A writer that was killed in mid-line leaves half a line: close it, so that the next one stands alone."""

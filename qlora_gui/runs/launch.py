@@ -32,8 +32,8 @@ def start(run: Run, store: RunStore, resume: bool = False) -> None:
     Raises UserError when another run of the store is live, when there is nothing to resume from, or when
     the child died at once.
     """
-    for other in store.live():
-        if other.id != run.id:
+    for other in store.all():
+        if other.id != run.id and other.is_locked():
             raise UserError(f"The run '{other.id}' is {other.state()}: stop it or let it finish first.")
     if run.is_locked():
         raise UserError(f"The run '{run.id}' is already running.")

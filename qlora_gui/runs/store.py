@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import tempfile
 import time
@@ -18,13 +17,12 @@ from qlora_gui.data import read as data
 from qlora_gui.errors import UserError
 from qlora_gui.runs import events
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.names import made_up_name
 
 SCHEMA = 1
 YOUNG_SECONDS = 30.0
 State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "died"]
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
-_ADJECTIVES = ["amber", "bold", "brave", "bright", "brisk", "calm", "clever", "deft", "eager", "early", "fair", "fleet", "gentle", "glad", "keen", "kind", "lively", "lucid", "mellow", "merry", "nimble", "noble", "patient", "plain", "quick", "quiet", "ready", "sharp", "steady", "sunny", "swift", "tidy", "warm", "wise"]  # noqa: E501
-_ANIMALS = ["badger", "beaver", "bison", "crane", "crow", "deer", "dove", "eagle", "falcon", "ferret", "finch", "fox", "gull", "hare", "hawk", "heron", "ibis", "jay", "kite", "lark", "lemur", "lion", "lynx", "marten", "mole", "newt", "otter", "owl", "panda", "puffin", "raven", "robin", "seal", "shrew", "stork", "swan", "tern", "toad", "vole", "whale", "wolf", "wren"]  # noqa: E501
 
 
 class Run:
@@ -199,7 +197,7 @@ class RunStore:
                 (self.root / name).mkdir()
                 return self.root / name
             while True:
-                path = self.root / _made_up_name()
+                path = self.root / made_up_name()
                 if not path.exists():
                     path.mkdir()
                     return path
@@ -249,11 +247,6 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
         if value != "demo" and (path := Path(value).expanduser()).exists():
             update[knob] = str(path.resolve())
     return config.model_copy(update=update)
-
-
-def _made_up_name() -> str:
-    dice = random.SystemRandom()  # not the seeded one: two runs of one seed are two runs
-    return f"{dice.choice(_ADJECTIVES)}-{dice.choice(_ANIMALS)}-{dice.randrange(100):02d}"
 
 
 def _versions() -> dict[str, str]:

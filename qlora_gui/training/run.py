@@ -1,5 +1,6 @@
 """One run from its run.json to its adapter: base, data, steps, files."""
 
+import inspect
 import time
 from typing import Any
 
@@ -52,6 +53,10 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     train_rows, held_out = _data(config, tokenizer, log)
     stage("Loading the base model in 4 bits")
     model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype)
+    if config.packing and "position_ids" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"Packing needs a base that takes position ids, and {model.config.model_type} does not: turn packing off."
+        )
     lora.prepare(model, config.gradient_checkpointing)
     model = lora.attach(model, config)
     log.append(

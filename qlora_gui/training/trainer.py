@@ -1,7 +1,5 @@
 """transformers' Trainer, with an exact held-out loss and every step written as an event."""
 
-import json
-import sys
 import time
 from importlib.util import find_spec
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from qlora_gui.data import batches
 from qlora_gui.data.tokens import Encoded
@@ -19,6 +17,7 @@ from qlora_gui.model.lora import keep_trained_biases_exact
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
+from qlora_gui.runs.wording import describe
 
 
 def arguments(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
@@ -66,13 +65,14 @@ class RunTrainer(Trainer):
 
     def __init__(self, run: Run, log: EventLog, held_out: list[Encoded], **kwargs: Any):
         # The Trainer refuses eval_strategy without a data set; `evaluate` below reads its own.
-        super().__init__(eval_dataset=held_out or [None], **kwargs)
+        super().__init__(eval_dataset=held_out or kwargs["train_dataset"], **kwargs)
         self.run, self.log_events, self.held_out = run, log, held_out
         self.last_eval_step = -1
         self.tokens_seen = 0
         self.eval_losses: list[float] = []
         if not held_out:
             self.args.eval_strategy = "no"  # type: ignore[assignment]
+        self.remove_callback(PrinterCallback)
         self.add_callback(_Reporter(self))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -100,10 +100,11 @@ class RunTrainer(Trainer):
         loss = total / max(count, 1)
         self.last_eval_step = self.state.global_step
         self.eval_losses.append(loss)
-        print(f"step {self.state.global_step}: held-out loss {loss:.4f}", flush=True)
-        self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=count)
+        print(
+            describe(self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=count)), flush=True
+        )
         metrics = {"eval_loss": loss}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def losses(self) -> dict[str, float | None]:
@@ -152,5 +153,4 @@ class _Reporter(TrainerCallback):
             "eta": round((now - self.began) / done * (state.max_steps - step), 1),
         }
         self.last, self.last_step, self.last_tokens = now, step, self.trainer.tokens_seen
-        self.trainer.log_events.append("step", **event)
-        print(json.dumps({key: value for key, value in event.items() if key != "memory"}), file=sys.stdout, flush=True)
+        print(describe(self.trainer.log_events.append("step", **event)), flush=True)

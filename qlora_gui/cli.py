@@ -1,0 +1,154 @@
+"""The command line: flags made from RunConfig, the page, and the headless verbs."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.errors import UserError
+from qlora_gui.runs import config as configs
+from qlora_gui.runs.store import RunStore
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
+_GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
+
+
+class _Parser(argparse.ArgumentParser):
+    """Faults are UserErrors: one sentence, without the page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = unknown.group(1).partition("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+            hint = f"did you mean {near[0]}" if near else "see python app.py --help"
+            raise UserError(f"There is no flag {flag}: {hint}.")
+        raise UserError(f"{message[0].upper()}{message[1:]}: see python app.py --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; the flags of a run come from RunConfig, those of decoding from Decoding."""
+    parser = _Parser(
+        prog="python app.py",
+        description="Fine-tune a language model with QLoRA on the GPU you have, and compare it with its base. "
+        "Without a verb the page opens.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_argument_group("verbs").add_mutually_exclusive_group()
+    verbs.add_argument("--headless-train", action="store_true", help="train without a page (alone: the demo)")
+    verbs.add_argument(
+        "--headless-compare", action="store_true", help="answer a file of prompts with base and adapters"
+    )
+    page = parser.add_argument_group("page")
+    page.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    page.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    page.add_argument("--share", action="store_true", help="also give a public Gradio link, always with a password")
+    page.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login")
+    parser.add_argument(
+        "--adapters-dir", type=Path, default=Path("adapters"), help="folder of the runs (default: adapters)"
+    )
+    run = parser.add_argument_group("headless train")
+    run.add_argument("--preset", help=f"start from a preset: {', '.join(configs.preset_names())}")
+    run.add_argument("--config", metavar="FILE", help="a YAML file, or the run.json of an earlier run")
+    run.add_argument("--resume", metavar="RUN", help="go on with a stopped or dead run from its last checkpoint")
+    run.add_argument(
+        "--answers", type=int, default=3, metavar="N", help="held-out prompts answered at the end (default: 3)"
+    )
+    run.add_argument("--json", action="store_true", help="print the events as JSON lines")
+    for name, field in configs.fields().items():
+        _add_flag(run, name, field)
+    compare = parser.add_argument_group("headless compare")
+    compare.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
+    compare.add_argument("--prompts", metavar="FILE", type=Path, help="JSONL with prompt or messages, or plain lines")
+    compare.add_argument("--out", metavar="FILE", type=Path, help="where the answers go, as JSON")
+    compare.add_argument("--base", help="base model (default: the one the first adapter was trained on)")
+    compare.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
+    for name, field in Decoding.model_fields.items():
+        if name not in ("greedy", "seed"):  # --seed is the run's flag too
+            compare.add_argument(_flag(name), default=_GIVEN, help=f"{field.description} (default: {field.default})")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 stopped."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        store = RunStore(arguments.adapters_dir)
+        if arguments.headless_train:
+            return _train(arguments, store)
+        if arguments.headless_compare:
+            return _compare(arguments)
+        return _page(arguments, store)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
+
+
+def _train(arguments: argparse.Namespace, store: RunStore) -> int:
+    from qlora_gui import headless
+
+    knobs = {name: getattr(arguments, name) for name in configs.fields() if hasattr(arguments, name)}
+    if arguments.resume:
+        if knobs or arguments.preset or arguments.config:
+            raise UserError("--resume goes on with a run as it was configured: leave out the other settings.")
+        return headless.train(store, None, arguments.resume, arguments.json, arguments.answers)
+    config = configs.resolve(knobs, arguments.config, _preset(arguments, knobs))
+    return headless.train(store, config, None, arguments.json, arguments.answers)
+
+
+def _preset(arguments: argparse.Namespace, knobs: dict[str, Any]) -> str | None:
+    """The preset asked for; the demo when nothing says what to train."""
+    says_what = arguments.config or "base_model" in knobs or "dataset" in knobs
+    return arguments.preset or (None if says_what else "demo")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from qlora_gui.compare import batch
+
+    for name in ("adapters", "prompts", "out"):
+        if not getattr(arguments, name):
+            raise UserError(f"--headless-compare needs --{name}: see python app.py --help.")
+    given = {name: getattr(arguments, name) for name in Decoding.model_fields if hasattr(arguments, name)}
+    sampling = arguments.sample or not given.keys().isdisjoint({"temperature", "top_p"})
+    decoding = configs.checked(Decoding, {"greedy": not sampling} | given)
+    batch.compare_file(
+        arguments.adapters,
+        arguments.prompts,
+        arguments.out,
+        base=arguments.base,
+        revision=getattr(arguments, "revision", ""),
+        decoding=decoding,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    return EXIT_FINISHED
+
+
+def _page(arguments: argparse.Namespace, store: RunStore) -> int:
+    idle = [_flag(name) for name in configs.fields() if hasattr(arguments, name)]
+    if idle or arguments.preset or arguments.config:
+        raise UserError(f"{(idle or ['--preset and --config'])[0]} belongs to a headless verb: add --headless-train.")
+    from qlora_gui.ui.app import launch_page
+
+    launch_page(store, arguments.host, arguments.port, arguments.share, arguments.auth)
+    return EXIT_FINISHED
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_flag(group: Any, name: str, field: Any) -> None:
+    """One flag of a knob. Values stay texts: RunConfig itself converts and judges them."""
+    default = ", ".join(field.default) if isinstance(field.default, list) else field.default
+    told = f"{field.description} (default: {default})" if default != "" else str(field.description)
+    told = told.replace("%", "%%")
+    if configs.types_of(field) == (bool,):
+        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=_GIVEN, help=told)
+        return
+    choices = configs.choices(field)
+    group.add_argument(_flag(name), default=_GIVEN, help=told, metavar="|".join(choices) if choices else name.upper())

@@ -1,0 +1,170 @@
+"""`--headless-train`: start a run, follow its events to the end, show what was learned."""
+
+import json
+import signal
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from qlora_gui.compare.client import CompareClient
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.data import read, tokens
+from qlora_gui.errors import UserError
+from qlora_gui.runs import launch
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import FINAL, Event
+from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.runs.wording import clock, describe
+
+_POLL_SECONDS = 0.3
+EXIT_CODES = {"finished": 0, "failed": 1, "died": 1, "stopped": 130}
+
+
+def train(store: RunStore, config: RunConfig | None, resume: str | None, as_json: bool, answers: int) -> int:
+    """Train a new run of `config`, or go on with the run `resume`. Returns the exit code.
+
+    Ctrl+C (or SIGTERM) asks the run to stop and save; a second one kills it. Raises UserError for bad input,
+    also when only the child finds it: then the folder of a run that never took a step is removed.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if resume:
+        run = store.get(resume)
+        offset = run.events()[1]
+    else:
+        assert config is not None
+        run, offset = store.create(config), 0
+    show = _json_line if as_json else (_Bar() if sys.stderr.isatty() else _plain_line)
+    try:
+        launch.start(run, store, resume=resume is not None)
+    except (UserError, KeyboardInterrupt):
+        if not resume and not run.is_live():
+            store.delete(run)
+        raise
+    if not as_json:
+        print(f"Run {run.id} in {run.path}", flush=True)
+    end = _follow(run, offset, show)
+    return _conclude(store, run, end, as_json, answers)
+
+
+def _follow(run: Run, offset: int, show: Any) -> Event:
+    """Show events until a final one comes, or the trainer is gone."""
+    interrupts = 0
+    while True:
+        try:
+            gone = not run.is_live()  # asked before reading: what was written until then is read below
+            fresh, offset = run.events(offset)
+            for event in fresh:
+                show(event)
+                if event["kind"] in FINAL:
+                    return event
+            if gone:
+                return {"kind": "died", "message": run.log_tail(5)}
+            time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            interrupts += 1
+            if interrupts == 1:
+                print("Stopping: this step is finished and saved (Ctrl+C again to kill)", file=sys.stderr, flush=True)
+                run.request_stop()
+            else:
+                launch.kill(run)
+
+
+def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int) -> int:
+    kind = end["kind"]
+    if kind == "failed" and not end.get("bug") and not any(event["kind"] == "step" for event in run.events()[0]):
+        wait_until_gone(run)
+        store.delete(run)
+        raise UserError(end["message"])
+    if kind in ("failed", "died"):
+        said = "failed" if kind == "failed" else "died"
+        print(f"The run {said}: {end['message']}\nSee {run.log_file}", file=sys.stderr)
+        return EXIT_CODES[kind]
+    if not as_json:
+        print(_losses(end))
+        if run.has_adapter():
+            print(f"Adapter: {run.path}")
+        if kind == "finished" and answers > 0:
+            wait_until_gone(run)
+            _show_answers(run, answers)
+    return EXIT_CODES[kind]
+
+
+def wait_until_gone(run: Run, seconds: float = 10) -> None:
+    """Wait until the trainer that has written its last event is really gone, with its memory."""
+    deadline = time.monotonic() + seconds
+    while run.is_locked() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _losses(end: Event) -> str:
+    before, after = end.get("loss_before"), end.get("loss_after")
+    if before is None or after is None:
+        return f"{end['kind'].capitalize()} after step {end['step']}; no rows were held out."
+    change = 100 * (after - before) / before
+    return f"{end['kind'].capitalize()}. Held-out loss: base {before:.4f}, adapter {after:.4f} ({change:+.1f}%)"
+
+
+def held_out_prompts(config: RunConfig, count: int) -> list[list[dict[str, str]]]:
+    """The first conversations that were held out of training, up to their last answer."""
+    found = read.load(config.dataset, config.dataset_format, config.dataset_split)
+    rows = found.held_out
+    if rows is None:
+        rows = tokens.split_held_out(found.train, config.eval_fraction, config.seed)[1]
+    prompts = []
+    for row in rows:
+        messages = row.get("messages", [])
+        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        if last:
+            prompts.append(tokens.with_system(messages[:last], config.system_prompt))
+    return prompts[:count]
+
+
+def _show_answers(run: Run, count: int) -> None:
+    """Held-out prompts answered greedily by base and adapter, side by side."""
+    config = run.config()
+    prompts = held_out_prompts(config, count)
+    client = CompareClient()
+    try:
+        if prompts:
+            print("\nLoading the base to compare", flush=True)
+            client.columns(config.base_model, config.revision, [run.path])
+        for messages in prompts:
+            texts = ["", ""]
+            for event in client.answer([messages, messages], Decoding(greedy=True, max_new_tokens=96)):
+                if event["kind"] == "text":
+                    texts[event["column"]] += event["text"]
+            print(
+                f"\nPrompt:  {messages[-1]['content']}\nBase:    {texts[0].strip()}\nAdapter: {texts[1].strip()}",
+                flush=True,
+            )
+    finally:
+        client.close()
+
+
+def _json_line(event: Event) -> None:
+    print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+def _plain_line(event: Event) -> None:
+    if text := describe(event):
+        print(text, flush=True)
+
+
+class _Bar:
+    """A progress bar on a terminal; everything that is no step is a line above it."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+
+    def __call__(self, event: Event) -> None:
+        if event["kind"] == "step":
+            if self.bar is None:
+                self.bar = tqdm(total=event["max_steps"], unit="step", dynamic_ncols=True)
+            self.bar.set_postfix_str(f"loss {event['loss']:.3f}, {clock(event['eta'])} left", refresh=False)
+            self.bar.update(event["step"] - self.bar.n)
+        elif text := describe(event):
+            tqdm.write(text, file=sys.stderr)
+        if event["kind"] in FINAL and self.bar is not None:
+            self.bar.close()

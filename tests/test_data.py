@@ -1,0 +1,217 @@
+"""Files -> examples -> tokens with a loss mask; every wrong row is named."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from qlora_gui.data import batches, read, tokens
+from qlora_gui.errors import UserError
+from qlora_gui.model.base import load_tokenizer
+from tests.conftest import SHARED_DATA
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+ROWS: dict[str, dict[str, Any]] = {
+    "alpaca": {"instruction": "Hi", "input": "", "output": "Hello"},
+    "messages": {"messages": CHAT},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    "prompt-completion": {"prompt": "Hi", "completion": "Hello"},
+    "text": {"text": "Hello"},
+}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+KINDS = [(name, suffix) for name in ROWS for suffix in (".json", ".jsonl", ".parquet", ".csv")]
+KINDS = [kind for kind in KINDS if kind not in {("messages", ".csv"), ("sharegpt", ".csv")}]  # CSV has no lists
+
+
+@pytest.mark.parametrize(("name", "suffix"), KINDS)
+def test_every_format_in_every_file_kind(tmp_path: Path, name: str, suffix: str) -> None:
+    found = read.load(str(write(tmp_path / f"data{suffix}", [ROWS[name]] * 2)))
+    assert found.format == name
+    expected = {"text": "Hello"} if name == "text" else {"messages": CHAT}
+    assert found.train == [expected | {"row": 1}, expected | {"row": 2}]
+    assert read.load(str(tmp_path / f"data{suffix}"), name).train == found.train
+
+
+def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [{"instruction": "Translate", "input": "tree", "output": "Baum"}])
+    assert read.load(str(path)).train[0]["messages"][0]["content"] == "Translate\n\ntree"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "x"}, "'output' is missing"),
+        ({"instruction": "x", "output": None}, "'output' is null"),
+        ({"instruction": "x", "output": " "}, "'output' is empty"),
+        ({"instruction": "x", "output": {"a": 1}}, "'output' is an object, not a text"),
+        ("just a text", "it is not an object with named fields"),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_and_number(tmp_path: Path, row: Any, said: str) -> None:
+    path = tmp_path / "tickets.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in [ROWS["alpaca"], ROWS["alpaca"], row, row]))
+    with pytest.raises(UserError) as error:
+        read.load(str(path))
+    assert str(error.value) == f"tickets.jsonl row 3 (read as alpaca): {said} (1 more rows are wrong too)."
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([{"role": "usr", "content": "x"}], "'messages' entry 1: 'role' is 'usr', expected system, user or assistant"),
+        ([{"content": "x"}], "'messages' entry 1: 'role' is missing, expected system, user or assistant"),
+        ([{"role": "user"}], "'messages' entry 1: 'content' is missing"),
+        ([{"role": "user", "content": "x"}], "'messages' has no assistant turn to learn from"),
+        ([], "'messages' is empty"),
+        ("x", "'messages' is a text, not a list"),
+    ],
+)
+def test_a_wrong_turn_is_named(tmp_path: Path, turns: Any, said: str) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    with pytest.raises(UserError, match=r"chat\.jsonl row 1") as error:
+        read.load(str(path))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("a.json", "", "is empty"),
+        ("a.json", "[]", "is empty"),
+        ("a.jsonl", "\n\n", "is empty"),
+        ("a.json", "[{", "is not JSON"),
+        ("a.jsonl", '{"text": "x"}\n{oops', "a.jsonl row 2 is not JSON"),
+        ("a.jsonl", '{"question": "x"}', "fits no known format: it has question"),
+        ("a.csv", "text\nx\na,b\n", "a.csv row 2 has more cells than the header"),
+        ("a.parquet", "no parquet", "is not Parquet"),
+        ("a.txt", "x", "is of no kind this program reads"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, name: str, body: str, said: str) -> None:
+    (tmp_path / name).write_text(body)
+    with pytest.raises(UserError, match=said.replace("(", r"\(")) as error:
+        read.load(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_other_encodings_are_named_and_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "süß"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read.load(str(tmp_path / "latin.jsonl"))
+    (tmp_path / "bom.jsonl").write_bytes('{"text": "süß"}'.encode("utf-8-sig"))
+    assert read.load(str(tmp_path / "bom.jsonl")).train[0]["text"] == "süß"
+
+
+def test_the_shipped_demo_has_rows_enough_and_no_row_twice() -> None:
+    demo = read.load("demo")
+    assert demo.held_out is not None
+    assert len(demo.train) >= 240 and len(demo.held_out) >= 30
+    prompts = [row["messages"][0]["content"] for row in demo.train + demo.held_out]
+    assert len(set(prompts)) == len(prompts)
+    for row in demo.train + demo.held_out:
+        ticket = json.loads(row["messages"][1]["content"])
+        assert list(ticket) == ["topic", "product", "order", "urgency", "summary"]
+        assert ticket["order"] is None or ticket["order"] in row["messages"][0]["content"]
+
+
+def supervised_text(encoded: tokens.Encoded, tokenizer: Any) -> list[str]:
+    """The supervised tokens, decoded, one text for each unbroken stretch."""
+    stretches: list[list[int]] = [[]]
+    for label in encoded.labels:
+        if label == tokens.IGNORED:
+            stretches.append([])
+        else:
+            stretches[-1].append(label)
+    return [tokenizer.decode(stretch) for stretch in stretches if stretch]
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "My kettle?"},
+    {"role": "assistant", "content": "It ships today."},
+    {"role": "user", "content": "Thanks! And my order A-17?"},
+    {"role": "assistant", "content": "Tomorrow, as promised."},
+]
+
+
+def test_only_the_assistants_tokens_and_their_eos_are_learned_in_every_turn(llama: Path, bloom: Path) -> None:
+    for base, eos in ((llama, "<|im_end|>"), (bloom, "</s>")):  # with a template, and with the plain one
+        tokenizer = load_tokenizer(base)
+        encoded = tokens.encode({"messages": CONVERSATION, "row": 1}, tokenizer, 512)
+        assert isinstance(encoded, tokens.Encoded)
+        assert supervised_text(encoded, tokenizer) == [f"It ships today.{eos}", f"Tomorrow, as promised.{eos}"]
+        assert all(
+            label in (tokens.IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
+        )
+
+
+def test_plain_text_is_learned_whole_with_its_end(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    encoded = tokens.encode({"text": "A whole story.", "row": 1}, tokenizer, 512)
+    assert isinstance(encoded, tokens.Encoded)
+    assert tokenizer.decode(encoded.labels) == "A whole story.<|im_end|>"
+
+
+def test_rows_are_cut_and_rows_without_an_answer_are_dropped_with_the_reason(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    long_answer = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 300}]
+    long_question = [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "Hi"}]
+    rows = [{"messages": CONVERSATION}, {"messages": long_answer}, {"messages": long_question}]
+    kept, report = tokens.encode_all([row | {"row": n} for n, row in enumerate(rows, 1)], tokenizer, 128)
+    assert [item.row for item in kept] == [1, 2] and len(kept[1].input_ids) == 128
+    assert (report.used, report.truncated) == (2, 1)
+    [(row, reason)] = report.dropped
+    assert row == 3 and "beyond the 128 tokens of max_length" in reason
+
+
+def test_a_system_prompt_leads_only_conversations_that_have_none() -> None:
+    assert tokens.with_system(CHAT, "Be kind.")[0] == {"role": "system", "content": "Be kind."}
+    assert tokens.with_system(CONVERSATION, "Be kind.") == CONVERSATION
+
+
+def test_the_held_out_split_is_the_same_for_the_same_seed_and_disjoint() -> None:
+    rows = [{"row": number} for number in range(100)]
+    train, held_out = tokens.split_held_out(rows, 0.1, 1)
+    assert (train, held_out) == tokens.split_held_out(rows, 0.1, 1) != tokens.split_held_out(rows, 0.1, 2)
+    assert len(held_out) == 10 and sorted(row["row"] for row in train + held_out) == list(range(100))
+    assert tokens.split_held_out(rows, 0, 1) == (rows, [])
+    assert len(tokens.split_held_out(rows[:1], 0.5, 1)[0]) == 1
+
+
+def test_packed_rows_hold_every_example_once(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    examples, _ = tokens.encode_all(read.load("demo").train, tokenizer, 256)
+    rows = batches.pack(examples, 256)
+    assert len(rows) < len(examples)
+    assert all(len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= 256 for row in rows)
+    assert sum(row["position_ids"].count(0) for row in rows) == len(examples)
+    learned = sum(label != tokens.IGNORED for row in rows for label in row["labels"])
+    assert learned == sum(example.supervised for example in examples)
+
+
+def test_the_shared_data_set_is_read_as_alpaca() -> None:
+    if not SHARED_DATA.exists():
+        pytest.skip("the shared data set is not beside this checkout")
+    found = read.load(str(SHARED_DATA))
+    assert found.format == "alpaca" and len(found.train) == 1100

@@ -1,0 +1,133 @@
+"""The house keeps its floors: imports go down, and the page's side never imports the model stack."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# From the ground up; a module belongs to the longest matching prefix.
+FLOORS = [
+    {"errors"},
+    {"hub", "hardware"},
+    {"data"},
+    {"runs", "compare.settings"},
+    {"model"},
+    {"training", "compare"},
+    {"compare.client", "compare.batch"},
+    {"headless", "ui"},
+    {"cli"},
+]
+FRONT = {
+    "errors",
+    "hub",
+    "hardware",
+    "runs",
+    "compare.settings",
+    "compare.client",
+    "compare.batch",
+    "headless",
+    "ui",
+    "cli",
+}
+MODEL_STACK = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
+
+
+def place(module: str) -> str:
+    """`qlora_gui.runs.store` -> `runs`: the entry of FLOORS it belongs to."""
+    name = module.removeprefix("qlora_gui.")
+    entries = sorted((entry for floor in FLOORS for entry in floor), key=len, reverse=True)
+    return next(entry for entry in entries if name == entry or name.startswith(entry + "."))
+
+
+def floor(module: str) -> int:
+    return next(number for number, entries in enumerate(FLOORS) if place(module) in entries)
+
+
+def modules() -> dict[str, set[str]]:
+    """Every module of the package and the absolute names it imports, also inside functions."""
+    found = {}
+    for path in (ROOT / "qlora_gui").rglob("*.py"):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} uses a relative import"
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[module] = names
+    return found
+
+
+MODULES = modules()
+
+
+def inner(names: set[str]) -> set[str]:
+    """The modules of this package among imported names; `from a.b import c` names a.b unless a.b.c is a module."""
+    ours = set()
+    for name in names:
+        if name == "qlora_gui" or name.startswith("qlora_gui."):
+            ours.add(name if name in MODULES else name.rpartition(".")[0])
+    return ours
+
+
+def test_imports_go_down_and_nothing_imports_the_root() -> None:
+    wrong = []
+    for module, names in MODULES.items():
+        if module == "qlora_gui":
+            continue
+        for other in inner(names):
+            if other == "qlora_gui":
+                wrong.append(f"{module} imports the package root")
+            elif place(other) != place(module) and floor(other) >= floor(module):
+                wrong.append(f"{module} imports {other}, which is not below it")
+    assert not wrong
+
+
+def test_there_are_no_circles() -> None:
+    graph = {module: inner(names) - {module} for module, names in MODULES.items()}
+    while leaves := {module for module, others in graph.items() if not others & graph.keys()}:
+        for leaf in leaves:
+            del graph[leaf]
+    assert not graph, f"these import each other: {sorted(graph)}"
+
+
+def test_front_and_back_keep_apart() -> None:
+    wrong = []
+    for module, names in MODULES.items():
+        if module == "qlora_gui":
+            continue
+        packages = {name.partition(".")[0] for name in names}
+        if place(module) in FRONT | {"data"} and module != "qlora_gui.data.batches" and packages & MODEL_STACK:
+            wrong.append(f"{module} imports {packages & MODEL_STACK}")
+        if place(module) in FRONT:
+            back = {other for other in inner(names) if place(other) in {"model", "training", "compare"}}
+            back |= inner(names) & {"qlora_gui.data.batches"}
+            back -= {"qlora_gui.compare"}
+            wrong += [f"{module} imports {other}" for other in back]
+        elif "gradio" in packages:
+            wrong.append(f"{module} imports gradio")
+    assert not wrong
+
+
+def test_files_stay_small() -> None:
+    long = {
+        path.name: count
+        for path in (ROOT / "qlora_gui").rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 300
+    }
+    assert not long
+
+
+def test_the_pages_process_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from qlora_gui import cli, headless\n"
+        "from qlora_gui.runs.store import RunStore\n"
+        "from qlora_gui.ui.app import build_app\n"
+        f"build_app(RunStore({str(tmp_path)!r}))\n"
+        f"print(sorted({MODEL_STACK!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
