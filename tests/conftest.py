@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "adapters")
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    """An empty store; what still trains in it when the test ends is killed."""
+    made = RunStore(tmp_path / "adapters")
+    yield made
+    for run in made.all():
+        launch.kill(run)
 
 
 def wait_until_ended(run: Run, seconds: float = 120) -> str:
