@@ -52,6 +52,12 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
         launch.kill(run)
 
 
+def need(there: bool, reason: str) -> None:
+    """Skip the test when something it needs is absent; in CI that is a failure."""
+    if not there:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
 def wait_until_ended(run: Run, seconds: float = 120) -> str:
     """Wait for a run's end and give its state."""
     deadline = time.monotonic() + seconds

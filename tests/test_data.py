@@ -12,7 +12,7 @@ import pytest
 from qlora_gui.data import batches, read, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.model.base import load_tokenizer
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, need
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 ROWS: dict[str, dict[str, Any]] = {
@@ -211,7 +211,6 @@ def test_packed_rows_hold_every_example_once(llama: Path) -> None:
 
 
 def test_the_shared_data_set_is_read_as_alpaca() -> None:
-    if not SHARED_DATA.exists():
-        pytest.skip("the shared data set is not beside this checkout")
+    need(SHARED_DATA.exists(), "the shared data set is not beside this checkout")
     found = read.load(str(SHARED_DATA))
     assert found.format == "alpaca" and len(found.train) == 1100

@@ -1,0 +1,71 @@
+"""Write the generated parts of the README: `python -m tests.readme`. A test checks that they are up to date."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+from qlora_gui.runs import config as configs
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+_OTHERS = {
+    "adapters/README.md": "The folder of runs: one folder a run, one adapter a folder.",
+    "benchmarks/": "Speed, as ratios measured side by side in one run; results in `benchmarks/results/`.",
+    "docs/": "Screenshots.",
+    "tests/": "Tests; `tests/models.py` makes the small real models they use.",
+}
+
+
+def settings_table() -> str:
+    """Every knob with its default and help."""
+    lines = ["| setting | default | what it does |", "|---|---|---|"]
+    for name, field in configs.fields().items():
+        choices = configs.choices(field)
+        told = f"{field.description} ({', '.join(choices)})" if choices else str(field.description)
+        default = f"`{field.default}`" if field.default != "" else ""
+        lines.append(f"| `{name}` | {default} | {told} |")
+    return "\n".join(lines)
+
+
+def file_tree() -> str:
+    """One line per file of the program: its docstring's first sentence; presets and data by their place."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "app.py", "qlora_gui"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stdout.split()
+    lines = []
+    for name in sorted(listed, key=lambda path: (path.count("/") > 0, Path(path).parts[:-1], path)):
+        path = ROOT / name
+        if path.exists() and (told := _first_sentence(path)):
+            lines.append(f"| `{name}` | {told} |")
+    lines += [f"| `{name}` | {told} |" for name, told in _OTHERS.items()]
+    return "\n".join(["| file | what |", "|---|---|", *lines])
+
+
+def _first_sentence(path: Path) -> str:
+    if path.suffix == ".yaml":
+        told = path.read_text().splitlines()[0].removeprefix("# ")
+    elif path.suffix == ".py":
+        told = ast.get_docstring(ast.parse(path.read_text())) or ""
+    elif path.suffix == ".jsonl":
+        told = f"The demo data set, {path.stem.replace('heldout', 'held-out')} rows."
+    else:
+        told = ""
+    first = re.split(r"(?<=[.])\s|\n\n|(?<=:)\n", told.strip() + "\n\n")[0]
+    return " ".join(first.split()).replace("|", "\\|")
+
+
+def filled(text: str) -> str:
+    """The README with its generated parts made anew."""
+    for part, body in (("settings", settings_table()), ("files", file_tree())):
+        pattern = rf"(<!-- {part}:.*?-->\n).*?(<!-- /{part} -->)"
+        text = re.sub(pattern, lambda found, body=body: found.group(1) + body + "\n" + found.group(2), text, flags=re.S)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))
