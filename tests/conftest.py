@@ -20,7 +20,7 @@ TINY: dict[str, object] = {
     "batch_size": 2,
     "gradient_accumulation": 1,
     "gradient_checkpointing": False,
-    "learning_rate": 2e-2,
+    "learning_rate": 3e-3,
     "logging_steps": 1,
     "eval_steps": 3,
     "save_steps": 3,

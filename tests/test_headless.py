@@ -55,7 +55,7 @@ C = ["--headless-compare", "--prompts", "prompts.txt", "--out", "out.json"]
 BAD: list[tuple[str, list[str], str]] = [
     ("missing data file", [T, "--dataset", "nope.json"], "The data file 'nope.json' does not exist"),
     ("empty data file", [T, "--dataset", "empty.json"], "is empty"),
-    ("malformed row", [T, "--dataset", "wrong.jsonl"], "wrong.jsonl row 2 (read as prompt-completion): 'completion' is missing"),  # noqa: E501
+    ("malformed row", [T, "--dataset", "wrong.jsonl"], "wrong.jsonl row 2 (read as prompt-completion): 'completion' is missing"),
     ("wrong format named", [T, "--dataset", "wrong.jsonl", "--dataset-format", "alpaca"], "'instruction' is missing"),
     ("unknown format", [T, "--dataset-format", "xml"], "dataset_format should be"),
     ("unknown base, no network", [T, "--base-model", "nobody/nothing"], "the hub does not answer"),
@@ -67,8 +67,8 @@ BAD: list[tuple[str, list[str], str]] = [
     ("flag without value", [T, "--rank"], "Argument --rank: expected one argument"),
     ("rank 0", [T, "--rank", "0"], "rank should be greater than or equal to 1 (it is '0')"),
     ("rank of letters", [T, "--rank", "many"], "rank should be a valid integer"),
-    ("linears that are not there", [T, "--base-model", "llama", *flags(), "--target-modules", "nope"], "this base has the linears"),  # noqa: E501
-    ("no room for any answer", [T, "--base-model", "llama", *flags(), "--max-length", "16"], "No row of 'demo' can be learned from"),  # noqa: E501
+    ("linears that are not there", [T, "--base-model", "llama", *flags(), "--target-modules", "nope"], "this base has the linears"),
+    ("no room for any answer", [T, "--base-model", "llama", *flags(), "--max-length", "16"], "No row of 'demo' can be learned from"),
     ("tracker not installed", [T, "--base-model", "llama", *flags(), "--report-to", "mlflow"], "pip install mlflow"),
     ("unknown preset", [T, "--preset", "big"], "There is no preset 'big': choose one of demo"),
     ("missing config file", [T, "--config", "nope.yaml"], "The config file 'nope.yaml' does not exist"),

@@ -1,0 +1,189 @@
+"""The page's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.errors import UserError
+from qlora_gui.runs.launch import child_environment
+
+MODULE = "qlora_gui.compare.worker"
+IDLE_SECONDS = 900.0
+Conversation = list[dict[str, str]]
+
+
+class CompareClient:
+    """One worker process, started when first asked and ended after `idle_seconds` without a question.
+
+    Safe to share between threads: one load or answer at a time.
+    """
+
+    def __init__(self, idle_seconds: float = IDLE_SECONDS):
+        self._idle_seconds = idle_seconds
+        # Not an RLock: a page's generator may be taken up by another thread for every piece.
+        self._busy = threading.Lock()
+        self._last_load: dict[str, Any] | None = None
+        self._child: subprocess.Popen[str] | None = None
+        self._log: IO[bytes] | None = None
+        self._idle: threading.Timer | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, for whoever wants to look at its memory."""
+        return self._child.pid if self._child and self.is_loaded else None
+
+    def columns(
+        self,
+        base_model: str,
+        revision: str,
+        adapters: Sequence[Path],
+        say: Callable[[str], None] | None = None,
+        quant_type: str = "nf4",
+        double_quant: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Load base and adapters; gives one dict a column: name, adapter (None for the base) and proof.
+
+        Raises UserError for what a person can mend, RuntimeError for a bug in the worker (its log has more).
+        """
+        request = {
+            "do": "load",
+            "base_model": base_model,
+            "revision": revision,
+            "quant_type": quant_type,
+            "double_quant": double_quant,
+            "adapters": [str(folder) for folder in adapters],
+        }
+        with self._busy:
+            self._last_load = None
+            found = self._load(request, say)
+            self._last_load = request
+        return found
+
+    def answer(self, conversations: Sequence[Conversation], decoding: Decoding) -> Iterator[dict[str, Any]]:
+        """Ask every column its conversation: yields prompt, text and column events, then done.
+
+        A worker that died or was idle too long is started anew with the columns it had.
+        """
+        request = {"do": "answer", "conversations": list(conversations), "decoding": decoding.model_dump()}
+        with self._busy:
+            if not self.is_loaded and self._last_load:
+                self._load(self._last_load, None)
+            yield from self._ask(request, "done")
+
+    def stop(self) -> None:
+        """End the answers that are being written; their text so far stands."""
+        if self.is_loaded:
+            self._send({"do": "stop"})
+
+    def close(self) -> None:
+        """End the worker and free its memory."""
+        child, self._child = self._child, None
+        if self._idle:
+            self._idle.cancel()
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe:
+                    pipe.close()
+        if self._log:
+            self._log.close()
+            self._log = None
+
+    def _load(self, request: dict[str, Any], say: Callable[[str], None] | None) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for event in self._ask(request, "columns"):
+            if event["kind"] == "stage" and say:
+                say(event["text"])
+            elif event["kind"] == "columns":
+                found = event["columns"]
+        return found
+
+    def _ask(self, request: dict[str, Any], last: str) -> Iterator[dict[str, Any]]:
+        """Send a request; yield its events up to the one of kind `last`."""
+        if self._idle:
+            self._idle.cancel()
+        if not self.is_loaded:
+            self._start()
+        finished = False
+        try:
+            self._send(request)
+            assert self._child and self._child.stdout
+            for line in self._child.stdout:
+                event = json.loads(line)
+                finished = event["kind"] in (last, "error")
+                if event["kind"] == "error":
+                    raise UserError(event["message"]) if not event["bug"] else RuntimeError(event["message"])
+                yield event
+                if finished:
+                    return
+            raise self._death()
+        finally:
+            if not finished and self.is_loaded:
+                self._drain(last)
+            self._rest()
+
+    def _drain(self, last: str) -> None:
+        """Nobody listens any more: stop the answer and read its rest, so that the next one starts clean."""
+        self.stop()
+        assert self._child and self._child.stdout
+        for line in self._child.stdout:
+            if json.loads(line)["kind"] in (last, "error"):
+                return
+
+    def _start(self) -> None:
+        self.close()
+        self._log = tempfile.TemporaryFile(prefix="qlora-gui-compare-")  # noqa: SIM115 - lives as long as the worker
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            env=child_environment(),
+            start_new_session=True,  # a Ctrl+C is for the page
+        )
+
+    def _send(self, request: dict[str, Any]) -> None:
+        child = self._child
+        if child is None or child.stdin is None:
+            return
+        try:
+            child.stdin.write(json.dumps(request) + "\n")
+            child.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._death() from None
+
+    def _death(self) -> UserError:
+        told = ""
+        if self._log and not self._log.closed:
+            self._log.seek(0)
+            lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+            told = f" ({lines[-1]})" if lines else ""
+        self.close()
+        return UserError(f"The compare process ended{told}; ask again to start it anew.")
+
+    def _rest(self) -> None:
+        """End the worker after a while without a question."""
+        if self.is_loaded:
+            self._idle = threading.Timer(self._idle_seconds, self._close_if_free)
+            self._idle.daemon = True
+            self._idle.start()
+
+    def _close_if_free(self) -> None:
+        if self._busy.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self._busy.release()

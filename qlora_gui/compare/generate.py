@@ -1,0 +1,175 @@
+"""One batch of prompts, answered token by token: every row streams, and ends, on its own."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from qlora_gui.compare.clean_base import CleanBase
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.errors import UserError
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Row:
+    """One column's answer in the making."""
+
+    ids: list[int] = field(default_factory=list)
+    sent: int = 0  # characters that were emitted
+    ended: str = ""
+
+
+class _Rows:
+    """transformers' streamer contract: `put` gets the prompt [rows, tokens], then one new token a row; then `end`."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[Sequence[str]], eos: Collection[int], emit: Emit):
+        self.tokenizer, self.stops, self.eos, self.emit = tokenizer, stops, eos, emit
+        self.rows = [_Row() for _ in stops]
+        self.prompt_seen = False
+        self.began = time.monotonic()
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_seen:
+            self.prompt_seen = True
+            return
+        for column, (row, token) in enumerate(zip(self.rows, value.tolist(), strict=True)):
+            if row.ended:
+                continue  # padding after this row's end
+            if token in self.eos:
+                self.finish(column, "eos")
+            else:
+                row.ids.append(token)
+                self._show(column)
+
+    def end(self) -> None:
+        for column in range(len(self.rows)):
+            self.finish(column, "length")
+
+    def finish(self, column: int, reason: str) -> None:
+        """End a row: what was held back of its text comes now, then its figures."""
+        row = self.rows[column]
+        if row.ended:
+            return
+        text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
+        found = [text.find(stop) for stop in self.stops[column] if stop in text]
+        self._send(column, text[: min(found)] if found else text)
+        row.ended = reason
+        seconds = time.monotonic() - self.began
+        self.emit(
+            {
+                "kind": "column",
+                "column": column,
+                "tokens": len(row.ids),
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(len(row.ids) / max(seconds, 1e-6), 2),
+                "ended": reason,
+            }
+        )
+
+    def _show(self, column: int) -> None:
+        text = self.tokenizer.decode(self.rows[column].ids, skip_special_tokens=True)
+        stops = self.stops[column]
+        if any(stop in text for stop in stops):
+            self.finish(column, "stop string")
+            return
+        # Held back: half a character, and what may become a stop string.
+        safe = len(text.rstrip("�"))
+        for stop in stops:
+            safe = min(safe, len(text) - _overlap(text, stop))
+        self._send(column, text[:safe])
+
+    def _send(self, column: int, text: str) -> None:
+        row = self.rows[column]
+        if len(text) > row.sent:
+            self.emit({"kind": "text", "column": column, "text": text[row.sent :]})
+            row.sent = len(text)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+class _Ended(StoppingCriteria):
+    """Per row: it has ended, or everything was cancelled."""
+
+    def __init__(self, rows: _Rows, cancelled: Callable[[], bool]):
+        self.rows, self.cancelled = rows, cancelled
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self.cancelled():
+            for column in range(len(self.rows.rows)):
+                self.rows.finish(column, "stopped")
+        return torch.tensor([bool(row.ended) for row in self.rows.rows], device=input_ids.device)
+
+
+class SharedNoise(LogitsProcessor):
+    """Sampling by Gumbel noise: argmax(log p / T + noise) is a draw from p. One noise vector a step serves all rows.
+
+    So an answer depends on the seed and not on how many columns there are (Coupled Token Generation, 2502.01754).
+    """
+
+    def __init__(self, decoding: Decoding):
+        self.decoding = decoding
+        self.dice = torch.Generator().manual_seed(decoding.seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.float() / self.decoding.temperature
+        ordered, order = scores.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.decoding.top_p)
+        uniform = torch.rand(scores.shape[-1], generator=self.dice, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
+        noise = -torch.log(-torch.log(uniform))
+        return scores.masked_fill(dropped, -math.inf) + noise.to(scores.device, scores.dtype)
+
+
+@torch.no_grad()
+def answer(
+    base: CleanBase,
+    prompts: Sequence[str],
+    stops: Sequence[Sequence[str]],
+    decoding: Decoding,
+    emit: Emit,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Answer all prompts in one batch; `emit` gets `text` events as they come and one `column` event a row.
+
+    Raises UserError when a prompt and its answer do not fit into the model's context.
+    """
+    model, tokenizer = base.model, base.tokenizer
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    longest = max(map(len, ids))
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room and longest + decoding.max_new_tokens > room:
+        raise UserError(
+            f"The conversation has {longest} tokens and the answer may have {decoding.max_new_tokens}, but the model "
+            f"reads {room}: shorten it, or ask for fewer tokens."
+        )
+    padding = [longest - len(row) for row in ids]
+    pad = tokenizer.pad_token_id
+    batch = torch.tensor([[pad] * gap + row for gap, row in zip(padding, ids, strict=True)], device=model.device)
+    mask = torch.tensor(
+        [[0] * gap + [1] * len(row) for gap, row in zip(padding, ids, strict=True)], device=model.device
+    )
+    rows = _Rows(tokenizer, stops, base.eos, emit)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_id=sorted(base.eos),
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    model.generate(
+        input_ids=batch,
+        attention_mask=mask,
+        generation_config=config,
+        logits_processor=LogitsProcessorList([] if decoding.greedy else [SharedNoise(decoding)]),
+        stopping_criteria=StoppingCriteriaList([_Ended(rows, cancelled)]),
+        streamer=rows,
+    )

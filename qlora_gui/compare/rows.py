@@ -1,0 +1,133 @@
+"""Row adapters: a clean base answers a batch whose rows wear different adapters.
+
+One forward hook a module adds, for each row, that row's LoRA product and the difference of its trained bias to the
+base's. Nothing of the base is changed, rows of the base are not touched, and leaving the context removes every hook.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qlora_gui.compare.adapter_file import Adapter
+from qlora_gui.errors import UserError
+
+BASE = -1  # the adapter number of a row that wears none
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """All adapters at one module, in fp32: a [n, rank, in], b [n, out, rank] with the scaling in it, bias [n, out].
+
+    An adapter that leaves the module alone has zeros; lower ranks are padded with zeros.
+    """
+
+    a: torch.Tensor | None
+    b: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def of(self, adapters: torch.Tensor) -> "_Stack":
+        """The stack of some rows' adapters, one entry a row."""
+        picked = (None if part is None else part[adapters] for part in (self.a, self.b, self.bias))
+        return _Stack(*picked)
+
+
+class RowAdapters:
+    """Adapters of one base, ready to be worn by rows.
+
+    Raises UserError when an adapter does not fit the base's modules.
+    """
+
+    def __init__(self, model: torch.nn.Module, adapters: Sequence[Adapter]):
+        self.modules = dict(model.named_modules())
+        for adapter in adapters:
+            _check_shapes(self.modules, adapter)
+        names = sorted({name for adapter in adapters for name in (*adapter.loras, *adapter.biases)})
+        self.stacks = {name: _stack(self.modules[name], name, adapters) for name in names}
+
+    @contextmanager
+    def worn(self, rows: Sequence[int]) -> Iterator[None]:
+        """While this lasts, row i of every batch wears adapter number rows[i], or none where that is BASE."""
+        positions = [number for number, adapter in enumerate(rows) if adapter != BASE]
+        handles: list[Any] = []
+        try:
+            for name, stack in self.stacks.items() if positions else ():
+                module = self.modules[name]
+                device = next(module.parameters()).device
+                worn = stack.of(torch.tensor([rows[number] for number in positions], device=device))
+                hook = _hook(name, worn, torch.tensor(positions, device=device), len(rows))
+                handles.append(module.register_forward_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _hook(name: str, worn: _Stack, positions: torch.Tensor, count: int) -> Any:
+    """Add to the rows at `positions`: x is [rows, tokens, in], the output [rows, tokens, out]."""
+
+    def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = inputs[0]
+        if x.ndim != 3 or x.shape[0] != count:
+            raise UserError(
+                f"This base mixes the rows of a batch in '{name}', so adapters cannot share one batch on it."
+            )
+        rows = output[positions].float()
+        if worn.a is not None and worn.b is not None:
+            inner = torch.bmm(x[positions].float(), worn.a.transpose(1, 2))
+            rows = torch.baddbmm(rows, inner, worn.b.transpose(1, 2))
+        if worn.bias is not None:
+            rows = rows + worn.bias[:, None, :]
+        return output.index_copy(0, positions, rows.to(output.dtype))
+
+    return add
+
+
+def _stack(module: torch.nn.Module, name: str, adapters: Sequence[Adapter]) -> _Stack:
+    device = next(module.parameters()).device
+    found = [adapter.loras.get(name) for adapter in adapters]
+    a = b = bias = None
+    some = next((lora for lora in found if lora), None)
+    if some:
+        rank = max(lora.a.shape[0] for lora in found if lora)
+        a = torch.zeros(len(adapters), rank, some.a.shape[1])
+        b = torch.zeros(len(adapters), some.b.shape[0], rank)
+        for number, lora in enumerate(found):
+            if lora:
+                a[number, : lora.a.shape[0]] = lora.a
+                b[number, :, : lora.b.shape[1]] = lora.b * lora.scaling
+        a, b = a.to(device), b.to(device)
+    if any(name in adapter.biases for adapter in adapters):
+        base = module.bias.detach().float()  # type: ignore[operator, union-attr]
+        rows = [
+            adapter.biases[name].to(device) - base if name in adapter.biases else torch.zeros_like(base)
+            for adapter in adapters
+        ]
+        bias = torch.stack(rows)
+    return _Stack(a, b, bias)
+
+
+def _check_shapes(modules: dict[str, torch.nn.Module], adapter: Adapter) -> None:
+    """Raise UserError unless every tensor has its place in the base."""
+
+    def refuse(reason: str) -> None:
+        raise UserError(f"The adapter '{adapter.name}' was trained on another base: {reason}.")
+
+    for name, lora in adapter.loras.items():
+        module: Any = modules.get(name)
+        if module is None or not hasattr(module, "in_features"):
+            refuse(f"this one has no linear '{name}'")
+        if (lora.a.shape[1], lora.b.shape[0]) != (module.in_features, module.out_features):
+            refuse(
+                f"'{name}' is {module.in_features} x {module.out_features} here, {lora.a.shape[1]} x {lora.b.shape[0]} there"
+            )
+        if lora.a.shape[0] != lora.b.shape[1]:
+            raise UserError(
+                f"The adapter '{adapter.name}' is damaged: the LoRA pair of '{name}' does not fit together."
+            )
+    for name, bias in adapter.biases.items():
+        have = getattr(modules.get(name), "bias", None)
+        if have is None or have.shape != bias.shape:
+            refuse(f"this one has no such bias in '{name}'")
