@@ -44,11 +44,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[RunStore]:
-    """An empty store; what still trains in it when the test ends is killed."""
-    made = RunStore(tmp_path / "adapters")
-    yield made
-    for run in made.all():
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "adapters")
+
+
+@pytest.fixture(autouse=True)
+def no_trainer_outlives_its_test(tmp_path: Path) -> Iterator[None]:
+    yield
+    for run in RunStore(tmp_path / "adapters").all():
         launch.kill(run)
 
 

@@ -81,7 +81,7 @@ def test_every_column_says_what_its_fresh_model_says(
 ) -> None:
     if packed:
         monkeypatch.setattr(clean_base, "unpack_if_it_fits", lambda model: False)
-    assert len({text for texts in expected.values() for text in texts}) >= 9, "the models should say different things"
+    assert len({tuple(texts) for texts in expected.values()}) == 4, "the models should say different things"
     columns = Columns()
     for mix in MIXES:
         proofs = columns.load((str(bloom), "", "nf4", True), [bloom_runs[bias].path for bias in mix], lambda text: None)

@@ -1,0 +1,397 @@
+"""What the page shows, without a page: sentences, charts, and the form that is a RunConfig."""
+
+import json
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+import yaml
+
+from qlora_gui.cli import build_parser
+from qlora_gui.errors import UserError
+from qlora_gui.runs import config as configs
+from qlora_gui.runs.command import command_line
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.store import RunStore
+from qlora_gui.ui import app, chart, columns, form, html, links, offers, preview, views
+from qlora_gui.ui.session import Session
+from qlora_gui.ui.summary import summaries
+
+ROOT = Path(__file__).parents[1]
+NASTY = "<script>alert('x')</script> & \"q\""
+
+
+def step(number: int, loss: float = 2.0, **more: Any) -> dict[str, Any]:
+    return {
+        "t": float(number),
+        "kind": "step",
+        "step": number,
+        "max_steps": 40,
+        "loss": loss,
+        "learning_rate": 1e-4,
+        "grad_norm": 0.5,
+        "tokens_per_second": 100.0,
+        "memory": 2**30,
+        "eta": 30.0,
+    } | more
+
+
+def held_out(number: int, loss: float) -> dict[str, Any]:
+    return {"t": float(number), "kind": "eval", "step": number, "loss": loss, "tokens": 10}
+
+
+def test_headline_says_state_progress_and_time_in_words() -> None:
+    said = views.headline("calm-lynx", "running", [step(10)])
+    assert "calm-lynx" in said and "running" in said and "step 10 of 40" in said and "0:30 left" in said
+    assert 'aria-valuenow="25"' in said
+    assert "left" not in views.headline("calm-lynx", "died", [step(10)])
+
+
+def test_steps_that_a_resumed_run_did_again_replace_the_old_ones() -> None:
+    events = [step(5, 3.0), step(10, 2.5), step(15, 9.9), {"t": 0.0, "kind": "started"}, step(11, 2.4), step(15, 2.2)]
+    assert views.series(events, "step", "loss") == [(5, 3.0), (10, 2.5), (11, 2.4), (15, 2.2)]
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap_and_no_error() -> None:
+    events = [step(5), step(10, None)]  # type: ignore[arg-type]
+    assert views.series(events, "step", "loss") == [(5, 2.0)]
+    views.curves(events), views.tiles(events), views.numbers(events)
+
+
+@pytest.mark.parametrize(
+    ("state", "events", "resume", "expected"),
+    [
+        (
+            "finished",
+            [{"t": 1, "kind": "finished", "step": 40, "seconds": 75.0, "loss_before": 2.0, "loss_after": 1.0}],
+            False,
+            ["Finished in 1:15", "from 2.000 (the base) to 1.000 (the adapter): 50% lower", "Compare it"],
+        ),
+        (
+            "finished",
+            [{"t": 1, "kind": "finished", "step": 40, "seconds": 75.0, "loss_before": 2.0, "loss_after": 2.3}],
+            False,
+            ["15% higher"],
+        ),
+        ("stopped", [{"t": 1, "kind": "stopped", "step": 7, "seconds": 9.0}], True, ["Stopped at step 7", "Resume"]),
+        ("stopped", [{"t": 1, "kind": "stopped", "step": 0, "message": "Stopped before the first step."}], False, ["Stopped before"]),
+        ("failed", [{"t": 1, "kind": "failed", "message": "No memory.", "bug": False}], True, ["Failed: No memory", "Resume"]),
+        ("died", [step(3)], True, ["Died", "last words", "Resume"]),
+        ("died", [], False, ["no checkpoint yet: train again"]),
+    ],
+)  # fmt: skip
+def test_how_a_run_ended_says_what_to_do_next(
+    state: str, events: list[dict[str, Any]], resume: bool, expected: list[str]
+) -> None:
+    said = views.outcome(state, events, "killed", resume, has_adapter=True)
+    assert all(part in said for part in expected), said
+
+
+def test_a_live_run_has_no_outcome() -> None:
+    assert views.outcome("running", [step(3)], "", False, False) == ""
+
+
+def test_dropped_rows_are_named_with_their_reasons() -> None:
+    event = {"t": 0, "kind": "data", "used": 1200, "held_out": 10, "truncated": 3, "dropped": 2}
+    event["dropped_rows"] = [{"row": 88, "reason": NASTY}]
+    said = views.data_told([event])
+    assert "1,200 rows to learn from" in said and "3 truncated" in said and "row 88" in said and "and 1 more" in said
+    assert "<script>" not in said
+
+
+def test_only_knobs_that_differ_are_listed() -> None:
+    runs = {"a": RunConfig(rank=4, name="a"), "b": RunConfig(rank=8, name="b"), "c": RunConfig(rank=8, packing=True)}
+    assert views.differing(runs) == [["rank", "4", "8", "8"], ["packing", "no", "no", "yes"]]
+
+
+def test_an_answer_cut_at_the_limit_says_so() -> None:
+    cut = {"tokens": 256, "seconds": 9.0, "tokens_per_second": 28.4, "ended": "length"}
+    assert "256 tokens" in views.ending(cut) and "length limit!" in views.ending(cut)
+    assert "EOS" in views.ending(cut | {"ended": "eos"})
+
+
+def test_what_data_models_and_people_write_is_escaped() -> None:
+    shown = [
+        views.headline(NASTY, "running", [step(1)]),
+        views.outcome("failed", [{"t": 0, "kind": "failed", "message": NASTY}], NASTY, False, False),
+        html.marked_row(NASTY, [(NASTY, True)]),
+        html.table([NASTY], [[NASTY]]),
+        html.log(NASTY),
+        html.literal(NASTY),
+        html.folded(NASTY, "x"),
+        html.listed(NASTY, [NASTY]),
+        html.faults([NASTY]),
+        chart.line_chart(NASTY, [chart.Series(NASTY, [(0, 1), (1, 2)])]),
+        columns.title(NASTY),
+        columns.proof({"name": NASTY, "adapter": NASTY}, NASTY, columns.Decoding()),
+        columns.messages([{"role": "user", "content": NASTY}], NASTY)[1]["content"],
+    ]
+    assert not [one for one in shown if "<script" in one]
+
+
+def test_ticks_are_round_and_enclose_the_values() -> None:
+    assert chart.ticks(6.7, 7.15, 4) == [6.6, 6.8, 7.0, 7.2]
+    for low, high in [(0, 0), (5, 5), (-3, 2), (1e-7, 2e-4), (1, 1e6)]:
+        marks = chart.ticks(low, high, 4)
+        assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 7
+
+
+def test_long_series_are_thinned_but_keep_their_ends() -> None:
+    points = [(float(x), float(x % 7)) for x in range(5000)]
+    kept = chart.thinned(points)
+    assert len(kept) <= chart.MAX_POINTS and kept[0] == points[0] and kept[-1] == points[-1]
+    assert [x for x, _ in kept] == sorted({x for x, _ in kept})
+
+
+@pytest.fixture
+def fields() -> form.Form:
+    with gr.Blocks():
+        return form.build(configs.resolve(preset="demo"), "demo")
+
+
+def given(fields: form.Form, config: RunConfig, **typed: Any) -> dict[str, Any]:
+    """What a listener gets when the form holds a config and then something is typed; browsers send all numbers alike."""
+    values = form.to_fields(config) | typed
+    values = {name: float(v) if type(v) is int else v for name, v in values.items()}
+    return fields.values({fields.knobs[name]: value for name, value in values.items()})
+
+
+def test_every_knob_has_a_field_with_its_help(fields: form.Form) -> None:
+    assert list(fields.knobs) == list(configs.fields())
+    for name, field in fields.knobs.items():
+        assert field.label and field.info == configs.fields()[name].description
+
+
+@pytest.mark.parametrize("preset", configs.preset_names())
+def test_the_form_gives_the_config_it_was_filled_with(fields: form.Form, preset: str) -> None:
+    config = configs.resolve(preset=preset)
+    assert configs.make(given(fields, config)) == config
+
+
+@pytest.mark.parametrize("preset", ["demo", form.OWN])
+def test_form_and_command_line_start_the_same_run(
+    fields: form.Form, preset: str, tmp_path: Path, store: RunStore
+) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    typed = {
+        "dataset": str(data),
+        "rank": 7,
+        "alpha": 14.5,
+        "learning_rate": 3e-5,
+        "target_modules": "q_proj, v_proj",
+        "bias": "all",
+        "packing": True,
+        "gradient_checkpointing": False,
+        "system_prompt": "Answer 'briefly'.",
+        "name": "same",
+    }
+    config = configs.make(given(fields, configs.resolve(preset="demo"), **typed))
+    told = form.command(config, preset, store)
+    words = shlex.split(told)
+    assert words[:3] == ["python", "app.py", "--headless-train"]
+    arguments = build_parser().parse_args(words[2:])
+    knobs = {name: getattr(arguments, name) for name in configs.fields() if hasattr(arguments, name)}
+    headless = configs.resolve(knobs, preset=arguments.preset)
+    assert headless == config
+    assert Path(arguments.adapters_dir) == store.root
+    from_page = store.create(config).manifest()
+    shutil.rmtree(store.get("same").path)
+    assert store.create(headless).manifest() == from_page
+    assert json.loads(json.dumps(from_page))["config"]["rank"] == 7
+
+
+def test_the_command_of_plain_defaults_is_not_taken_for_the_demo(store: RunStore) -> None:
+    config = RunConfig()
+    assert "--preset demo" in form.command(config, form.OWN, store)
+    assert "--preset" not in command_line(RunConfig(base_model="owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "knob", "sentence"),
+    [
+        ({"rank": 0}, "rank", "greater than or equal to 1"),
+        ({"rank": None}, "rank", "integer"),
+        ({"rank": 2.5}, "rank", "integer"),
+        ({"dataset": "/nope/missing.json"}, "dataset", "does not exist"),
+        ({"base_model": "/nope/model"}, "base_model", "does not exist"),
+        ({"base_model": ""}, "base_model", "at least 1"),
+        ({"name": "taken"}, "name", "already a run"),
+        ({"name": "../x"}, "name", "letters, digits"),
+    ],
+)
+def test_wrong_input_is_told_at_its_field(
+    fields: form.Form, store: RunStore, typed: dict[str, Any], knob: str, sentence: str
+) -> None:
+    store.create(RunConfig(name="taken"))
+    _, found = form.judge(given(fields, configs.resolve(preset="demo"), **typed), store)
+    assert list(found) == [knob] and sentence in found[knob]
+    mark = fields.marks(found)[fields.knobs[knob]]
+    assert mark["elem_classes"] == ["fault"] and sentence in mark["info"]
+
+
+def test_a_good_form_has_no_faults(fields: form.Form, store: RunStore) -> None:
+    config, found = form.judge(given(fields, configs.resolve(preset="demo")), store)
+    assert config == configs.resolve(preset="demo") and found == {}
+
+
+def test_a_late_error_is_put_at_the_field_whose_value_it_names() -> None:
+    config = RunConfig(base_model="owner/base", dataset="/data/rows.json")
+    assert form.field_of(UserError("The hub knows no base model 'owner/base'."), config) == "base_model"
+    assert form.field_of(UserError("rows.json row 88 is not JSON."), config) == "dataset"
+    assert form.field_of(UserError("The run 'x' is running."), config) == ""
+
+
+def make_run(store: RunStore, name: str, adapter: bool = True, **knobs: Any) -> None:
+    run = store.create(RunConfig(name=name, **knobs))
+    log = EventLog(run.events_file)
+    log.append("started", pid=1)
+    log.append("eval", step=0, loss=2.0, tokens=5)
+    log.append("eval", step=9, loss=1.5, tokens=5)
+    log.append("finished", step=9, seconds=3.0, loss_before=2.0, loss_after=1.5)
+    if adapter:
+        (run.path / "adapter_config.json").write_text("{}")
+        (run.path / "adapter_model.safetensors").write_text("")
+
+
+def test_only_adapters_of_the_chosen_base_are_offered(store: RunStore, llama: Path) -> None:
+    make_run(store, "one")
+    make_run(store, "two", base_model=str(llama))
+    make_run(store, "three", adapter=False)
+    make_run(store, "four", quant_type="fp4")
+    found = summaries(store)
+    assert set(offers.bases(found)) == {"demo", str(llama), "demo · fp4"}
+    assert offers.adapters(found, "demo") == ["one"]
+    said = " ".join(offers.refused(found, "demo"))
+    assert f"two: it was trained on another base, {llama}." in said and "three: it has no adapter" in said
+
+
+def test_the_table_of_runs(store: RunStore) -> None:
+    make_run(store, "one")
+    (row,) = [one.row() for one in summaries(store)]
+    assert row[:8] == ["one", "finished", "demo", "demo", 9, 2.0, 1.5, -25.0]
+    EventLog(store.get("one").events_file).append("started", pid=1, resumed=True)
+    assert summaries(store)[0].state == "died"
+
+
+def test_a_damaged_run_is_shown_and_breaks_nothing(store: RunStore) -> None:
+    make_run(store, "one")
+    (store.get("one").path / "run.json").write_text("{}")
+    (one,) = summaries(store)
+    assert one.config is None and one.row()[2] == "(run.json is damaged)"
+    assert offers.bases([one]) == [] and "cannot be read" in offers.refused([one], "demo")[0]
+
+
+def test_addresses_round_trip() -> None:
+    assert links.address(links.to("compare", "a-1", "b-2")) == "?tab=compare&run=a-1&run=b-2"
+
+
+def test_held_out_examples_come_with_the_datas_answer() -> None:
+    question, answer = offers.held_out(configs.resolve(preset="demo"))[0]
+    assert question and answer
+
+
+def test_the_preview_marks_what_is_learned(llama: Path) -> None:
+    config = configs.resolve({"base_model": str(llama)}, preset="demo")
+    *early, final = preview.steps(config)
+    assert early and all("<mark title" not in body for body in early) and "Row 1" in early[0]
+    assert final.count("<mark title") == 3 and "301 rows" in final and "held-out rows of its own" in final
+    marked = final.split('<mark title="learned from">')[1].split("</mark>")[0]
+    assert marked.startswith("{&quot;topic&quot;") and marked.endswith("&lt;|im_end|&gt;")
+
+
+def test_the_preview_of_unusable_data_is_a_sentence(tmp_path: Path, llama: Path) -> None:
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    (said,) = preview.steps(configs.resolve({"base_model": str(llama), "dataset": str(wrong)}, preset="demo"))
+    assert "wrong.jsonl row 2" in said
+
+
+class Client:
+    """Stands in for the compare client: two columns, each echoing."""
+
+    is_loaded = True
+    loads = 0
+    fails: Exception | None = None
+
+    def columns(self, base_model: str, revision: str, adapters: list[Path], say: Any, **kind: Any) -> list[Any]:
+        self.loads += 1
+        say("Loading")
+        if self.fails:
+            raise self.fails
+        return [{"name": "base"}]
+
+    def answer(self, conversations: list[Any], decoding: Any) -> Any:
+        yield {"kind": "text", "column": 0, "text": "hi"}
+        yield {"kind": "done"}
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_the_session_loads_once_and_again_when_the_worker_is_gone() -> None:
+    client = Client()
+    session = Session(lambda: client)
+    assert list(session.load(RunConfig(), [])) == ["Loading"]
+    assert list(session.load(RunConfig(), [])) == []
+    client.is_loaded = False
+    assert list(session.load(RunConfig(), [])) == ["Loading"]
+    assert [event["kind"] for event in session.answer([[]], columns.Decoding())] == ["text", "done"]
+    session.close()
+    with pytest.raises(UserError, match="closed meanwhile"):
+        list(session.answer([[]], columns.Decoding()))
+
+
+def test_a_bug_of_the_worker_becomes_a_sentence() -> None:
+    client = Client()
+    client.fails = RuntimeError("CUDA fault")
+    with pytest.raises(UserError, match="CUDA fault"):
+        list(Session(lambda: client).load(RunConfig(), []))
+
+
+def test_every_listener_is_private(store: RunStore) -> None:
+    page = app.build_app(store, Client)
+    shown = [fn.name for fn in page.fns.values() if fn.api_visibility != "private"]
+    assert not shown
+
+
+def test_a_taken_port_is_told_in_a_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"Port {port} is in use"):
+            app._port("127.0.0.1", port)
+
+
+def test_a_shared_page_always_has_a_password() -> None:
+    assert app._login(None, share=False) is None
+    user, password = app._login(None, share=True) or ("", "")
+    assert user == "qlora" and len(password) >= 12
+    assert app._login("me:se:cret", share=True) == ("me", "se:cret")
+    for wrong in ("me", "me:", ":secret"):
+        with pytest.raises(UserError, match="--auth"):
+            app._login(wrong, share=False)
+
+
+def test_opening_the_page_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom qlora_gui.ui.app import build_app\nfrom qlora_gui.runs.store import RunStore\n"
+        f"build_app(RunStore({str(tmp_path)!r}))\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'bitsandbytes'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_presets_are_all_in_the_picker(fields: form.Form) -> None:
+    assert [value for _, value in fields.preset.choices] == [*configs.preset_names(), form.OWN]
+    assert yaml.safe_load((configs.PRESETS / "demo.yaml").read_text())["base_model"] == "demo"
