@@ -62,17 +62,21 @@ def made(bloom: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @torch.no_grad()
-def alone(base: Path, adapter: Path | None, messages: list[dict[str, str]]) -> str:
-    """What a model says that was loaded freshly for this one conversation, by plain transformers and PEFT."""
+def alone(base: Path, adapter: Path | None, conversations: list[list[dict[str, str]]]) -> list[str]:
+    """What a freshly loaded model says to each conversation by itself, by plain transformers and PEFT."""
     tokenizer = bases.load_tokenizer(base)
     model = bases.load_model(str(base), "nf4", True, torch.device("cpu"), torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     config = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=1)
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).split(template.STOP)[0]
+    said = []
+    for messages in conversations:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        said.append(str(text).split(template.STOP)[0])
+    return said
 
 
 def answers(columns: Columns, conversations: list[list[dict[str, str]]]) -> list[str]:
@@ -93,11 +97,12 @@ def test_columns_with_conversations_of_their_own_say_what_they_would_alone(
     base = request.getfixturevalue(kind)
     columns = Columns()
     columns.load((str(base), "", "nf4", True), made[kind], lambda text: None)
-    for turn in range(3):
-        asked = [CONVERSATIONS[(turn + number) % 3] for number in range(3)]
-        expected = [alone(base, adapter, said) for adapter, said in zip([None, *made[kind]], asked, strict=True)]
-        assert len(set(expected)) == 3, "the columns should say different things"
-        assert answers(columns, asked) == expected
+    expected = [alone(base, adapter, CONVERSATIONS) for adapter in (None, *made[kind])]
+    assert len({tuple(texts) for texts in expected}) == 3, "the columns should say different things"
+    for shift in range(3):
+        places = [(shift + column) % 3 for column in range(3)]
+        said = answers(columns, [CONVERSATIONS[place] for place in places])
+        assert said == [texts[place] for texts, place in zip(expected, places, strict=True)]
 
 
 def test_after_a_refusal_there_are_no_columns_and_the_base_stays(bloom: Path, made: dict[str, list[Path]]) -> None:
@@ -110,7 +115,7 @@ def test_after_a_refusal_there_are_no_columns_and_the_base_stays(bloom: Path, ma
         answers(columns, CONVERSATIONS)
     columns.load(key, made["bloom"], lambda text: None)
     assert columns.base is base
-    assert answers(columns, CONVERSATIONS)[0] == alone(bloom, None, CONVERSATIONS[0])
+    assert answers(columns, CONVERSATIONS)[0] == alone(bloom, None, CONVERSATIONS[:1])[0]
 
 
 def test_peft_failing_half_way_leaves_the_base_as_it_was(
@@ -132,7 +137,7 @@ def test_peft_failing_half_way_leaves_the_base_as_it_was(
     assert {name: id(part) for name, part in columns.base.model.named_modules()} == before
     monkeypatch.undo()
     columns.load(key, made["bloom"], lambda text: None)
-    assert answers(columns, CONVERSATIONS)[0] == alone(bloom, None, CONVERSATIONS[0])
+    assert answers(columns, CONVERSATIONS)[0] == alone(bloom, None, CONVERSATIONS[:1])[0]
 
 
 def test_a_base_that_was_spoiled_is_loaded_anew(
@@ -150,7 +155,7 @@ def test_a_base_that_was_spoiled_is_loaded_anew(
         columns.load(key, made["bloom"], lambda text: None)
     monkeypatch.undo()
     columns.load(key, made["bloom"], lambda text: None)
-    assert answers(columns, CONVERSATIONS)[0] == alone(bloom, None, CONVERSATIONS[0])
+    assert answers(columns, CONVERSATIONS)[0] == alone(bloom, None, CONVERSATIONS[:1])[0]
 
 
 def edited(adapter: Path, folder: Path, **config: Any) -> Path:
@@ -165,8 +170,8 @@ def edited(adapter: Path, folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"init_lora_weights": "OLoRA"}, "'OLoRA' rewrites the base's weights"),
-        ({"init_lora_weights": "lora_ga"}, "'lora_ga' rewrites the base's weights"),
+        ({"init_lora_weights": "OLoRA"}, "'OLoRA' rewrote the base's weights"),
+        ({"init_lora_weights": "lora_ga"}, "'lora_ga' rewrote the base's weights"),
         ({"alora_invocation_tokens": [1, 2]}, "it uses alora_invocation_tokens"),
         ({"kasa_config": {"beta": 1.0}}, "it uses kasa_config"),
         ({"target_parameters": ["experts.up"]}, "target_parameters"),

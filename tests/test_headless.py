@@ -144,7 +144,7 @@ def test_a_run_json_replays_the_same_run(tmp_path: Path, llama: Path) -> None:
 
 
 def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path, llama: Path) -> None:
-    words = [T, "--base-model", str(llama), *flags(max_steps=300, eval_steps=1000, save_steps=1000, name="long")]
+    words = [T, "--base-model", str(llama), *flags(max_steps=80, eval_steps=1000, save_steps=1000, name="long")]
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "app.py"), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -372,14 +372,15 @@ def test_a_taken_port_is_told_in_a_sentence() -> None:
             app._port("127.0.0.1", port)
 
 
-def test_a_shared_page_always_has_a_password() -> None:
-    assert app._login(None, share=False) is None
-    user, password = app._login(None, share=True) or ("", "")
+def test_a_page_that_others_can_reach_always_has_a_password() -> None:
+    assert app._is_this_machine("127.0.0.1") and not app._is_this_machine("0.0.0.0")
+    assert app._login(None, needed=False) is None
+    user, password = app._login(None, needed=True) or ("", "")
     assert user == "qlora" and len(password) >= 12
-    assert app._login("me:se:cret", share=True) == ("me", "se:cret")
+    assert app._login("me:se:cret", needed=True) == ("me", "se:cret")
     for wrong in ("me", "me:", ":secret"):
         with pytest.raises(UserError, match="--auth"):
-            app._login(wrong, share=False)
+            app._login(wrong, needed=False)
 
 
 def test_opening_the_page_imports_no_torch(tmp_path: Path) -> None:

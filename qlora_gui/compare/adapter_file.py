@@ -2,21 +2,26 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs import events
+from qlora_gui.runs.store import Run
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_REWRITES_BASE = ("pissa", "corda", "loftq", "olora")
+_LEAVES_THE_BASE_ALONE = ("true", "false", "none", "gaussian", "eva", "orthogonal")  # kinds of initialization
+# aLoRA, KaSA and other kinds that compute something else than x @ a.T @ b.T; PEFT marks them in its config.
+_VARIANTS = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,18 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_plain_lora(folder: Path, config: dict[str, Any]) -> None:
+    init = str(config.get("init_lora_weights", True))
     reasons = {
         f"it is of the kind {config.get('peft_type')}": config.get("peft_type") != "LORA",
         "it uses DoRA": config.get("use_dora"),
         "it replaces whole modules (modules_to_save)": config.get("modules_to_save"),
         "it trains single token embeddings": config.get("trainable_token_indices"),
         "it repeats layers": config.get("layer_replication"),
-        "its initialization rewrote the base's weights": str(config.get("init_lora_weights")).startswith(
-            _REWRITES_BASE
-        ),
-    }
+        "it puts LoRA on bare parameters (target_parameters)": config.get("target_parameters"),
+        "it uses QALoRA": config.get("use_qalora"),
+        f"its initialization '{init}' rewrote the base's weights, or may have": init.lower()
+        not in _LEAVES_THE_BASE_ALONE,
+    } | {f"it uses {name}": config.get(name) for name in _VARIANTS if name != "use_dora"}
     for reason, applies in reasons.items():
         if applies:
             raise UserError(
@@ -112,10 +119,13 @@ def _sort(
             )
     if parts["lora_A"].keys() != parts["lora_B"].keys():
         raise UserError(f"The adapter '{folder.name}' is damaged: some of its LoRA pairs are not whole.")
-    loras = {
-        module: Lora(a, parts["lora_B"][module], _scaling(config, module, a.shape[0]))
-        for module, a in parts["lora_A"].items()
-    }
+    try:
+        loras = {
+            module: Lora(a, parts["lora_B"][module], _scaling(config, module, a.shape[0]))
+            for module, a in parts["lora_A"].items()
+        }
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise UserError(f"The adapter_config.json of '{folder}' is damaged: its alpha or rank is none.") from error
     return loras, parts["bias"]
 
 
@@ -138,5 +148,12 @@ def _template(folder: Path) -> str | None:
 
 
 def _trained_on(folder: Path) -> dict[str, Any]:
-    """The `base` event of the run that made it: name, revision, fingerprint; empty for adapters from elsewhere."""
-    return events.last(events.read(folder / "events.jsonl")[0], "base") or {}
+    """The `base` event of the run that made it (name, revision, fingerprint) and the quantization that its run.json
+    asked for (quant_type, double_quant); empty for adapters from elsewhere.
+    """
+    told = events.last(events.read(folder / "events.jsonl")[0], "base") or {}
+    try:
+        config = Run(folder).config()
+    except UserError:
+        return told
+    return told | {"quant_type": config.quant_type, "double_quant": config.double_quant}

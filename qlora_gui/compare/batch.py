@@ -32,9 +32,11 @@ def compare_file(
         raise UserError(f"The answers cannot be written to '{out}': choose a file in an existing, writable folder.")
     if len(adapters) > MAX_ADAPTERS:
         raise UserError(f"{len(adapters)} adapters are too many to compare at once: give {MAX_ADAPTERS} at most.")
-    found = trained_on(adapters[0])
+    found, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
     if base is not None:
         found |= {"base_model": base, "revision": revision}
+    if not found["base_model"]:
+        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: name it with --base.")
     check_base(found["base_model"], found["revision"])
     client = CompareClient()
     try:
@@ -53,7 +55,7 @@ def compare_file(
 def read_prompts(path: Path) -> list[Prompt]:
     """JSON lines with `prompt` or `messages`, or plain lines. Raises UserError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line separators unescaped
     except OSError as error:
         raise UserError(f"The prompts file '{path}' cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
@@ -62,7 +64,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not numbered:
         raise UserError(f"The prompts file '{path}' is empty: write one prompt a line.")
     as_json = numbered[0][1].lstrip().startswith("{")
-    return [_json_prompt(path, number, line) if as_json else {"prompt": line} for number, line in numbered]
+    return [_json_prompt(path, number, line) if as_json else {"prompt": line.strip()} for number, line in numbered]
 
 
 def _json_prompt(path: Path, number: int, line: str) -> Prompt:
@@ -83,18 +85,19 @@ def _is_turn(turn: Any) -> bool:
 
 
 def trained_on(adapter: Path) -> dict[str, Any]:
-    """The base of an adapter, as arguments of `CompareClient.columns`; from its run.json, else from PEFT's config."""
+    """The base of an adapter, as arguments of `CompareClient.columns`; from its run.json, else from PEFT's config.
+
+    `base_model` is empty where the folder does not name one. Raises UserError when it holds no adapter.
+    """
     if (adapter / "run.json").is_file():
         config = Run(adapter).config()
         names = ("base_model", "revision", "quant_type", "double_quant")
         return {name: getattr(config, name) for name in names}
     try:
         told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        name = told["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = told.get("base_model_name_or_path") or ""
+    except (OSError, ValueError, AttributeError):
         raise UserError(f"The folder '{adapter}' holds no adapter: it has no readable adapter_config.json.") from None
-    if not name:
-        raise UserError(f"The adapter '{adapter}' does not say what its base is: name it with --base.")
     return {"base_model": str(name), "revision": str(told.get("revision") or "")}
 
 

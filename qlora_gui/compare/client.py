@@ -1,11 +1,14 @@
 """The page's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,9 +31,11 @@ class CompareClient:
         self._idle_seconds = idle_seconds
         # Not an RLock: a page's generator may be taken up by another thread for every piece.
         self._busy = threading.Lock()
+        self._pipe = threading.Lock()  # a stop comes from another thread than the question
         self._last_load: dict[str, Any] | None = None
         self._child: subprocess.Popen[str] | None = None
         self._log: IO[bytes] | None = None
+        self._keep_log = False
         self._idle: threading.Timer | None = None
 
     @property
@@ -53,7 +58,8 @@ class CompareClient:
     ) -> list[dict[str, Any]]:
         """Load base and adapters; gives one dict a column: name, adapter (None for the base) and proof.
 
-        Raises UserError for what a person can mend, RuntimeError for a bug in the worker (its log has more).
+        Raises UserError for what a person can mend, RuntimeError for a bug in the worker; that names the log file
+        which keeps the traceback. After an error there are no columns.
         """
         request = {
             "do": "load",
@@ -72,7 +78,9 @@ class CompareClient:
     def answer(self, conversations: Sequence[Conversation], decoding: Decoding) -> Iterator[dict[str, Any]]:
         """Ask every column its conversation: yields prompt, text and column events, then done.
 
-        A worker that died or was idle too long is started anew with the columns it had.
+        `conversations` has one list of messages a column, in the order of `columns`; the last call of `columns` counts,
+        whichever thread made it. A worker that died or was idle too long is started anew with the columns it had.
+        Raises as `columns` does.
         """
         request = {"do": "answer", "conversations": list(conversations), "decoding": decoding.model_dump()}
         with self._busy:
@@ -98,18 +106,22 @@ class CompareClient:
                     pipe.close()
         if self._log:
             self._log.close()
+            if not self._keep_log:
+                with suppress(OSError):
+                    os.unlink(self._log.name)
             self._log = None
 
     def _load(self, request: dict[str, Any], say: Callable[[str], None] | None) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for event in self._ask(request, "columns"):
-            if event["kind"] == "stage" and say:
-                say(event["text"])
-            elif event["kind"] == "columns":
-                found = event["columns"]
+        with closing(self._ask(request, "columns")) as events:
+            for event in events:
+                if event["kind"] == "stage" and say:
+                    say(event["text"])
+                elif event["kind"] == "columns":
+                    found = event["columns"]
         return found
 
-    def _ask(self, request: dict[str, Any], last: str) -> Iterator[dict[str, Any]]:
+    def _ask(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any]]:
         """Send a request; yield its events up to the one of kind `last`."""
         if self._idle:
             self._idle.cancel()
@@ -118,12 +130,10 @@ class CompareClient:
         finished = False
         try:
             self._send(request)
-            assert self._child and self._child.stdout
-            for line in self._child.stdout:
-                event = json.loads(line)
+            for event in self._events():
                 finished = event["kind"] in (last, "error")
                 if event["kind"] == "error":
-                    raise UserError(event["message"]) if not event["bug"] else RuntimeError(event["message"])
+                    raise UserError(event["message"]) if not event["bug"] else self._bug(event["message"])
                 yield event
                 if finished:
                     return
@@ -133,17 +143,27 @@ class CompareClient:
                 self._drain(last)
             self._rest()
 
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """What the worker says, until it ends."""
+        child = self._child
+        try:
+            for line in child.stdout if child and child.stdout else ():
+                yield json.loads(line)
+        except ValueError:  # half a line of a worker that was killed, or its pipe was closed by `close`
+            return
+
     def _drain(self, last: str) -> None:
         """Nobody listens any more: stop the answer and read its rest, so that the next one starts clean."""
         self.stop()
-        assert self._child and self._child.stdout
-        for line in self._child.stdout:
-            if json.loads(line)["kind"] in (last, "error"):
+        for event in self._events():
+            if event["kind"] in (last, "error"):
                 return
 
     def _start(self) -> None:
         self.close()
-        self._log = tempfile.TemporaryFile(prefix="qlora-gui-compare-")  # noqa: SIM115 - lives as long as the worker
+        self._keep_log = False
+        # Lives as long as the worker; kept where it holds a traceback.
+        self._log = tempfile.NamedTemporaryFile(prefix="qlora-gui-compare-", suffix=".log", delete=False)  # noqa: SIM115
         self._child = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
@@ -159,18 +179,28 @@ class CompareClient:
         child = self._child
         if child is None or child.stdin is None:
             return
+        line = json.dumps(request) + "\n"
         try:
-            child.stdin.write(json.dumps(request) + "\n")
-            child.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            raise self._death() from None
+            with self._pipe:
+                child.stdin.write(line)
+                child.stdin.flush()
+        except (OSError, ValueError):  # it is dead; whoever reads its events says so
+            return
+
+    def _bug(self, message: str) -> RuntimeError:
+        self._keep_log = True
+        return RuntimeError(f"{message.splitlines()[0]} (more in {self._log.name if self._log else 'its log'})")
 
     def _death(self) -> UserError:
-        told = ""
+        child, lines = self._child, list[str]()
         if self._log and not self._log.closed:
             self._log.seek(0)
             lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-            told = f" ({lines[-1]})" if lines else ""
+        told = f" ({lines[-1].strip()})" if lines else ""
+        if child is not None:
+            with suppress(subprocess.TimeoutExpired):
+                if child.wait(5) == -getattr(signal, "SIGKILL", 9):  # the log cannot know: there was no time to write
+                    told = " (it was killed: perhaps memory ran out)"
         self.close()
         return UserError(f"The compare process ended{told}; ask again to start it anew.")
 

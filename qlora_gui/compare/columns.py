@@ -1,5 +1,6 @@
 """The columns: the base first, then its adapters; what each is, and what it answers."""
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,27 +28,40 @@ class Columns:
     def load(self, key: Key, folders: Sequence[Path], say: Say) -> list[dict[str, Any]]:
         """Make the columns ready; a base that is loaded already stays. Gives one proof a column, the base's first.
 
-        Raises UserError when the base cannot be had or an adapter does not belong to it.
+        Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
         """
+        self.adapters, self.rows = [], None
         if len(folders) > MAX_ADAPTERS:
             raise UserError(f"{len(folders)} adapters are too many to compare at once: choose {MAX_ADAPTERS} at most.")
         adapters = [read(folder) for folder in folders]  # before the base: reading is quick, and may refuse
         if self.key != key or self.base is None:
-            self.base = self.rows = self.key = None  # the old base's memory first
+            self.base = self.key = None
+            gc.collect()  # the old base's memory first
             self.base = clean_base.load(key, say)
             self.key = key
         for adapter in adapters:
             check_base(self.base, adapter)
-        self.adapters = adapters
-        self.rows = RowAdapters(self.base.model, adapters)
+        rows = RowAdapters(self.base.model, adapters)
         proofs = [self._proof(None)]
         for number, adapter in enumerate(adapters):
             say(f"Testing {adapter.name} against PEFT")
-            share = selftest.difference(self.base, self.rows, number, adapter)
-            proofs.append(
-                self._proof(adapter) | {"self_test": f"equals PEFT's logits within {share:.1e} of the largest"}
-            )
+            proofs.append(self._proof(adapter) | {"self_test": self._test(rows, number, adapter)})
+        self.adapters, self.rows = adapters, rows
         return proofs
+
+    def _test(self, rows: RowAdapters, number: int, adapter: Adapter) -> str:
+        assert self.base is not None
+        try:
+            found = selftest.run(self.base, rows, number, adapter)
+        except UserError:
+            raise
+        except Exception:
+            self.base = self.key = None  # whether it is still clean is not known: load it anew
+            raise
+        return (
+            f"equals PEFT's logits within {found.difference:.1e} of the largest; "
+            f"the adapter moves them by {found.effect:.1e}"
+        )
 
     def answer(
         self,
@@ -96,18 +110,31 @@ class Columns:
             config = adapter.config
             proof |= {
                 "sha256": adapter.sha256,
-                "lora": f"rank {config.get('r')}, alpha {config.get('lora_alpha'):g}, {len(adapter.loras)} linears",
+                "lora": f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}, {len(adapter.loras)} linears",
                 "biases": f"{config.get('bias')}, {len(adapter.biases)} trained",
             }
-            if config.get("bias") == "lora_only" and not adapter.biases and self._has_biases(adapter):
-                proof["warning"] = (
-                    "trained lora_only, but its biases are not in the file: an old PEFT lost them on saving"
-                )
+            if warnings := self._warnings(adapter):
+                proof["warning"] = "; ".join(warnings)
         return proof
 
-    def _has_biases(self, adapter: Adapter) -> bool:
-        assert self.rows is not None
-        return any(getattr(self.rows.modules[name], "bias", None) is not None for name in adapter.loras)
+    def _warnings(self, adapter: Adapter) -> list[str]:
+        """What does not forbid a comparison, but has to be known to read it."""
+        assert self.base is not None and self.key is not None
+        found, told = [], adapter.trained_on
+        modules = dict(self.base.model.named_modules())
+        on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
+        if adapter.config.get("bias") == "lora_only" and not adapter.biases and on_biases:
+            found.append("trained lora_only, but its biases are not in the file: an old PEFT lost them on saving")
+        if "fingerprint" not in told:
+            found.append("that it belongs to this base is known by name and shapes only")
+        trained, here = (told.get("quant_type"), told.get("double_quant")), self.key[2:]
+        if trained[0] is not None and trained != here:
+            found.append(f"trained on {_quantization(*trained)}, answers on {_quantization(*here)}")
+        return found
+
+
+def _quantization(quant_type: Any, double: Any) -> str:
+    return f"{quant_type} {'with' if double else 'without'} double quantization"
 
 
 def check_base(base: CleanBase, adapter: Adapter) -> None:

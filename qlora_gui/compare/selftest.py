@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,40 +18,61 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _TEXT = "The parcel never came, and the shop does not answer."
 
 
-@torch.no_grad()
-def difference(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> float:
-    """Largest difference to PEFT's logits, relative to the largest logit. Raises UserError beyond rounding.
+@dataclass(frozen=True)
+class Result:
+    """Largest difference to PEFT's logits, and largest difference that the adapter makes to the base's.
 
-    The base wears PEFT's wrapper for this one forward only; that it is the same to the bit afterwards is checked.
+    Both as shares of the largest logit: the first says little where the second is not much larger.
+    """
+
+    difference: float
+    effect: float
+
+
+@torch.no_grad()
+def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Result:
+    """Hold one row adapter against PEFT. Raises UserError beyond rounding, or when PEFT cannot load the adapter.
+
+    The base wears PEFT's wrapper for one forward only; that it is the same to the bit afterwards is checked, and a
+    RuntimeError where it is not.
     """
     ids = torch.tensor([base.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]], device=base.model.device)
     before = base.model(input_ids=ids).logits
     with rows.worn([number]):
         ours = base.model(input_ids=ids).logits
-    with _wrapped(base.model, adapter) as wrapped:
-        theirs = wrapped(input_ids=ids).logits
+    failure: Exception | None = None
+    theirs = ours
+    try:
+        with _wrapped(base.model, adapter) as wrapped:
+            theirs = wrapped(input_ids=ids).logits
+    except Exception as error:  # PEFT raises what it likes for a config it dislikes; the check below comes first
+        failure = error
     if not torch.equal(before, base.model(input_ids=ids).logits):
-        raise RuntimeError(f"the base changed while the adapter '{adapter.name}' was tested")
-    share = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
-    if not share <= _TOLERANCE[theirs.dtype]:
+        raise RuntimeError(f"the base changed while the adapter '{adapter.name}' was tested") from failure
+    if failure is not None:
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+        raise UserError(f"The adapter '{adapter.name}' cannot be compared: PEFT refuses it ({reason}).") from failure
+    largest = theirs.abs().max().clamp_min(1e-6)
+    found = Result(float((ours - theirs).abs().max() / largest), float((theirs - before).abs().max() / largest))
+    if not found.difference <= _TOLERANCE[theirs.dtype]:
         raise UserError(
-            f"The adapter '{adapter.name}' cannot be compared: its answers differ from PEFT's by {share:.1%}."
+            f"The adapter '{adapter.name}' cannot be compared: its answers differ from PEFT's by {found.difference:.1%}."
         )
-    return share
+    return found
 
 
 @contextmanager
 def _wrapped(model: Any, adapter: Adapter) -> Iterator[Any]:
     """The model in PEFT's wrapper; afterwards its own modules and biases again, whatever happened."""
+    children = [(part, name, child) for part in model.modules() for name, child in part.named_children()]
     modules = dict(model.named_modules())
     kept = {name: modules[name].bias.detach().clone() for name in adapter.biases}
-    wrapped = None
     try:
-        wrapped = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name="ad0").eval()
-        yield wrapped
+        yield PeftModel.from_pretrained(model, str(adapter.folder), adapter_name="ad0").eval()
     finally:
-        if wrapped is not None:
-            wrapped.unload()
+        # By hand and not by `unload()`: where from_pretrained fails half-way there is no wrapper to unload.
+        for part, name, child in children:
+            setattr(part, name, child)
         for name, bias in kept.items():
             modules[name].bias.data.copy_(bias)
             modules[name].bias.requires_grad_(False)

@@ -1,0 +1,114 @@
+"""A line chart as HTML: an SVG that stretches with the page, labels that keep their size, values on hover.
+
+No script and nothing to load: it is redrawn by replacing the text, without a flicker.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+MAX_POINTS = 160
+SERIES_COLOURS = 6
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its name, its points by rising x; dots for few, separate measurements."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+    dotted: bool = False
+
+
+def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: str = "step") -> str:
+    """The chart of all series that have a point; a sentence when none has."""
+    shown = [(number, one) for number, one in enumerate(series) if one.points]
+    if not shown:
+        return f'<figure class="chart"><figcaption><b>{escape(title)}</b> no values yet</figcaption></figure>'
+    xs = [x for _, one in shown for x, _ in one.points]
+    ys = [y for _, one in shown for _, y in one.points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 4)
+    left, right = min(xs), max(max(xs), min(xs) + 1e-12)
+    low, high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return 1000 * (x - left) / (right - left), 1000 * (high - y) / (high - low)
+
+    grid = "".join(f"M0 {at(left, y)[1]:.1f}H1000" for y in y_ticks)
+    lines, keys = "", ""
+    for number, one in shown:
+        points = [at(x, y) for x, y in thinned(one.points)]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        style = f"s{number % SERIES_COLOURS}" + (" dashed" if one.dashed else "")
+        lines += f'<path class="{style}" d="{path}"/>'
+        if one.dotted or len(points) == 1:
+            dots = "".join(f"M{x:.1f} {y:.1f}h.01" for x, y in points)
+            lines += f'<path class="dots s{number % SERIES_COLOURS}" d="{dots}"/>'
+        keys += f'<span class="key {style}">{escape(one.name)}</span>' if one.name else ""
+    labels = "".join(
+        f'<span class="y" style="bottom:{100 - at(left, y)[1] / 10:.1f}%">{short(y)}</span>' for y in y_ticks
+    )
+    labels += "".join(
+        f'<span class="x" style="left:{at(x, low)[0] / 10:.1f}%">{short(x)}</span>'
+        for x in x_ticks
+        if left <= x <= right
+    )
+    said = f"{title}: " + "; ".join(f"{one.name} last {short(one.points[-1][1])}".strip() for _, one in shown)
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{keys}</figcaption>'
+        f'<div class="plot" style="height:{height}px" role="img" aria-label="{escape(said)}">'
+        '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path class="grid" d="{grid}"/>{lines}</svg>'
+        f"{labels}{_spots([one for _, one in shown], left, right, x_name)}</div></figure>"
+    )
+
+
+def _spots(series: Sequence[Series], left: float, right: float, x_name: str) -> str:
+    """Invisible strips, one an x, that show the values there when pointed at."""
+    values: dict[float, list[str]] = {}
+    for one in series:
+        for x, y in thinned(one.points):
+            values.setdefault(x, []).append(f"{one.name} {short(y)}".strip())
+    xs = sorted(values)
+    spots = ""
+    for number, x in enumerate(xs):
+        where = 100 * (x - left) / (right - left)
+        after = 100 * (xs[number + 1] - left) / (right - left) if number + 1 < len(xs) else where + 1.5
+        side = " late" if where > 75 else " early" if where < 25 else ""
+        told = escape(f"{x_name} {short(x)}\n" + "\n".join(values[x]))
+        spots += f'<i class="spot{side}" style="left:{where:.2f}%;width:{after - where:.2f}%"><span>{told}</span></i>'
+    return spots
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: means of even groups, with the first and the last point kept as they are."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil((len(points) - 2) / (most - 2))
+    kept = [points[0]]
+    for first in range(1, len(points) - 1, size):
+        group = points[first : min(first + size, len(points) - 1)]
+        kept.append((group[len(group) // 2][0], sum(y for _, y in group) / len(group)))
+    return [*kept, points[-1]]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers, about `count` of them, that enclose low and high."""
+    if high <= low:
+        room = abs(low) * 0.1 or 1.0
+        low, high = low - room, high + room
+    step = 10 ** math.floor(math.log10((high - low) / count))
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number in few characters: 1200, 1.25, 2.0e-04."""
+    if value == 0:
+        return "0"
+    if 0.01 <= abs(value) < 1e6:
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.1e}"

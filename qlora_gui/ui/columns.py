@@ -1,0 +1,94 @@
+"""The columns of the Compare tab: what each is called, what it said, and the proof that it is what it says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
+from qlora_gui.ui import html
+
+MOST = MAX_ADAPTERS + 1
+NO_PROOF = html.hint("Comes with the first answer.")
+_TITLES = {
+    "name": "column",
+    "base": "base",
+    "base_model": "base",
+    "adapter": "adapter folder",
+    "sha256": "adapter checksum (SHA-256)",
+    "checksum": "adapter checksum",
+    "template": "chat template (digest)",
+    "self_test": "self-test",
+}
+
+
+@dataclass
+class View:
+    """The components of one column."""
+
+    box: gr.Column
+    title: gr.HTML
+    chat: gr.Chatbot
+    proof: gr.HTML
+
+    def parts(self) -> list[Any]:
+        return [self.box, self.title, self.chat, self.proof]
+
+
+def build() -> list[View]:
+    """Draw all columns there can be; only those in use are visible."""
+    views = []
+    with gr.Row(equal_height=False, elem_id="columns"):
+        for number in range(MOST):
+            with gr.Column(visible=number == 0, min_width=280, elem_classes="tight", elem_id=f"column-{number}") as box:
+                title = gr.HTML(elem_id=f"column-title-{number}")
+                chat = gr.Chatbot(
+                    label=f"Answers of column {number + 1}",
+                    show_label=False,
+                    height=300,
+                    sanitize_html=True,
+                    render_markdown=False,  # an answer is judged as it was written
+                    buttons=[],
+                    feedback_options=None,
+                    layout="bubble",
+                    placeholder="Answers appear here.",
+                    elem_id=f"chat-{number}",
+                )
+                with gr.Accordion("Proof", open=False, elem_id=f"proof-{number}"):
+                    proof = gr.HTML(NO_PROOF)
+            views.append(View(box, title, chat, proof))
+    return views
+
+
+def messages(history: Sequence[Mapping[str, str]], answer: str | None = None) -> list[dict[str, str]]:
+    """A conversation for a Chatbot, which takes text as HTML: tags that a model writes are shown, not obeyed."""
+    turns = [*history] if answer is None else [*history, {"role": "assistant", "content": answer or "…"}]
+    return [{"role": turn["role"], "content": escape(turn["content"], quote=False)} for turn in turns]
+
+
+def title(name: str, line: str = "") -> str:
+    """A column's name, and below it a line of HTML about its last answer."""
+    return f'<div class="column-line"><b>{escape(name)}</b><br><span>{line or "no answer yet"}</span></div>'
+
+
+def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:
+    """What a column is: everything the worker says of it, the prompt as the model read it, how it was decoded."""
+    rows = [(_TITLES.get(name, name.replace("_", " ")), _said(value)) for name, value in column.items()]
+    settings = "greedy" if decoding.greedy else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
+    settings += f", at most {decoding.max_new_tokens} tokens"
+    settings += "" if decoding.greedy else f", seed {decoding.seed}"
+    rows.append(("decoding", settings))
+    literal = html.hint("The prompt as the model read it:") + html.literal(prompt) if prompt else ""
+    return '<div class="proof">' + html.table((), rows) + literal + "</div>"
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_said(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_said, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

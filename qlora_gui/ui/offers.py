@@ -1,0 +1,53 @@
+"""What the Compare tab can offer: bases that have adapters, their adapters, and why the others are not offered."""
+
+from collections.abc import Sequence
+
+from qlora_gui.data import read, tokens
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.ui.summary import Summary
+
+
+def key(config: RunConfig) -> str:
+    """A base by name, revision, and what is unusual in its quantization: adapters of one key share a base."""
+    plain = RunConfig()
+    words = [config.base_model + (f" @ {config.revision}" if config.revision else "")]
+    words += [config.quant_type] if config.quant_type != plain.quant_type else []
+    words += ["double quantization off"] if config.double_quant != plain.double_quant else []
+    return " · ".join(words)
+
+
+def bases(found: Sequence[Summary]) -> list[str]:
+    """The bases that have at least one adapter, that of the newest run first."""
+    return list(dict.fromkeys(key(one.config) for one in found if one.config and one.adapter))
+
+
+def adapters(found: Sequence[Summary], base: str) -> list[str]:
+    """The runs whose adapter belongs to this base, newest first."""
+    return [one.id for one in found if one.config and one.adapter and key(one.config) == base]
+
+
+def refused(found: Sequence[Summary], base: str) -> list[str]:
+    """A sentence for every run that is not offered with this base."""
+    said = []
+    for one in found:
+        if one.config is None:
+            said.append(f"{one.id}: its run.json cannot be read.")
+        elif not one.adapter:
+            said.append(f"{one.id}: it has no adapter yet ({one.state}).")
+        elif key(one.config) != base:
+            said.append(f"{one.id}: it was trained on another base, {key(one.config)}.")
+    return said
+
+
+def held_out(config: RunConfig) -> list[tuple[str, str]]:
+    """(question, the data's own answer) of the rows that a run did not learn from; raises UserError."""
+    found = read.load(config.dataset, config.dataset_format, config.dataset_split)
+    rows = found.held_out
+    if rows is None:
+        rows = tokens.split_held_out(found.train, config.eval_fraction, config.seed)[1]
+    pairs = []
+    for row in rows:
+        turns = [turn for turn in row.get("messages", []) if turn["role"] != "system"]
+        if len(turns) > 1 and turns[0]["role"] == "user":
+            pairs.append((turns[0]["content"], turns[1]["content"]))
+    return pairs

@@ -1,0 +1,180 @@
+"""Runs: all of them in a table; one opened, or several against each other."""
+
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.ui import actions, html, links, views
+from qlora_gui.ui.chart import Series, line_chart
+from qlora_gui.ui.summary import COLUMNS, KINDS, Summary, summaries, summary
+from qlora_gui.ui.theme import RAW, TICK_SECONDS
+
+_EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled in already.")
+_CHOOSE = html.hint("Choose one run to open it, or several to see their curves and how they differ.")
+_MOST = 6
+_SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
+
+
+def tab(store: RunStore, link: gr.State) -> None:
+    """Draw the tab and wire it."""
+    empty = gr.HTML(_EMPTY, elem_id="no-runs")
+    table = gr.Dataframe(
+        headers=list(COLUMNS),
+        datatype=list(KINDS),
+        interactive=False,
+        label="All runs (press a heading to sort, a row to choose it)",
+        elem_id="runs-table",
+        max_height=330,
+        buttons=[],
+        visible=False,
+    )
+    chosen = gr.Dropdown(
+        [], value=[], multiselect=True, max_choices=_MOST, label="Chosen runs", elem_id="chosen", visible=False
+    )
+    with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="run-actions") as buttons:
+        show = gr.Button("Open in Train", **_SMALL)
+        stop = gr.Button("Stop and save", variant="stop", **_SMALL)
+        resume = gr.Button("Resume", **_SMALL)
+        again = gr.Button("Train again with changes", elem_id="again", **_SMALL)
+        compare = gr.Button("Compare the answers", variant="primary", **_SMALL)
+        delete = gr.Button("Delete…", elem_id="delete", **_SMALL)
+    with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="confirm") as confirm:
+        question = gr.HTML(elem_id="question")
+        sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
+        keep = gr.Button("Keep it", **_SMALL)
+    told = gr.HTML(elem_id="runs-told")
+    data, plots = gr.HTML(), gr.HTML(elem_id="runs-plots")
+    with gr.Column(visible=False, elem_classes="tight") as more:
+        with gr.Accordion("Numbers", open=False):
+            numbers = gr.HTML()
+        with gr.Accordion("Settings", open=False):
+            settings = gr.HTML()
+        with gr.Accordion("End of the log", open=False):
+            log = gr.HTML()
+    body = [told, data, plots, more, numbers, settings, log]
+    seen, detail_seen = gr.State(""), gr.State("")
+    doomed = gr.State("")
+
+    def refresh(before: str, picked: list[str]) -> Any:
+        found = summaries(store)
+        now = repr([(one.id, one.row()) for one in found])
+        if now == before:
+            return gr.skip()
+        ids = [one.id for one in found]
+        some = bool(found)
+        kept = [run_id for run_id in picked if run_id in ids] or (ids[:1] if not before else [])
+        return {
+            seen: now,
+            empty: gr.update(visible=not some),
+            table: gr.update(value=[one.row() for one in found], visible=some),
+            chosen: gr.update(choices=ids, value=kept, visible=some),
+        }
+
+    def detail(picked: list[str], before: str) -> Any:
+        runs = _found(store, picked)
+        all_told = [summary(run) for run in runs]
+        now = repr((all_told, [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs]))
+        if now == before:
+            return gr.skip()
+        one = all_told[0] if len(all_told) == 1 else None
+        live = one is not None and one.state in views.LIVE
+        can_resume = one is not None and not live and one.state != "finished" and one.checkpoint
+        return {
+            detail_seen: now,
+            **_body(runs, all_told),
+            buttons: gr.update(visible=bool(all_told)),
+            show: gr.update(visible=one is not None),
+            stop: gr.update(visible=live),
+            resume: gr.update(visible=can_resume),
+            again: gr.update(visible=bool(one and one.config)),
+            compare: gr.update(visible=any(run.adapter for run in all_told)),
+            delete: gr.update(visible=one is not None and not live),
+        }
+
+    def _body(runs: list[Run], all_told: list[Summary]) -> dict[Any, Any]:
+        if len(runs) != 1:
+            shown = _several(runs, all_told) if runs else _CHOOSE if store.all() else ""
+            return {told: "", data: "", plots: shown, more: gr.update(visible=False)}
+        run, one = runs[0], all_told[0]
+        events, _ = run.events()
+        can_resume = one.checkpoint and one.state != "finished"
+        over = views.outcome(one.state, events, run.log_tail(1), can_resume, one.adapter)
+        doing = html.hint(views.stage(one.state, events)) if one.state in views.LIVE else over
+        return {
+            told: views.headline(run.id, one.state, events) + doing + views.tiles(events),
+            data: views.data_told(events),
+            plots: views.curves(events),
+            more: gr.update(visible=True),
+            numbers: views.numbers(events),
+            settings: html.table(("setting", "value"), views.knobs(one.config)) if one.config else "",
+            log: html.log(run.log_tail(60)),
+        }
+
+    def toggle(picked: list[str], event: gr.SelectData) -> list[str]:
+        run_id = str(event.row_value[0])
+        return [one for one in picked if one != run_id] if run_id in picked else [*picked, run_id][-_MOST:]
+
+    def ask(picked: list[str]) -> dict[Any, Any]:
+        said = f"Delete the run '{picked[0]}' with its adapter and checkpoints? This cannot be undone."
+        return {confirm: gr.update(visible=True), question: html.note(said, bad=True), doomed: picked[0]}
+
+    def remove(run_id: str) -> Any:
+        actions.delete(store, run_id)
+        return gr.update(visible=False)
+
+    def follow(link: links.Link, picked: list[str]) -> Any:
+        return link["runs"] if link["tab"] == "runs" and link["runs"] else picked
+
+    refreshing: dict[str, Any] = {
+        "fn": refresh,
+        "inputs": [seen, chosen],
+        "outputs": [seen, empty, table, chosen],
+    } | RAW
+    detailing: dict[str, Any] = {
+        "fn": detail,
+        "inputs": [chosen, detail_seen],
+        "outputs": [*body, detail_seen, buttons, show, stop, resume, again, compare, delete],
+    } | RAW
+    later = refreshing | {"fn": lambda before, picked: refresh(before, picked) if before else gr.skip()}
+    gr.Timer(2 * TICK_SECONDS).tick(**later).then(**detailing)
+    link.change(**refreshing).then(follow, [link, chosen], chosen, **RAW).then(**detailing)
+    table.select(toggle, chosen, chosen, **RAW)
+    chosen.change(**detailing).then(lambda: gr.update(visible=False), None, confirm, **RAW)
+    show.click(lambda picked: links.to("train", picked[0]), chosen, link, **RAW)
+    again.click(lambda picked: links.to("train", picked[0], show=False, fill=True), chosen, link, **RAW)
+    compare.click(lambda picked: links.to("compare", *picked), chosen, link, **RAW)
+    stop.click(lambda picked: actions.stop(store, picked[0]), chosen, None, **RAW).then(**detailing)
+    resume.click(lambda picked: actions.resume(store, picked[0]), chosen, None, **RAW).then(**detailing)
+    delete.click(ask, chosen, [confirm, question, doomed], **RAW)
+    keep.click(lambda: gr.update(visible=False), None, confirm, **RAW)
+    sure.click(remove, doomed, confirm, **RAW).then(**refreshing)
+
+
+def _found(store: RunStore, ids: list[str]) -> list[Run]:
+    runs = []
+    for run_id in ids:
+        try:
+            runs.append(store.get(run_id))
+        except UserError:
+            continue  # deleted meanwhile
+    return runs
+
+
+def _several(runs: list[Run], all_told: list[Summary]) -> str:
+    """Several runs: their held-out and training curves in one plot each, and the knobs that differ."""
+    events = [run.events()[0] for run in runs]
+    named = list(zip(runs, events, strict=True))
+    held = [Series(run.id, views.series(found, "eval", "loss"), dotted=True) for run, found in named]
+    loss = [Series(run.id, views.series(found, "step", "loss")) for run, found in named]
+    body = line_chart("Held-out loss", held, height=200) + line_chart("Training loss", loss, height=200)
+    configs = {one.id: one.config for one in all_told if one.config}
+    differ = views.differing(configs)
+    head = ("setting", *configs)
+    ends = html.table(COLUMNS, [["" if cell is None else cell for cell in one.row()] for one in all_told], range(4, 8))
+    if differ:
+        body += '<h3 class="part">Where their settings differ</h3>' + html.table(head, differ)
+    else:
+        body += html.hint("Their settings are the same.")
+    return body + '<h3 class="part">How they ended</h3>' + ends

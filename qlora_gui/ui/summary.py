@@ -1,0 +1,88 @@
+"""A run in one line, read from its folder; read again only when its files have changed."""
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import last
+from qlora_gui.runs.store import Run, RunStore
+
+COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Made")
+KINDS = ("str", "str", "str", "str", "number", "number", "number", "number", "str")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a table shows of a run. `config` is None when its run.json cannot be read."""
+
+    id: str
+    state: str
+    config: RunConfig | None
+    step: int
+    before: float | None
+    after: float | None
+    adapter: bool
+    checkpoint: bool
+    made: float
+
+    def row(self) -> list[object]:
+        """The cells of `COLUMNS`."""
+        base, data = (self.config.base_model, self.config.dataset) if self.config else ("(run.json is damaged)", "")
+        change = 100 * (self.after - self.before) / self.before if self.before and self.after is not None else None
+        return [
+            self.id,
+            self.state,
+            Path(base).name,
+            Path(data).name,
+            self.step,
+            _rounded(self.before, 3),
+            _rounded(self.after, 3),
+            _rounded(change, 1),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(self.made)),
+        ]
+
+
+def summaries(store: RunStore) -> list[Summary]:
+    """All runs, newest first."""
+    return [summary(run) for run in store.all()]
+
+
+def summary(run: Run) -> Summary:
+    """One run; cached by the size and age of its events and by whether it lives."""
+    try:
+        stat = run.events_file.stat()
+        seen = (stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        seen = (0, 0)
+    # A young or stopping run changes its state without a word in its events.
+    return _summary(run.path, seen, run.is_locked(), run.stop_file.exists(), int(time.time() - run.created()) // 30 > 0)
+
+
+@lru_cache(maxsize=1000)
+def _summary(path: Path, seen: tuple[int, int], locked: bool, stopping: bool, old: bool) -> Summary:
+    run = Run(path)
+    events, _ = run.events()
+    try:
+        config = run.config()
+    except UserError:
+        config = None
+    evals = [event for event in events if event["kind"] == "eval"]
+    step = last(events, "step", "finished", "stopped")
+    return Summary(
+        id=run.id,
+        state=run.state(),
+        config=config,
+        step=step.get("step", 0) if step else 0,
+        before=evals[0]["loss"] if evals else None,
+        after=evals[-1]["loss"] if len(evals) > 1 else None,
+        adapter=run.has_adapter(),
+        checkpoint=run.last_checkpoint() is not None,
+        made=run.created(),
+    )
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,171 @@
+"""Train: the form on the left; on the right what it will learn from, or the run that is live."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui import hub
+from qlora_gui.errors import UserError
+from qlora_gui.runs import config as configs
+from qlora_gui.runs.store import RunStore
+from qlora_gui.ui import actions, form, html, links, live, preview
+from qlora_gui.ui.theme import QUIET
+
+_FIRST = "demo"
+
+
+def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
+    """Draw the tab and wire it; `before_start` frees what a training run may need."""
+    config = configs.resolve(preset=_FIRST)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320, elem_classes="tight"):
+            fields = form.build(config, _FIRST)
+            with gr.Column(elem_classes=["startbar", "tight"]):
+                status = gr.HTML(elem_id="form-status")
+                start = gr.Button("Start training", variant="primary", elem_id="start")
+        with gr.Column(scale=6, min_width=320, elem_classes="tight"):
+            with gr.Column(elem_classes="tight") as idle:
+                gr.HTML('<h3 class="part">What it will learn from</h3>')
+                rows = gr.HTML(elem_id="preview")
+            panel = live.panel(store, link, idle)
+            command = gr.Code(
+                form.command(config, _FIRST, store),
+                language="shell",
+                label="The same run without the page",
+                interactive=False,
+                lines=1,
+                wrap_lines=True,
+                elem_id="command",
+            )
+    faults = gr.State({})  # {knob: sentence} as marked now, so that only what changes is drawn again
+    previewed = gr.State("")
+    everything = list(fields.knobs.values())
+
+    def check(seen: dict[Any, Any]) -> dict[Any, Any]:
+        good, found = form.judge(fields.values(seen), store)
+        updates = _marked(fields, seen[faults], found)
+        updates |= {faults: found, status: html.faults(map(form.sentence, found.values()))}
+        if good:
+            updates[command] = form.command(good, seen[fields.preset], store)
+        return updates
+
+    def begin(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        values = fields.values(seen)
+        good, found = form.judge(values, store)
+        if good is None or found:
+            yield _refused(found)
+            return
+        yield {start: gr.update(value="Starting…", interactive=False), status: ""}
+        try:
+            before_start()
+            run = actions.start(store, good)
+        except UserError as error:
+            yield _refused({form.field_of(error, good): str(error)})
+            return
+        told = {start: gr.update(value="Start training", interactive=True), link: links.to("train", run.id)}
+        yield told | ({fields.knobs["name"]: ""} if good.name else {})
+
+    def _refused(found: dict[str, str]) -> dict[Any, Any]:
+        actions.warn(" ".join(map(form.sentence, found.values())))
+        updates = fields.marks(found) | {faults: found, status: html.faults(map(form.sentence, found.values()))}
+        return updates | {start: gr.update(value="Start training", interactive=True)}
+
+    def show_rows(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        good, found = form.judge(fields.values(seen), store)
+        if good is None or not found.keys().isdisjoint({"base_model", "dataset"}):
+            told = [form.sentence(fault) for name, fault in found.items() if name in preview.KNOBS]
+            yield {rows: html.note("The first rows are shown here when the form is right.", *told, bad=True)}
+            yield {previewed: ""}
+            return
+        key = good.model_dump_json(include=set(preview.KNOBS) | {"eval_fraction"})
+        if key == seen[previewed] or any(run.is_locked() for run in store.all()):
+            return  # shown already, or hidden behind a live run that needs the processor more
+        for body in preview.steps(good):
+            yield {rows: body}
+        yield {previewed: key}
+
+    def choose(name: str) -> Any:
+        return gr.skip() if name == form.OWN else fields.filled(configs.resolve(preset=name), name)
+
+    def follow(link: links.Link) -> dict[Any, Any]:
+        run_id = link["runs"][0] if link["tab"] == "train" and link["runs"] else ""
+        updates: dict[Any, Any] = {panel.seen: live.UNSEEN}
+        if link["tab"] == "train":
+            updates[panel.followed] = run_id if link["show"] else ""
+        if run_id and link["fill"]:
+            try:
+                config = store.get(run_id).config().model_copy(update={"name": ""})
+                updates |= fields.filled(config, form.OWN)
+            except UserError as error:
+                actions.warn(error)
+        return updates
+
+    checking: dict[str, Any] = {
+        "fn": check,
+        "inputs": fields.inputs() | {faults},
+        "outputs": [*everything, faults, status, command],
+    } | QUIET
+    previewing: dict[str, Any] = {
+        "fn": show_rows,
+        "inputs": fields.inputs() | {previewed},
+        "outputs": [rows, previewed],
+        "trigger_mode": "always_last",
+    } | QUIET
+    gr.on([field.change for field in everything], trigger_mode="always_last", **checking)
+    gr.on(_settled(fields), **previewing)
+    fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**previewing)
+    fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)
+    start.click(
+        begin,
+        fields.inputs(),
+        [*everything, faults, status, start, link],
+        concurrency_limit=1,
+        trigger_mode="once",
+        **QUIET,
+    )
+    link.change(follow, link, [fields.preset, *everything, panel.followed, panel.seen], **QUIET).then(
+        **panel.look
+    ).then(**previewing)
+
+
+def _marked(fields: form.Form, before: dict[str, str], found: dict[str, str]) -> dict[Any, Any]:
+    """Updates for the fields whose fault came, changed or went."""
+    marks = fields.marks(found)
+    changed = {name for name in before.keys() | found.keys() if before.get(name) != found.get(name)}
+    return {field: marks[field] for name, field in fields.knobs.items() if name in changed}
+
+
+def _settled(fields: form.Form) -> list[Any]:
+    """The events at which a field of the preview has its value: texts when they are left, the others at once."""
+    events = []
+    for name in preview.KNOBS:
+        field = fields.knobs[name]
+        if isinstance(field, gr.Dropdown):
+            events.append(field.input)
+        else:
+            events += [field.blur, field.submit]
+    return events
+
+
+def _keep(upload: str) -> Any:
+    """Copy an uploaded file to where it stays, so that the run can be resumed later; named by its content."""
+    source = Path(upload)
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    kept = hub.cache_dir() / "uploads" / f"{digest.hexdigest()[:12]}-{source.name}"
+    part = kept.with_name(kept.name + ".part")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.is_file():
+            shutil.copyfile(source, part)
+            part.replace(kept)
+    except OSError as error:
+        actions.warn(f"The file cannot be kept in '{kept.parent}': {error.strerror or error}.")
+        return gr.skip()
+    return str(kept)

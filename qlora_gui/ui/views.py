@@ -1,0 +1,209 @@
+"""Pure functions: events and results -> sentences, tables and charts. Nothing here touches a file or a component."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.runs.wording import clock
+from qlora_gui.ui import html
+from qlora_gui.ui.chart import Series, line_chart
+
+LIVE = ("starting", "running", "stopping")
+_ENDINGS = {
+    "eos": "ended by itself (EOS)",
+    "stop string": "ended at a stop text",
+    "length": "cut at the length limit!",
+    "stopped": "stopped by you",
+}
+
+
+def of_kind(events: Sequence[Event], kind: str) -> list[Event]:
+    """Events of one kind by rising step; what a resumed run did again replaces what it had done."""
+    kept: list[Event] = []
+    for event in events:
+        if event["kind"] != kind:
+            continue
+        while kept and kept[-1]["step"] >= event["step"]:
+            kept.pop()
+        kept.append(event)
+    return kept
+
+
+def series(events: Sequence[Event], kind: str, value: str) -> list[tuple[float, float]]:
+    """(step, value) of the events that have the value."""
+    return [(event["step"], event[value]) for event in of_kind(events, kind) if event.get(value) is not None]
+
+
+def headline(run_id: str, state: str, events: Sequence[Event]) -> str:
+    """`brave-otter · running · step 120 of 480 · 6:12 left`, as HTML with a progress bar."""
+    step = last(list(events), "step")
+    words, done = [state], 0
+    if step:
+        done = max(step["step"], (last(list(events), *FINAL) or {}).get("step", 0) if state not in LIVE else 0)
+        words.append(f"step {done} of {step['max_steps']}")
+    if step and state == "running" and done < step["max_steps"]:
+        words.append(f"{clock(step['eta'])} left")
+    said = " · ".join(html.escape(word) for word in words)
+    share = 1.0 if state == "finished" else done / max(step["max_steps"], 1) if step else 0.0
+    return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {said}</span></div>{html.bar(share)}'
+
+
+def stage(state: str, events: Sequence[Event]) -> str:
+    """What a live run is doing right now, in words."""
+    if state == "stopping":
+        return "Stopping: this step is finished, then the adapter is saved."
+    told = last(list(events), "stage")
+    if state not in LIVE:
+        return ""
+    step = last(list(events), "step")
+    if step and step["step"] >= step["max_steps"]:
+        return "Measuring on held-out rows, then saving the adapter…"
+    return str(told["text"]) + "…" if told else "Starting the training process…"
+
+
+def tiles(events: Sequence[Event]) -> str:
+    """The latest numbers of a run."""
+    step, held = last(list(events), "step"), last(list(events), "eval")
+    if not step:
+        return ""
+    values = [("training loss", number(step["loss"], 3))]
+    if held:
+        values.append((f"held-out loss, step {held['step']}", number(held["loss"], 3)))
+    values.append(("learning rate", number(step.get("learning_rate"), 1, "e")))
+    values.append(("tokens/s", number(step.get("tokens_per_second"), 0)))
+    values.append(("memory", f"{step.get('memory', 0) / 2**30:.1f} GB"))
+    return html.tiles(values)
+
+
+def curves(events: Sequence[Event]) -> str:
+    """Loss, learning rate and memory of one run."""
+    loss = line_chart(
+        "Loss",
+        [
+            Series("training", series(events, "step", "loss")),
+            Series("held-out", series(events, "eval", "loss"), dashed=True, dotted=True),
+        ],
+        height=190,
+    )
+    rate = line_chart("Learning rate", [Series("", series(events, "step", "learning_rate"))], height=70)
+    memory = [(step, value / 2**30) for step, value in series(events, "step", "memory")]
+    return f'{loss}<div class="two">{rate}{line_chart("Memory, GB", [Series("", memory)], height=70)}</div>'
+
+
+def numbers(events: Sequence[Event]) -> str:
+    """The numbers of the charts as a table, newest first."""
+    held = {event["step"]: event["loss"] for event in of_kind(events, "eval")}
+    steps = {event["step"]: event for event in of_kind(events, "step")}
+    rows = []
+    for step in sorted(held.keys() | steps.keys(), reverse=True)[:200]:
+        event = steps.get(step, {})
+        rows.append(
+            (
+                step,
+                number(event.get("loss"), 4),
+                number(held.get(step), 4),
+                number(event.get("learning_rate"), 2, "e"),
+                number(event.get("grad_norm"), 2),
+                number(event.get("tokens_per_second"), 0),
+                f"{event['memory'] / 2**30:.2f}" if event.get("memory") else "",
+            )
+        )
+    head = ("step", "loss", "held-out loss", "learning rate", "gradient", "tokens/s", "memory, GB")
+    return html.table(head, rows, numbers=range(7)) if rows else html.hint("No step has been logged yet.")
+
+
+def data_told(events: Sequence[Event]) -> str:
+    """What became of the rows, with the dropped ones by number and reason."""
+    event = last(list(events), "data")
+    if event is None:
+        return ""
+    said = (
+        f"Data: {event['used']:,} rows to learn from · {event['held_out']:,} held out · "
+        f"{event['truncated']:,} truncated · {event['dropped']:,} dropped"
+    )
+    return html.hint(said) + dropped(event["dropped"], event["dropped_rows"])
+
+
+def dropped(count: int, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Dropped rows with their reasons, folded up."""
+    if not count:
+        return ""
+    listed = "".join(f"<li>row {row['row']}: {html.escape(str(row['reason']))}</li>" for row in rows)
+    more = f"<li>and {count - len(rows):,} more</li>" if count > len(rows) else ""
+    return f'<details class="hint"><summary>Why rows are dropped ({count:,})</summary><ul>{listed}{more}</ul></details>'
+
+
+def outcome(state: str, events: Sequence[Event], log_end: str, can_resume: bool, has_adapter: bool) -> str:
+    """A run that is over: how it ended, what it gained, and what to do next."""
+    if state in LIVE:
+        return ""
+    end = last(list(events), *FINAL) or {}
+    resume = "Press Resume to go on from the last checkpoint." if can_resume else ""
+    if state in ("finished", "stopped"):
+        after = f" at step {end['step']}" if state == "stopped" and end.get("step") else ""
+        took = f" in {clock(end['seconds'])}" if end.get("seconds") else ""
+        next_step = "Compare it with the base to read the difference." if has_adapter else ""
+        return html.note(f"{state.capitalize()}{after}{took}. {end.get('message') or gain(end)}", resume or next_step)
+    if state == "failed":
+        cause = str(end.get("message", "no reason was recorded"))
+        hint = resume or "Mend the cause, then train again: Runs has this run's settings."
+        return html.note(
+            f"Failed: {cause}", "" if end.get("bug") is False else "The log below says more.", hint, bad=True
+        )
+    tail = f"Its last words: {log_end}" if log_end else "It left no words in its log."
+    hint = resume or "It had no checkpoint yet: train again."
+    return html.note(
+        "Died: the training process is gone without a last word of its own "
+        "(killed, out of memory, or the machine went down).",
+        tail,
+        hint,
+        bad=True,
+    )
+
+
+def gain(end: Mapping[str, Any]) -> str:
+    """Losses before and after in a sentence."""
+    before, after = end.get("loss_before"), end.get("loss_after")
+    if before is None or after is None:
+        return "No rows were held out, so there is no loss to compare."
+    change = 100 * (after - before) / before if before else 0.0
+    word = "lower" if change < 0 else "higher"
+    verdict = f"{abs(change):.0f}% {word}" if abs(change) >= 0.5 else "no real change"
+    return f"Held-out loss went from {before:.3f} (the base) to {after:.3f} (the adapter): {verdict}."
+
+
+def differing(configs: Mapping[str, RunConfig]) -> list[list[str]]:
+    """The knobs in which runs differ: rows of knob, then one value a run."""
+    rows = []
+    for name in RunConfig.model_fields:
+        values = [_plain(getattr(config, name)) for config in configs.values()]
+        if name != "name" and len(set(values)) > 1:
+            rows.append([name, *values])
+    return rows
+
+
+def knobs(config: RunConfig) -> list[list[str]]:
+    """All knobs that are not empty, as rows of name and value."""
+    return [[name, _plain(value)] for name, value in config.model_dump().items() if value not in ("", None)]
+
+
+def ending(event: Mapping[str, Any]) -> str:
+    """How a column's answer ended, as HTML: `41 tokens · 14.2 tokens/s · ended by itself (EOS)`."""
+    word = _ENDINGS.get(event["ended"], str(event["ended"]))
+    style = ' class="limit"' if event["ended"] == "length" else ""
+    rate = number(event.get("tokens_per_second"), 1)
+    return f"{event['tokens']} tokens · {rate} tokens/s · <span{style}>{html.escape(word)}</span>"
+
+
+def number(value: float | None, digits: int, style: str = "f") -> str:
+    """A number with so many digits, or nothing."""
+    return "" if value is None else f"{value:.{digits}{style}}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
