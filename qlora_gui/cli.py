@@ -97,11 +97,11 @@ def _train(arguments: argparse.Namespace, store: RunStore) -> int:
         if knobs or arguments.preset or arguments.config:
             raise UserError("--resume goes on with a run as it was configured: leave out the other settings.")
         return headless.train(store, None, arguments.resume, arguments.json, arguments.answers)
-    config = configs.resolve(knobs, arguments.config, _preset(arguments, knobs))
+    config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
     return headless.train(store, config, None, arguments.json, arguments.answers)
 
 
-def _preset(arguments: argparse.Namespace, knobs: dict[str, Any]) -> str | None:
+def preset_of(arguments: argparse.Namespace, knobs: dict[str, Any]) -> str | None:
     """The preset asked for; the demo when nothing says what to train."""
     says_what = arguments.config or "base_model" in knobs or "dataset" in knobs
     return arguments.preset or (None if says_what else "demo")

@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import read, tokens
+from qlora_gui.data import tokens
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import FINAL, Event
+from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.runs.wording import clock, describe
 
@@ -39,7 +40,7 @@ def train(store: RunStore, config: RunConfig | None, resume: str | None, as_json
     try:
         launch.start(run, store, resume=resume is not None)
     except (UserError, KeyboardInterrupt):
-        if not resume and not run.is_live():
+        if not resume and not run.is_locked():
             store.delete(run)
         raise
     if not as_json:
@@ -108,12 +109,8 @@ def _losses(end: Event) -> str:
 
 def held_out_prompts(config: RunConfig, count: int) -> list[list[dict[str, str]]]:
     """The first conversations that were held out of training, up to their last answer."""
-    found = read.load(config.dataset, config.dataset_format, config.dataset_split)
-    rows = found.held_out
-    if rows is None:
-        rows = tokens.split_held_out(found.train, config.eval_fraction, config.seed)[1]
     prompts = []
-    for row in rows:
+    for row in rows_of(config).held_out:
         messages = row.get("messages", [])
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         if last:

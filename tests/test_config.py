@@ -148,11 +148,12 @@ OTHER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("preset", [None, "demo", "experiment-2"])
+@pytest.mark.parametrize("preset", [None, "demo", "experiment-2", "nothing named"])
 def test_the_command_line_gives_the_same_config(preset: str | None) -> None:
-    config = resolve(OTHER)
-    assert all(getattr(config, name) != getattr(RunConfig(), name) for name in KNOBS)
+    config = resolve(OTHER if preset != "nothing named" else {"rank": 3})
+    preset = None if preset == "nothing named" else preset
+    assert preset is None or all(getattr(config, name) != getattr(RunConfig(), name) for name in KNOBS)
     words = shlex.split(command_line(config, preset))
     arguments = cli.build_parser().parse_args(words[2:])
     knobs = {name: getattr(arguments, name) for name in KNOBS if hasattr(arguments, name)}
-    assert resolve(knobs, preset=arguments.preset) == config
+    assert resolve(knobs, preset=cli.preset_of(arguments, knobs)) == config

@@ -14,7 +14,8 @@ FLOORS = [
     {"runs", "compare.settings"},
     {"model"},
     {"training", "compare"},
-    {"compare.client", "compare.batch"},
+    {"compare.client"},
+    {"compare.batch"},
     {"headless", "ui"},
     {"cli"},
 ]

@@ -7,7 +7,12 @@ from qlora_gui.runs.config import RunConfig
 
 
 def command_line(config: RunConfig, preset: str | None = None) -> str:
-    """`python app.py --headless-train ...` with just the flags that differ from preset and defaults."""
+    """`python app.py --headless-train ...` with just the flags that differ from preset and defaults.
+
+    Where neither base nor data is named the command line starts from the demo's preset: then this does too.
+    """
+    if preset is None and (config.base_model, config.dataset) == ("demo", "demo"):
+        preset = "demo"
     start = configs.resolve(preset=preset) if preset else RunConfig()
     words = ["python", "app.py", "--headless-train"]
     if preset:

@@ -182,8 +182,8 @@ class RunStore:
         return Run(path)
 
     def delete(self, run: Run) -> None:
-        """Remove a run's folder. Raises UserError while it is live."""
-        if run.is_live():
+        """Remove a run's folder. Raises UserError while its trainer lives."""
+        if run.is_locked():
             raise UserError(f"The run '{run.id}' is still {run.state()}: stop it before deleting it.")
         try:
             shutil.rmtree(run.path)

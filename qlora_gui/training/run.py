@@ -8,13 +8,14 @@ import torch
 from transformers import set_seed
 
 from qlora_gui import hub
-from qlora_gui.data import batches, read, tokens
+from qlora_gui.data import batches, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 from qlora_gui.model import lora, template
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run
 from qlora_gui.training.save import save_adapter
 from qlora_gui.training.trainer import RunTrainer, arguments
@@ -38,11 +39,14 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     hub.go_offline_if_unreachable()
     set_seed(config.seed)
 
+    def say(text: str) -> None:
+        print(text, flush=True)
+        log.append("stage", text=text)
+
     def stage(text: str) -> None:
         if run.stop_file.exists():
             raise Stopped
-        print(text, flush=True)
-        log.append("stage", text=text)
+        say(text)
 
     device = devices.pick()
     dtype = devices.compute_dtype(device)
@@ -89,9 +93,9 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     stage("Training")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if held_out and trainer.last_eval_step != trainer.state.global_step:
-        print("Measuring on held-out rows", flush=True)
+        say("Measuring on held-out rows")
         trainer.evaluate()
-    print("Saving", flush=True)
+    say("Saving the adapter")
     saved = save_adapter(run, config, base, model, tokenizer)
     log.append("saved", step=trainer.state.global_step, **saved)
     stopped = run.stop_file.exists() and trainer.state.global_step < trainer.state.max_steps
@@ -105,12 +109,9 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
 
 def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[dict[str, list[int]]], list[tokens.Encoded]]:
     """Rows for the trainer and held-out examples; what became of every row goes into a `data` event."""
-    found = read.load(config.dataset, config.dataset_format, config.dataset_split)
-    train, held_out = found.train, found.held_out
-    if held_out is None:
-        train, held_out = tokens.split_held_out(train, config.eval_fraction, config.seed)
-    examples, report = tokens.encode_all(train, tokenizer, config.max_length, config.system_prompt)
-    measured, held_report = tokens.encode_all(held_out, tokenizer, config.max_length, config.system_prompt)
+    found = rows_of(config)
+    examples, report = tokens.encode_all(found.train, tokenizer, config.max_length, config.system_prompt)
+    measured, held_report = tokens.encode_all(found.held_out, tokenizer, config.max_length, config.system_prompt)
     rows = batches.pack(examples, config.max_length) if config.packing else batches.as_rows(examples)
     dropped = report.dropped + held_report.dropped
     log.append(

@@ -1,6 +1,5 @@
 """What a button does to a run. What a person can mend is shown as a message, never as a traceback."""
 
-import shutil
 from html import escape
 
 import gradio as gr
@@ -59,7 +58,7 @@ def start(store: RunStore, config: RunConfig) -> Run:
     try:
         launch.start(run, store)
     except UserError:
-        if not run.is_locked():  # it looks as if it were starting, so the store would refuse
-            shutil.rmtree(run.path, ignore_errors=True)
+        if not run.is_locked():
+            store.delete(run)
         raise
     return run

@@ -1,6 +1,7 @@
 """A line chart as HTML: an SVG that stretches with the page, labels that keep their size, values on hover.
 
-No script and nothing to load: it is redrawn by replacing the text, without a flicker.
+Not Gradio's LinePlot: that of 6.31 keeps the colours of the lines it saw first, so that a line which comes later (the
+first training loss after the base's held-out loss, another run) is drawn without a stroke.
 """
 
 import math

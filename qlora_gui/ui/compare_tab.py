@@ -139,8 +139,10 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
             decoding = configs.checked(Decoding, {name: given[field] for name, field in fields.items()})
             runs = [store.get(run_id) for run_id in given[chosen]]
             config = runs[0].config() if runs else _any_config(store, given[base])
-            yield {view.chat: columns.messages(history) for view, history in zip(shown, asked_now, strict=False)}
-            yield _marked_busy(True) | {status: html.hint("Asking the compare process…")}
+            updates: dict[Any, Any] = {status: html.hint("Asking the compare process…")}
+            for view, name, history in zip(shown, ["base", *given[chosen]], asked_now, strict=False):
+                updates |= {view.title: columns.title(name, "waiting…"), view.chat: columns.messages(history)}
+            yield updates | _marked_busy(True)
             for said in session.load(config, runs):
                 yield {status: html.hint(said + "…")}
             yield {status: _busy(store)}

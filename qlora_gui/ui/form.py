@@ -193,8 +193,6 @@ def field_of(error: UserError, config: RunConfig) -> str:
 def command(config: RunConfig, preset: str, store: RunStore) -> str:
     """The headless command line of the same run."""
     named = preset if preset in configs.preset_names() else None
-    if named is None and (config.base_model, config.dataset) == ("demo", "demo"):
-        named = "demo"  # the command line takes the demo's preset when nothing says what to train
     told = command_line(config, named)
     if store.root != Path("adapters").absolute():
         told += f" --adapters-dir {shlex.quote(str(store.root))}"

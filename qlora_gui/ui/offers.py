@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from qlora_gui.data import read, tokens
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.rows import rows_of
 from qlora_gui.ui.summary import Summary
 
 
@@ -41,12 +41,8 @@ def refused(found: Sequence[Summary], base: str) -> list[str]:
 
 def held_out(config: RunConfig) -> list[tuple[str, str]]:
     """(question, the data's own answer) of the rows that a run did not learn from; raises UserError."""
-    found = read.load(config.dataset, config.dataset_format, config.dataset_split)
-    rows = found.held_out
-    if rows is None:
-        rows = tokens.split_held_out(found.train, config.eval_fraction, config.seed)[1]
     pairs = []
-    for row in rows:
+    for row in rows_of(config).held_out:
         turns = [turn for turn in row.get("messages", []) if turn["role"] != "system"]
         if len(turns) > 1 and turns[0]["role"] == "user":
             pairs.append((turns[0]["content"], turns[1]["content"]))

@@ -56,9 +56,6 @@ def stage(state: str, events: Sequence[Event]) -> str:
     told = last(list(events), "stage")
     if state not in LIVE:
         return ""
-    step = last(list(events), "step")
-    if step and step["step"] >= step["max_steps"]:
-        return "Measuring on held-out rows, then saving the adapter…"
     return str(told["text"]) + "…" if told else "Starting the training process…"
 
 
