@@ -20,7 +20,7 @@ from qlora_gui.runs.command import command_line
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import app, chart, columns, form, html, links, offers, preview, views
+from qlora_gui.ui import app, asking, chart, columns, form, html, links, offers, preview, views
 from qlora_gui.ui.session import Session
 from qlora_gui.ui.summary import summaries
 
@@ -396,3 +396,24 @@ def test_opening_the_page_imports_no_torch(tmp_path: Path) -> None:
 def test_presets_are_all_in_the_picker(fields: form.Form) -> None:
     assert [value for _, value in fields.preset.choices] == [*configs.preset_names(), form.OWN]
     assert yaml.safe_load((configs.PRESETS / "demo.yaml").read_text())["base_model"] == "demo"
+
+
+def test_every_update_of_the_columns_has_something_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`done` often comes right after the last text was drawn; an update of no component is an error to Gradio."""
+    end = {"kind": "column", "column": 0, "tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0, "ended": "eos"}
+    events = [{"kind": "prompt", "column": 0, "prompt": "x"}, {"kind": "text", "column": 0, "text": "y"}, end]
+
+    class Scripted:
+        def answer(self, conversations: Any, decoding: Any) -> Any:
+            yield from (*events, {"kind": "done"})
+
+    monkeypatch.setattr(asking, "_REDRAW_SECONDS", -1)
+    drawn = []
+    for answers in asking.ask(Scripted(), [[{"role": "user", "content": "x"}]], "", columns.Decoding()):  # type: ignore[arg-type]
+        drawn.append((answers[0].fresh, answers[0].text, answers[0].ended))
+    assert drawn == [(True, "", False), (True, "y", False), (True, "y", True)]
+
+
+def test_a_run_of_a_preset_is_known_as_such() -> None:
+    assert form.preset_of(configs.resolve(preset="experiment-2")) == "experiment-2"
+    assert form.preset_of(configs.resolve({"rank": 3}, preset="demo")) == form.OWN

@@ -26,13 +26,17 @@ class Answer:
 
 
 def ask(session: Session, histories: list[Messages], system: str, decoding: Decoding) -> Iterator[list[Answer]]:
-    """The answers as they grow, at most a dozen times a second; `fresh` ones have changed since the last time."""
+    """The answers as they grow, at most a dozen times a second; `fresh` ones have changed since the last time.
+
+    Nothing is yielded when nothing is fresh: an update of no component is an error to Gradio.
+    """
     answers = [Answer() for _ in histories]
     conversations = [with_system(history, system) for history in histories]
     drawn = time.monotonic()
     for event in session.answer(conversations, decoding):
         _take(answers, event)
-        if event["kind"] == "done" or time.monotonic() - drawn > _REDRAW_SECONDS:
+        due = event["kind"] == "done" or time.monotonic() - drawn > _REDRAW_SECONDS
+        if due and any(answer.fresh for answer in answers):
             yield answers
             for answer in answers:
                 answer.fresh = False

@@ -190,6 +190,11 @@ def field_of(error: UserError, config: RunConfig) -> str:
     return ""
 
 
+def preset_of(config: RunConfig) -> str:
+    """The preset that gives this config, or OWN."""
+    return next((name for name in configs.preset_names() if configs.resolve(preset=name) == config), OWN)
+
+
 def command(config: RunConfig, preset: str, store: RunStore) -> str:
     """The headless command line of the same run."""
     named = preset if preset in configs.preset_names() else None

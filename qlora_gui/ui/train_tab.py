@@ -99,7 +99,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         if run_id and link["fill"]:
             try:
                 config = store.get(run_id).config().model_copy(update={"name": ""})
-                updates |= fields.filled(config, form.OWN)
+                updates |= fields.filled(config, form.preset_of(config))
             except UserError as error:
                 actions.warn(error)
         return updates
