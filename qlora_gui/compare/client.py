@@ -1,7 +1,6 @@
 """The page's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -35,7 +34,6 @@ class CompareClient:
         self._last_load: dict[str, Any] | None = None
         self._child: subprocess.Popen[str] | None = None
         self._log: IO[bytes] | None = None
-        self._keep_log = False
         self._idle: threading.Timer | None = None
 
     @property
@@ -106,9 +104,6 @@ class CompareClient:
                     pipe.close()
         if self._log:
             self._log.close()
-            if not self._keep_log:
-                with suppress(OSError):
-                    os.unlink(self._log.name)
             self._log = None
 
     def _load(self, request: dict[str, Any], say: Callable[[str], None] | None) -> list[dict[str, Any]]:
@@ -161,9 +156,7 @@ class CompareClient:
 
     def _start(self) -> None:
         self.close()
-        self._keep_log = False
-        # Lives as long as the worker; kept where it holds a traceback.
-        self._log = tempfile.NamedTemporaryFile(prefix="qlora-gui-compare-", suffix=".log", delete=False)  # noqa: SIM115
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless: nothing stays behind, however this process ends
         self._child = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
@@ -188,14 +181,19 @@ class CompareClient:
             return
 
     def _bug(self, message: str) -> RuntimeError:
-        self._keep_log = True
-        return RuntimeError(f"{message.splitlines()[0]} (more in {self._log.name if self._log else 'its log'})")
+        """An error of the worker's own; what it has logged, with the traceback, is kept in a file that this names."""
+        with tempfile.NamedTemporaryFile("wb", prefix="qlora-gui-compare-", suffix=".log", delete=False) as kept:
+            kept.write(self._logged().encode())
+        return RuntimeError(f"{message.splitlines()[0]} (more in {kept.name})")
+
+    def _logged(self) -> str:
+        if self._log is None or self._log.closed:
+            return ""
+        self._log.seek(0)  # the worker writes at the same offset: reading to the end puts it back
+        return self._log.read().decode("utf-8", "replace")
 
     def _death(self) -> UserError:
-        child, lines = self._child, list[str]()
-        if self._log and not self._log.closed:
-            self._log.seek(0)
-            lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        child, lines = self._child, self._logged().strip().splitlines()
         told = f" ({lines[-1].strip()})" if lines else ""
         if child is not None:
             with suppress(subprocess.TimeoutExpired):

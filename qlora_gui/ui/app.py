@@ -1,5 +1,6 @@
 """The page: composed of its tabs, and opened on a port."""
 
+import errno
 import os
 import secrets
 import socket
@@ -135,7 +136,7 @@ def _is_free(host: str, port: int) -> bool:
         except PermissionError:
             raise UserError(f"Port {port} needs an administrator: choose one above 1023 with --port.") from None
         except OSError as error:
-            if error.errno == 99:
+            if error.errno == errno.EADDRNOTAVAIL:
                 raise UserError(f"The host '{host}' is no address of this machine: use 127.0.0.1.") from None
             return False
     return True
