@@ -143,15 +143,20 @@ def test_a_run_json_replays_the_same_run(tmp_path: Path, llama: Path) -> None:
     assert (tmp_path / "adapters" / "two" / "run.json").read_text() == first.read_text().replace('"one"', '"two"')
 
 
-def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path, llama: Path) -> None:
-    words = [T, "--base-model", str(llama), *flags(max_steps=80, eval_steps=1000, save_steps=1000, name="long")]
-    child = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def started(tmp_path: Path, llama: Path, **knobs: object) -> tuple["subprocess.Popen[bytes]", Run]:
+    """A headless run named `long` that has taken a step, and its process."""
+    words = [T, "--base-model", str(llama), *flags(name="long", **knobs)]
+    command = [sys.executable, str(ROOT / "app.py"), *words]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = Run(tmp_path / "adapters" / "long")
     deadline = time.monotonic() + 60
     while not any(event["kind"] == "step" for event in run.events()[0]) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return child, run
+
+
+def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path, llama: Path) -> None:
+    child, run = started(tmp_path, llama, max_steps=80, eval_steps=1000, save_steps=1000)
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130
     assert run.state() == "stopped" and run.has_adapter()
@@ -160,14 +165,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path, llama: Path) -> None:
 
 
 def test_a_killed_trainer_is_exit_code_1(tmp_path: Path, llama: Path) -> None:
-    words = [T, "--base-model", str(llama), *flags(max_steps=4000, name="long")]
-    child = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    run = Run(tmp_path / "adapters" / "long")
-    deadline = time.monotonic() + 60
-    while not any(event["kind"] == "step" for event in run.events()[0]) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    child, run = started(tmp_path, llama, max_steps=4000)
     os.kill(next(event["pid"] for event in run.events()[0] if event["kind"] == "started"), signal.SIGKILL)
     _, told = child.communicate(timeout=60)
     assert child.returncode == 1 and b"The run died" in told and run.state() == "died"

@@ -15,7 +15,7 @@ import pytest
 from qlora_gui.runs import config as configs
 from qlora_gui.runs import launch
 from qlora_gui.runs.store import RunStore
-from tests.conftest import SHARED_DATA, TINY, wait_until_ended
+from tests.conftest import SHARED_DATA, TINY, need, wait_until_ended
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 expect = sync_api.expect
@@ -83,7 +83,7 @@ def browser() -> Iterator[Any]:
         try:
             chromium = play.chromium.launch(executable_path=path, args=QUIET_FLAGS)
         except sync_api.Error as error:
-            pytest.skip(f"no Chromium to drive: {str(error).splitlines()[0]}")
+            need(False, f"no Chromium to drive: {str(error).splitlines()[0]}")
         yield chromium
         chromium.close()
 
@@ -184,8 +184,8 @@ def test_empty_places_say_what_to_do(open_page: Any, site: Site) -> None:
     expect(page.locator("#no-adapters")).to_contain_text("Train one")
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_file(), reason=f"{SHARED_DATA} is not there")
 def test_from_a_data_file_to_the_comparison(open_page: Any, site: Site, llama: Path) -> None:
+    need(SHARED_DATA.is_file(), "the shared data set is not beside this checkout")
     page = open_page()
     fill_small(page, llama, name="first", max_steps=120, logging_steps=2, eval_steps=30, save_steps=30)
     with page.expect_file_chooser() as chooser:
