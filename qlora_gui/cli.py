@@ -13,7 +13,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.store import RunStore
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
+EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
 _GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
 
 

@@ -32,7 +32,7 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     """Load (base_model, revision, quant_type, double_quant). Raises UserError when it cannot be had.
 
     On a CPU it computes in fp32, so that a row's text does not depend on the rows beside it: rounding differs
-    with the size of a batch, and bf16's flips near ties. Where memory allows, the 4-bit values are unpacked once.
+    with the size of a batch, and bf16's may flip near ties. Where memory allows, the 4-bit values are unpacked once.
     """
     name, revision, quant_type, double_quant = key
     hub.go_offline_if_unreachable()

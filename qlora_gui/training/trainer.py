@@ -125,11 +125,11 @@ class _Reporter(TrainerCallback):
     def __init__(self, trainer: RunTrainer):
         self.trainer = trainer
         self.began = self.last = time.monotonic()
-        self.first_step = self.last_step = self.last_tokens = 0
+        self.first_step = self.last_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = self.last = time.monotonic()
-        self.first_step = self.last_step = state.global_step
+        self.first_step = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.run.stop_file.exists():
@@ -152,5 +152,5 @@ class _Reporter(TrainerCallback):
             "memory": devices.memory_in_use(args.device),
             "eta": round((now - self.began) / done * (state.max_steps - step), 1),
         }
-        self.last, self.last_step, self.last_tokens = now, step, self.trainer.tokens_seen
+        self.last, self.last_tokens = now, self.trainer.tokens_seen
         print(describe(self.trainer.log_events.append("step", **event)), flush=True)

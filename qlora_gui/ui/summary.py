@@ -8,7 +8,7 @@ from pathlib import Path
 from qlora_gui.errors import UserError
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import last
-from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
 
 COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Made")
 KINDS = ("str", "str", "str", "str", "number", "number", "number", "number", "str")
@@ -58,7 +58,9 @@ def summary(run: Run) -> Summary:
     except OSError:
         seen = (0, 0)
     # A young or stopping run changes its state without a word in its events.
-    return _summary(run.path, seen, run.is_locked(), run.stop_file.exists(), int(time.time() - run.created()) // 30 > 0)
+    return _summary(
+        run.path, seen, run.is_locked(), run.stop_file.exists(), time.time() - run.created() >= YOUNG_SECONDS
+    )
 
 
 @lru_cache(maxsize=1000)
