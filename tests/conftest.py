@@ -19,7 +19,7 @@ TINY: dict[str, object] = {
     "max_steps": 6,
     "batch_size": 2,
     "gradient_accumulation": 1,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "none",
     "learning_rate": 3e-3,
     "logging_steps": 1,
     "eval_steps": 3,

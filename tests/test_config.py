@@ -16,7 +16,7 @@ from qlora_gui.runs.config import RunConfig, resolve
 KNOBS = (
     "name base_model revision dataset dataset_format dataset_split system_prompt max_length eval_fraction rank alpha "
     "dropout bias target_modules use_rslora quant_type double_quant epochs max_steps learning_rate lr_scheduler "
-    "warmup_ratio weight_decay max_grad_norm optimizer batch_size gradient_accumulation gradient_checkpointing packing "
+    "warmup_ratio weight_decay max_grad_norm optimizer batch_size gradient_accumulation gradient_checkpointing attention auto_fit packing "
     "logging_steps eval_steps save_steps seed report_to"
 ).split()
 
@@ -138,7 +138,9 @@ OTHER: dict[str, Any] = {
     "optimizer": "adamw_torch",
     "batch_size": 2,
     "gradient_accumulation": 3,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "none",
+    "attention": "sdpa",
+    "auto_fit": False,
     "packing": True,
     "logging_steps": 2,
     "eval_steps": 3,

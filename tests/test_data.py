@@ -202,7 +202,7 @@ def test_the_held_out_split_is_the_same_for_the_same_seed_and_disjoint() -> None
 def test_packed_rows_hold_every_example_once(llama: Path) -> None:
     tokenizer = load_tokenizer(llama)
     examples, _ = tokens.encode_all(read.load("demo").train, tokenizer, 256)
-    rows = batches.pack(examples, 256)
+    rows = batches.share(batches.as_rows(examples), 256)
     assert len(rows) < len(examples)
     assert all(len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= 256 for row in rows)
     assert sum(row["position_ids"].count(0) for row in rows) == len(examples)

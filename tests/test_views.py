@@ -189,7 +189,7 @@ def test_form_and_command_line_start_the_same_run(
         "target_modules": "q_proj, v_proj",
         "bias": "all",
         "packing": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": "none",
         "system_prompt": "Answer 'briefly'.",
         "name": "same",
     }

@@ -1,5 +1,7 @@
 """Which device computes, and in which number format it really can."""
 
+import os
+
 import torch
 
 
@@ -12,8 +14,12 @@ def pick() -> torch.device:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the hardware has it; else fp16 on GPUs and fp32 on CPUs.
 
-    A T4 says it supports bf16, but emulates it: asked without emulation.
+    A T4 says it supports bf16, but emulates it: asked without emulation. QLORA_GUI_COMPUTE_DTYPE (bfloat16, float16
+    or float32) overrules, for benchmarks.
     """
+    if forced := os.environ.get("QLORA_GUI_COMPUTE_DTYPE"):
+        dtype: torch.dtype = getattr(torch, forced)
+        return dtype
     if device.type == "cuda":
         real = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if real else torch.float16

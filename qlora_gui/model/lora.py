@@ -5,8 +5,10 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qlora_gui.errors import UserError
+from qlora_gui.model import attention, fused, norms
 from qlora_gui.runs.config import RunConfig
 
 
@@ -27,27 +29,36 @@ class TrainedBiasLinear4bit(bnb.nn.Linear4bit):
         return out if bias is None else out + bias.to(out.dtype)
 
 
-def prepare(model: Any, gradient_checkpointing: bool) -> None:
-    """Freeze the base and make norms fp32. Embeddings and head stay as they are.
+def prepare(model: Any, config: RunConfig) -> None:
+    """Freeze the base, make its norms fp32, choose attention and checkpointing. Embeddings and head stay as they are.
 
     PEFT's own preparation casts every 16-bit parameter to fp32, which costs BLOOM-7B1 1.9 GiB for its
-    embedding alone. Checkpointing is the non-reentrant kind: it needs no gradient on its inputs.
+    embedding alone. `gradient_checkpointing` must be resolved: auto counts as all.
     """
     model.requires_grad_(False)
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower():
-            module.float()
     model.config.use_cache = False
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    norms.widen(model)
+    attention.install(model, config.attention)
+    checkpoint(model, config.gradient_checkpointing)
 
 
-def attach(model: Any, config: RunConfig) -> PeftModel:
-    """Wrap a prepared base with a fresh LoRA adapter as `config` says.
+def checkpoint(model: Any, which: str) -> None:
+    """Recompute the activations of `all` layers, of `every-k`-th layer, or of `none`.
 
-    Raises UserError when target_modules names linears that the base does not have.
+    The non-reentrant kind: it needs no gradient on its inputs.
     """
-    lora = LoraConfig(
+    if which == "none":
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    every = int(which.removeprefix("every-")) if which.startswith("every-") else 1
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == every - 1
+
+
+def settings(config: RunConfig) -> LoraConfig:
+    """The adapter of a run in PEFT's terms."""
+    return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT declares int and computes with any number
         lora_dropout=config.dropout,
@@ -56,8 +67,15 @@ def attach(model: Any, config: RunConfig) -> PeftModel:
         use_rslora=config.use_rslora,
         task_type="CAUSAL_LM",
     )
+
+
+def attach(model: Any, config: RunConfig) -> PeftModel:
+    """Wrap a prepared base with a fresh LoRA adapter as `config` says, in its fused form.
+
+    Raises UserError when target_modules names linears that the base does not have.
+    """
     try:
-        wrapped = get_peft_model(model, lora)
+        wrapped = get_peft_model(model, settings(config))
     except ValueError as error:
         names = sorted(
             {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, bnb.nn.Linear4bit)}
@@ -66,6 +84,7 @@ def attach(model: Any, config: RunConfig) -> PeftModel:
             f"LoRA cannot be put on {config.target_modules}: this base has the linears {', '.join(names)}."
         ) from error
     keep_trained_biases_exact(wrapped)
+    fused.install(wrapped)
     return wrapped
 
 

@@ -67,7 +67,9 @@ class RunConfig(BaseModel):
 
     batch_size: int = knob(4, "Rows a forward pass (micro-batch).", "Memory", False, ge=1, le=1024)
     gradient_accumulation: int = knob(4, "Micro-batches an optimizer step.", "Memory", False, ge=1, le=4096)
-    gradient_checkpointing: bool = knob(True, "Recompute activations: less memory, about a third slower.", "Memory")
+    gradient_checkpointing: Literal["auto", "none", "every-4", "every-3", "every-2", "all"] = knob("auto", "Layers whose activations are recomputed to save memory; auto takes the fewest that fit.", "Memory")
+    attention: Literal["auto", "sdpa", "eager"] = knob("auto", "How attention is computed; auto takes the faster one.", "Memory")
+    auto_fit: bool = knob(True, "When a GPU run does not fit, halve the micro-batch, double accumulation, and go on.", "Memory")
     packing: bool = knob(False, "Fill rows with several examples that cannot see each other.", "Memory")
 
     logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1)
@@ -82,6 +84,11 @@ class RunConfig(BaseModel):
         if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError("use letters, digits, dots, dashes and underscores, beginning with a letter or digit")
         return value
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _checkpointing(cls, value: Any) -> Any:
+        return {True: "all", False: "none"}.get(value, value) if isinstance(value, bool) else value  # as in older runs
 
     @field_validator("target_modules")
     @classmethod

@@ -1,6 +1,5 @@
 """One run from its run.json to its adapter: base, data, steps, files."""
 
-import inspect
 import time
 from typing import Any
 
@@ -10,9 +9,9 @@ from transformers import set_seed
 from qlora_gui import hub
 from qlora_gui.data import batches, tokens
 from qlora_gui.errors import UserError
+from qlora_gui.model import attention, lora, loss, template
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
-from qlora_gui.model import lora, template
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.rows import rows_of
@@ -54,15 +53,18 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     base = bases.locate(config.base_model, config.revision, stage)
     tokenizer = bases.load_tokenizer(base.path)
     stage("Reading the data")
-    train_rows, held_out = _data(config, tokenizer, log)
+    examples, held_out = _data(config, tokenizer, log)
     stage("Loading the base model in 4 bits")
-    model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype)
-    if config.packing and "position_ids" not in inspect.signature(model.forward).parameters:
-        raise UserError(
-            f"Packing needs a base that takes position ids, and {model.config.model_type} does not: turn packing off."
-        )
-    lora.prepare(model, config.gradient_checkpointing)
+    model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype, say)
+    lora.prepare(model, config)
+    rows = batches.as_rows(examples)
+    shared_length = batches.packed_length(rows, model.config.hidden_size, config.max_length)
+    if not attention.packs(model):
+        shared_length = 0
+    rows, rows_a_batch = _packed(rows, config, model, shared_length) if config.packing else (rows, config.batch_size)
     model = lora.attach(model, config)
+    if reason := loss.install(model.get_base_model()):
+        say(f"The loss is computed from all logits at once, for {reason}")
     log.append(
         "base",
         name=base.name,
@@ -71,17 +73,19 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
         template=template.digest(tokenizer.chat_template),
         device=_name(device),
         dtype=str(dtype).removeprefix("torch."),
+        rows=len(rows),
+        rows_a_batch=rows_a_batch,
+        chunked_loss=not reason,
         **lora.counts(model),
     )
-    collate = batches.Packed(tokenizer.pad_token_id) if config.packing else batches.Padded(tokenizer.pad_token_id)
     trainer = RunTrainer(
         run=run,
         log=log,
         held_out=held_out,
         model=model,
-        args=arguments(config, run, device, dtype),
-        train_dataset=train_rows,
-        data_collator=collate,
+        args=arguments(config, run, device, dtype, rows_a_batch),
+        train_dataset=rows,
+        data_collator=batches.Collate(tokenizer.pad_token_id, shared_length),
         processing_class=tokenizer,
     )
     checkpoint = run.last_checkpoint() if resume else None
@@ -107,12 +111,21 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     )
 
 
-def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[dict[str, list[int]]], list[tokens.Encoded]]:
-    """Rows for the trainer and held-out examples; what became of every row goes into a `data` event."""
+def _packed(rows: list[batches.Row], config: RunConfig, model: Any, length: int) -> tuple[list[batches.Row], int]:
+    """Packed rows, and how many a micro-batch: they are shorter than max_length and more, with as many tokens."""
+    if not length:
+        raise UserError(
+            f"Packing needs a base that keeps packed examples apart, and {model.config.model_type} does not: "
+            "turn packing off."
+        )
+    return batches.share(rows, length), max(config.batch_size * config.max_length // length, 1)
+
+
+def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[tokens.Encoded], list[tokens.Encoded]]:
+    """Examples to train on and held-out ones; what became of every row goes into a `data` event."""
     found = rows_of(config)
     examples, report = tokens.encode_all(found.train, tokenizer, config.max_length, config.system_prompt)
     measured, held_report = tokens.encode_all(found.held_out, tokenizer, config.max_length, config.system_prompt)
-    rows = batches.pack(examples, config.max_length) if config.packing else batches.as_rows(examples)
     dropped = report.dropped + held_report.dropped
     log.append(
         "data",
@@ -124,14 +137,13 @@ def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[dict[s
         dropped_rows=[{"row": row, "reason": reason} for row, reason in dropped[:20]],
         tokens=report.tokens,
         supervised=report.supervised,
-        packed_rows=len(rows) if config.packing else None,
     )
-    if not rows:
+    if not examples:
         reason = f"row {dropped[0][0]}: {dropped[0][1]}" if dropped else "all rows are held out"
         raise UserError(
             f"No row of '{config.dataset}' can be learned from ({reason}): raise max_length or mend the data."
         )
-    return rows, measured
+    return examples, measured
 
 
 def _name(device: torch.device) -> str:

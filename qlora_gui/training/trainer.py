@@ -20,8 +20,13 @@ from qlora_gui.runs.store import Run
 from qlora_gui.runs.wording import describe
 
 
-def arguments(config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
-    """A RunConfig in transformers' terms. Raises UserError for choices that this machine cannot follow."""
+def arguments(
+    config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype, rows_a_batch: int | None = None
+) -> TrainingArguments:
+    """A RunConfig in transformers' terms; `rows_a_batch` replaces its batch size where rows are packed.
+
+    Raises UserError for choices that this machine cannot follow.
+    """
     if config.report_to != "none" and find_spec(config.report_to) is None:
         raise UserError(f"report_to is {config.report_to}, which is not installed: pip install {config.report_to}.")
     if config.optimizer.endswith("8bit") and config.optimizer.startswith("paged") and device.type != "cuda":
@@ -30,7 +35,7 @@ def arguments(config: RunConfig, run: Run, device: torch.device, dtype: torch.dt
         output_dir=str(run.checkpoints),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=rows_a_batch or config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
@@ -39,8 +44,7 @@ def arguments(config: RunConfig, run: Run, device: torch.device, dtype: torch.dt
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
         seed=config.seed,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
+        fp16=dtype == torch.float16,  # for its loss scaling; the prepared model needs no autocast
         use_cpu=device.type == "cpu",
         logging_strategy="steps",
         logging_steps=config.logging_steps,
@@ -69,15 +73,16 @@ class RunTrainer(Trainer):
         self.run, self.log_events, self.held_out = run, log, held_out
         self.last_eval_step = -1
         self.tokens_seen = 0
-        self.eval_losses: list[float] = []
+        self.model_accepts_loss_kwargs = True  # model/loss.py divides by the whole step's labels
+        self._loss_shifts_labels = True
         if not held_out:
             self.args.eval_strategy = "no"  # type: ignore[assignment]
         self.remove_callback(PrinterCallback)
         self.add_callback(_Reporter(self))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.tokens_seen += batches.token_count(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
+        self.tokens_seen += int(inputs["attention_mask"].sum())
+        return super().training_step(model, _seen(inputs), *args, **kwargs)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -86,20 +91,17 @@ class RunTrainer(Trainer):
             return {}
         model = self.model
         model.eval()
-        collate = batches.Padded(self.processing_class.pad_token_id)
         rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
         total, count = 0.0, 0
         for first in range(0, len(rows), self.args.per_device_train_batch_size):
-            batch = collate(rows[first : first + self.args.per_device_train_batch_size])
+            batch = self.data_collator(rows[first : first + self.args.per_device_train_batch_size])
             batch = {key: value.to(self.args.device) for key, value in batch.items()}
             labelled = int((batch["labels"][:, 1:] != -100).sum())
-            with self.accelerator.autocast():
-                total += float(model(**batch).loss) * labelled
+            total += float(model(**_seen(batch)).loss) * labelled
             count += labelled
         model.train()
         loss = total / max(count, 1)
         self.last_eval_step = self.state.global_step
-        self.eval_losses.append(loss)
         print(
             describe(self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=count)), flush=True
         )
@@ -117,6 +119,11 @@ class RunTrainer(Trainer):
         target = model or self.model
         set_peft_model_state_dict(target, load_file(f"{resume_from_checkpoint}/adapter_model.safetensors"))
         keep_trained_biases_exact(target)
+
+
+def _seen(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the model is given: right-padded rows need no mask, for no real token comes after the padding."""
+    return {key: value for key, value in batch.items() if key != "attention_mask"}
 
 
 class _Reporter(TrainerCallback):

@@ -1,0 +1,112 @@
+"""A 4-bit linear and its LoRA as one step of autograd: the input is kept once, the products are few.
+
+PEFT's own forward casts the input to fp32, clones the result and adds to it, which under autograd keeps up to four
+tensors of the input's size a linear. Here one is kept, and x @ A ([tokens, rank]).
+"""
+
+from types import MethodType
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes import functional as quantized
+from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from torch.nn import functional
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = x W^T + scaling * drop(x) A^T B^T + bias, with W frozen in 4 bits.
+
+    x: [tokens, in] in the compute dtype; a: [rank, in], b: [out, rank], bias: [out] or None, in fp32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        bias: torch.Tensor | None,
+        linear: Any,
+        scaling: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        kept = _kept(x, dropout) if dropout else None
+        inner = _dropped(x, kept, dropout) @ a.to(x.dtype).t()
+        weight = dense(linear, x.dtype)
+        out = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        del weight
+        out.addmm_(inner, b.to(x.dtype).t(), alpha=scaling)
+        ctx.save_for_backward(x, a, b, inner, kept)
+        ctx.linear, ctx.scaling, ctx.dropout = linear, scaling, dropout
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        x, a, b, inner, kept = ctx.saved_tensors
+        grad = grads[0]
+        to_inner = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)
+        to_b = (grad.t() @ inner).float().mul_(ctx.scaling)
+        to_a = (to_inner.t() @ _dropped(x, kept, ctx.dropout)).float()
+        to_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = grad @ dense(ctx.linear, grad.dtype)
+            if kept is None:
+                to_x.addmm_(to_inner, a.to(grad.dtype))
+            else:
+                to_x += _dropped(to_inner @ a.to(grad.dtype), kept, ctx.dropout)
+        return to_x, to_a, to_b, to_bias, None, None, None
+
+
+def dense(linear: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of a Linear4bit, [out, in], unpacked."""
+    return quantized.dequantize_4bit(linear.weight.data, linear.weight.quant_state).to(dtype)
+
+
+def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Which elements dropout keeps, as bool of x's shape.
+
+    A CPU draws one number at a time, so each drawn int64 serves four elements, 16 bits each.
+    """
+    if x.device.type != "cpu":
+        return _kept_on_gpu(x, dropout)
+    drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    limit = round(dropout * 2**16) - 2**15
+    return (drawn.view(torch.int16)[: x.numel()] >= limit).view(x.shape)
+
+
+def _kept_on_gpu(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    return torch.rand(x.shape, device=x.device, dtype=torch.float32).ge_(dropout).bool()
+
+
+def _dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    return x if kept is None else (x * kept).div_(1 - dropout)
+
+
+def install(model: torch.nn.Module) -> None:
+    """Give every plain 4-bit LoRA linear of a PEFT model the fused forward; others keep PEFT's."""
+    for module in model.modules():
+        if (
+            isinstance(module, LoraLinear4bit)
+            and not module.lora_variant
+            and isinstance(module.base_layer, bnb.nn.Linear4bit)
+        ):
+            module.forward = MethodType(_forward, module)
+
+
+def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    (name,) = self.active_adapters
+    linear = self.base_layer
+    compute = linear.compute_dtype or x.dtype
+    dropout = self.lora_dropout[name].p if self.training and hasattr(self.lora_dropout[name], "p") else 0.0
+    out: torch.Tensor = _LoraProduct.apply(
+        x.to(compute).flatten(0, -2),
+        self.lora_A[name].weight,
+        self.lora_B[name].weight,
+        linear.bias,
+        linear,
+        self.scaling[name],
+        dropout,
+    )
+    return out.view(*x.shape[:-1], -1).to(x.dtype)

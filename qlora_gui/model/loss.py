@@ -1,0 +1,128 @@
+"""The loss of a causal LM in one pass over chunks: logits -> loss -> gradient at once, supervised tokens only.
+
+The head is frozen, so the gradient of the hidden states is all that a chunk must leave behind; its logits are
+freed before the next one. The stock loss keeps several copies of all logits, about 12 bytes x tokens x vocabulary.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutput
+
+from qlora_gui.data.tokens import IGNORED
+
+_PROBE_TOKENS = 8
+
+
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Hidden states a chunk: 134 with BLOOM's 250,880 words on a GPU; twice that on a CPU, where it is faster."""
+    logits = 2**26 if device == "cpu" else 2**25
+    return max(logits // vocabulary, 16)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Summed cross entropy of hidden [tokens, width] under a frozen head; its gradient is made in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        rows = chunk_rows(weight.shape[0], weight.device.type)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = functional.linear(part, weight, bias).float()
+            largest = logits.amax(-1, keepdim=True)
+            total += (largest - logits.gather(1, wanted)).sum()
+            logits.sub_(largest).exp_()
+            normalizer = logits.sum(-1, keepdim=True)
+            total += normalizer.log().sum()
+            if gradient is not None:
+                # softmax - onehot, left unscaled so that fp16 does not underflow
+                logits.div_(normalizer).scatter_add_(1, wanted, torch.full_like(normalizer, -1.0))
+                torch.mm(logits.to(hidden.dtype), weight, out=gradient[start : start + rows])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0]).to(gradient.dtype), None, None, None
+
+
+def summed_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy of the next token, summed over the labels that are not IGNORED, in fp32.
+
+    hidden: [rows, tokens, width]; weight: [vocabulary, width], frozen; bias: [vocabulary] or None;
+    labels: [rows, tokens], not shifted. Exact: equals torch's cross entropy of all logits at once.
+    """
+    targets = labels[:, 1:]
+    places = (targets != IGNORED).flatten().nonzero().squeeze(1)
+    chosen = hidden[:, :-1].flatten(0, 1).index_select(0, places)
+    total: torch.Tensor = _SummedLoss.apply(
+        chosen.to(weight.dtype), weight, bias, targets.flatten().index_select(0, places)
+    )
+    return total
+
+
+def install(model: Any) -> str:
+    """Give a causal LM with a frozen base the chunked loss: `model(input_ids, labels=...)` then returns only a loss.
+
+    It is the mean over the labels that are not IGNORED, or their sum / `num_items_in_batch` where that is given.
+    Checked on a few tokens first: where the logits are not plainly head(hidden), or the head is trained, the loss
+    is that of all logits at once. Returns "" or the reason for that.
+    """
+    reason = _unsuited(model)
+    summed = _of_all_logits if reason else _chunked
+    plain_forward: Callable[..., Any] = model.forward
+
+    def forward(
+        self: Any, *args: Any, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        if labels is None:
+            return plain_forward(*args, **kwargs)
+        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED).sum()
+        kwargs.pop("return_dict", None)
+        return CausalLMOutput(loss=summed(self, plain_forward, labels, *args, **kwargs) / count)
+
+    model.forward = MethodType(forward, model)
+    return reason
+
+
+def _chunked(model: Any, plain_forward: Any, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    head = model.get_output_embeddings()
+    hidden = model.base_model(*args, **kwargs).last_hidden_state
+    return summed_loss(hidden, head.weight, head.bias, labels)
+
+
+def _of_all_logits(model: Any, plain_forward: Any, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    logits = plain_forward(*args, **kwargs).logits[:, :-1].flatten(0, 1).float()
+    return functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+@torch.no_grad()
+def _unsuited(model: Any) -> str:
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return "its head is not a plain linear layer"
+    if any(part.requires_grad for part in head.parameters()):
+        return "its head is trained"
+    if model.base_model is model:
+        return "its decoder cannot be called without its head"
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(_PROBE_TOKENS, device=head.weight.device)[None]
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    finally:
+        model.train(was_training)
+    return "" if torch.equal(expected.to(logits.dtype), logits) else "its logits are more than head(hidden)"

@@ -1,0 +1,386 @@
+"""The training step equals the stock one: loss, norms, LoRA, BLOOM's attention, packing, checkpointing."""
+
+import copy
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import GenerationConfig, set_seed
+
+from qlora_gui.data import batches, read, tokens
+from qlora_gui.model import attention, fused, lora, loss, norms
+from qlora_gui.model import base as bases
+from qlora_gui.runs import events
+from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.runs.store import RunStore
+from qlora_gui.training.trainer import RunTrainer, arguments
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+FAMILIES = ["bloom", "llama"]
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest) -> Path:
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+def load(base: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return bases.load_model(str(base), "nf4", True, CPU, dtype)
+
+
+def config_of(**knobs: object) -> RunConfig:
+    return make(TINY | {"dropout": 0} | knobs)
+
+
+def trainable(base: Path, config: RunConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """The model as a run prepares it, with B not zero, so that LoRA does something."""
+    set_seed(0)
+    model = load(base, dtype)
+    lora.prepare(model, config)
+    model = lora.attach(model, config)
+    assert loss.install(model.get_base_model()) == ""
+    stir(model)
+    return model.train()
+
+
+def stock(base: Path, config: RunConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """PEFT on the untouched base: eager attention, all logits, no line of ours."""
+    set_seed(0)
+    model = load(base, dtype)
+    model.set_attn_implementation("eager")
+    model.config.use_cache = False
+    wrapped = get_peft_model(
+        model,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            bias=config.bias,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    stir(wrapped)
+    return wrapped.train()
+
+
+def stir(model: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for name, part in model.named_parameters():
+        if "lora_B" in name:
+            part.data.normal_(0, 0.02, generator=generator)
+
+
+def rows_of(base: Path, count: int = 12) -> list[batches.Row]:
+    found = read.load("demo", limit=count).train
+    return batches.as_rows(tokens.encode_all(found, bases.load_tokenizer(base), 192)[0])
+
+
+def collate(rows: list[batches.Row], shared_length: int = 0) -> dict[str, torch.Tensor]:
+    return batches.Collate(1, shared_length)(rows)
+
+
+def without_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in batch.items() if key != "attention_mask"}
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: part.grad for name, part in model.named_parameters() if part.requires_grad}
+
+
+def off(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((one.float() - other.float()).abs().max() / other.float().abs().max())
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_the_step_equals_the_stock_step_in_fp32(base: Path, bias: str) -> None:
+    config = config_of(bias=bias)
+    ours, theirs = trainable(base, config), stock(base, config)
+    batch = collate(rows_of(base, 6))
+    one, other = ours(**without_mask(batch)).loss, theirs(**batch).loss
+    one.backward()
+    other.backward()
+    assert float(one) == pytest.approx(float(other), rel=1e-5)
+    expected = gradients(theirs)
+    for name, grad in gradients(ours).items():
+        assert off(grad, expected[name]) < 1e-4, name
+    flat = [torch.cat([part.flatten() for part in grads.values()]) for grads in (gradients(ours), expected)]
+    assert float((flat[0] - flat[1]).norm() / flat[1].norm()) <= 1e-5
+
+
+def test_the_step_is_as_exact_as_the_stock_step_in_bf16(base: Path) -> None:
+    """Both are held against fp32 on the same 4-bit values: ours may not be further off than autocast is."""
+    config = config_of()
+    batch = collate(rows_of(base, 6))
+    exact = stock(base, config)
+    ours, theirs = trainable(base, config, torch.bfloat16), stock(base, config, torch.bfloat16)
+    exact_loss, our_loss = exact(**batch).loss, ours(**without_mask(batch)).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        their_loss = theirs(**batch).loss
+    for result in (exact_loss, our_loss, their_loss):
+        result.backward()
+    allowed = max(abs(float(their_loss) - float(exact_loss)), 0.01 * float(exact_loss))
+    assert abs(float(our_loss) - float(exact_loss)) <= 1.5 * allowed
+    flat = [torch.cat([part.flatten().float() for part in gradients(m).values()]) for m in (exact, ours, theirs)]
+    assert (flat[1] - flat[0]).norm() <= 1.5 * (flat[2] - flat[0]).norm()
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 300_000])
+def test_the_chunked_loss_equals_cross_entropy(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp64 of all logits at once; several chunks, a last short one, ignored labels, and a loss that is scaled later."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(loss, "chunk_rows", lambda size, device: 7)
+    hidden = torch.randn(2, 20, 16)
+    weight, bias = torch.randn(vocabulary, 16), torch.randn(vocabulary)
+    labels = torch.randint(0, vocabulary, (2, 20))
+    labels[0, :9] = tokens.IGNORED
+    one, other = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
+    ours = loss.summed_loss(one, weight, bias, labels)
+    logits = functional.linear(other, weight.double(), bias.double())[:, :-1].flatten(0, 1)
+    theirs = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=tokens.IGNORED, reduction="sum")
+    (ours * 3).backward()
+    (theirs * 3).backward()
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert one.grad is not None and other.grad is not None and off(one.grad, other.grad) <= 1e-5
+
+
+def test_rows_without_a_label_have_no_loss_and_no_gradient() -> None:
+    hidden = torch.randn(1, 4, 8, requires_grad=True)
+    total = loss.summed_loss(hidden, torch.randn(50, 8), None, torch.full((1, 4), tokens.IGNORED))
+    total.backward()
+    assert float(total) == 0 and hidden.grad is not None and not hidden.grad.any()
+
+
+def test_a_head_that_is_more_than_linear_keeps_the_loss_of_all_logits(llama: Path) -> None:
+    model = load(llama)
+    batch = collate(rows_of(llama, 3))
+    model.requires_grad_(False)
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: _doubled(plain(*args, **kwargs))
+    expected = functional.cross_entropy(
+        model(**without_mask({k: v for k, v in batch.items() if k != "labels"})).logits[:, :-1].flatten(0, 1),
+        batch["labels"][:, 1:].flatten(),
+    )
+    assert "more than head(hidden)" in loss.install(model)
+    assert float(model(**without_mask(batch)).loss) == pytest.approx(float(expected), rel=1e-5)
+    trained = load(llama)
+    assert "trained" in loss.install(trained)
+
+
+def _doubled(output: Any) -> Any:
+    output.logits = output.logits * 2
+    return output
+
+
+def test_accumulation_does_not_change_the_step(base: Path, store: RunStore) -> None:
+    """The same eight rows, of very different lengths, as 1 x 8, 2 x 4 and 8 x 1: one loss, one gradient norm."""
+    rows = sorted(rows_of(base, 40), key=lambda row: len(row["input_ids"]))[::5][:8]
+    seen = []
+    for accumulation in (1, 2, 8):
+        config = config_of(
+            base_model=str(base), batch_size=8 // accumulation, gradient_accumulation=accumulation, max_steps=1
+        )
+        run = store.create(config)
+        trainer = RunTrainer(
+            run=run,
+            log=events.EventLog(run.events_file),
+            held_out=[],
+            model=trainable(base, config),
+            args=arguments(config, run, CPU, torch.float32),
+            train_dataset=rows,
+            data_collator=batches.Collate(1, 256 if accumulation == 2 else 0),
+            processing_class=bases.load_tokenizer(base),
+        )
+        trainer.train()
+        seen.append(next(event for event in run.events()[0] if event["kind"] == "step"))
+    for event in seen[1:]:
+        assert event["loss"] == pytest.approx(seen[0]["loss"], rel=1e-5)
+        assert event["grad_norm"] == pytest.approx(seen[0]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("trained_bias", [False, True])
+def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None:
+    """With dropout, PEFT gets the very elements that ours kept."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(bnb.nn.Linear4bit(64, 48, bias=True, compute_dtype=torch.float32)).to("cpu")
+    model = get_peft_model(plain, LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["0"]))
+    stir(model)
+    layer = model.base_model.model[0]
+    layer.base_layer.bias.requires_grad_(trained_bias)
+    lora.keep_trained_biases_exact(model)
+    x = torch.randn(3, 10, 64)
+    torch.manual_seed(5)
+    kept = fused._kept(x.flatten(0, 1), dropout).view(x.shape) if dropout else None
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    if kept is not None:
+        layer.lora_dropout["default"].forward = lambda given: given * kept / (1 - dropout)
+    theirs = model(other)
+    (theirs.square().sum()).backward()
+    expected = {name: part.grad.clone() for name, part in model.named_parameters() if part.requires_grad}
+    model.zero_grad()
+    fused.install(model)
+    torch.manual_seed(5)
+    ours = model(one)
+    (ours.square().sum()).backward()
+    assert off(ours, theirs) < 1e-5 and one.grad is not None and other.grad is not None
+    assert off(one.grad, other.grad) < 1e-5
+    for name, grad in gradients(model).items():
+        assert off(grad, expected[name]) < 1e-5, name
+
+
+def test_dropout_keeps_its_share_and_changes_every_time() -> None:
+    torch.manual_seed(0)
+    first, second = (fused._kept(torch.empty(1000, 101), 0.05) for _ in range(2))
+    assert float(first.float().mean()) == pytest.approx(0.95, abs=0.003)
+    assert not torch.equal(first, second) and first.shape == (1000, 101)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norms_equal_the_stock_ones_and_keep_the_dtype(kind: str) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    torch.manual_seed(0)
+    norm: Any = torch.nn.LayerNorm(32) if kind == "layer" else LlamaRMSNorm(32)
+    for part in norm.parameters():
+        part.data.normal_()
+    norm.weight.requires_grad_(False)
+    stocked = copy.deepcopy(norm)
+    norms.widen(torch.nn.ModuleDict({"norm": norm}))
+    x = torch.randn(4, 5, 32)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, theirs = norm(one), stocked(other)
+    (ours.square().sum()).backward()
+    (theirs.square().sum()).backward()
+    assert off(ours, theirs) < 1e-5 and one.grad is not None and other.grad is not None
+    assert off(one.grad, other.grad) < 1e-5
+    if kind == "layer":
+        assert off(norm.bias.grad, stocked.bias.grad) < 1e-5
+    assert norm(x.bfloat16()).dtype == torch.bfloat16 and norm.weight.dtype == torch.float32
+
+
+def test_a_norm_that_adds_one_to_its_weight_keeps_its_own_forward() -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    class OddRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden_states) * 2
+
+    norm = OddRMSNorm(16)
+    norms.widen(torch.nn.ModuleDict({"norm": norm}))
+    assert "forward" not in vars(norm)
+
+
+def bloom_pair(bloom: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """(stock BLOOM, the same with SDPA)."""
+    stocked, ours = load(bloom, dtype), load(bloom, dtype)
+    attention.install(ours, "sdpa")
+    return stocked, ours
+
+
+def test_bloom_sdpa_equals_eager(bloom: Path) -> None:
+    stocked, ours = bloom_pair(bloom)
+    ids = torch.randint(4, 900, (2, 300))
+    assert off(ours(ids).logits, stocked(ids).logits) <= 1e-5
+    mask = torch.ones_like(ids)
+    mask[0, 200:] = 0
+    padded, expected = ours(ids, attention_mask=mask).logits, stocked(ids, attention_mask=mask).logits
+    assert off(padded[mask.bool()], expected[mask.bool()]) <= 1e-5
+
+
+def test_bloom_generates_the_same_from_left_padded_rows(bloom: Path) -> None:
+    stocked, ours = bloom_pair(bloom)
+    ids = torch.randint(4, 900, (2, 12))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    settings = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1)
+    expected = stocked.generate(ids, attention_mask=mask, generation_config=settings)
+    assert torch.equal(ours.generate(ids, attention_mask=mask, generation_config=settings), expected)
+    alone = ours.generate(ids[1:, 5:], generation_config=settings)
+    assert torch.equal(alone[0, 7:], expected[1, 12:])
+
+
+def test_bloom_sdpa_is_nearer_to_the_truth_in_bf16(bloom: Path) -> None:
+    ids = torch.randint(4, 900, (1, 1024))
+    exact = load(bloom)(ids).logits
+    stocked, ours = bloom_pair(bloom, torch.bfloat16)
+    assert (ours(ids).logits - exact).norm() < (stocked(ids).logits - exact).norm()
+
+
+@pytest.mark.parametrize("choice", ["eager", "sdpa", "auto"])
+def test_packed_rows_have_the_losses_of_single_rows(base: Path, choice: str) -> None:
+    rows = rows_of(base, 24)
+    model = load(base)
+    lora.prepare(model, config_of(attention=choice))
+    assert attention.packs(model)
+    loss.install(model)
+
+    def summed(these: list[batches.Row]) -> tuple[float, int]:
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for row in these:
+                batch = without_mask(collate([row]))
+                labelled = int((batch["labels"][:, 1:] != tokens.IGNORED).sum())
+                total += float(model(**batch).loss) * labelled
+                count += labelled
+        return total, count
+
+    alone, packed = summed(rows), summed(batches.share(rows, 512))
+    assert alone[1] == packed[1] and packed[0] == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_a_batch_that_shares_rows_takes_the_step_of_a_padded_one(base: Path) -> None:
+    rows = rows_of(base, 10)
+    padded, shared = collate(rows), collate(rows, 512)
+    assert shared["input_ids"].numel() < padded["input_ids"].numel() and "position_ids" in shared
+    assert shared["attention_mask"].sum() == padded["attention_mask"].sum()
+    found = []
+    for batch in (padded, shared):
+        model = trainable(base, config_of())
+        result = model(**without_mask(batch)).loss
+        result.backward()
+        found.append((float(result), torch.cat([grad.flatten() for grad in gradients(model).values()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert (found[0][1] - found[1][1]).norm() <= 1e-5 * found[0][1].norm()
+
+
+def test_packed_rows_are_as_long_as_attention_allows() -> None:
+    rows = [{"input_ids": [0] * size, "labels": [0] * size} for size in (20, 50, 90)]
+    assert batches.packed_length(rows, 576, 1024) == 256
+    assert batches.packed_length(rows, 64, 1024) == 128
+    assert batches.packed_length(rows, 4096, 1024) == 1024
+    assert batches.packed_length([{"input_ids": [0] * 400, "labels": [0] * 400}], 576, 1024) == 400
+
+
+@pytest.mark.parametrize("which", ["every-2", "every-3", "all"])
+def test_checkpointing_changes_memory_and_nothing_else(base: Path, which: str) -> None:
+    """Of three layers, every second is one, every third is one, all are three; with dropout, drawn again the same."""
+    batch = without_mask(collate(rows_of(base, 4)))
+    results = []
+    for choice in ("none", which):
+        model = trainable(base, config_of(gradient_checkpointing=choice, dropout=0.2))
+        torch.manual_seed(3)
+        calls: Counter[str] = Counter()
+        for name, part in model.named_modules():
+            if name.endswith(".mlp"):
+                part.register_forward_pre_hook(partial(_count, calls))
+        result = model(**batch).loss
+        result.backward()
+        flat = torch.cat([grad.flatten() for grad in gradients(model).values()])
+        results.append((float(result), flat, calls["forward"]))
+    assert results[0][0] == results[1][0] and torch.allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+    again = {"every-2": 1, "every-3": 1, "all": 3}[which]
+    assert (results[0][2], results[1][2]) == (3, 3 + again)
+
+
+def _count(calls: Counter[str], *_: Any) -> None:
+    calls["forward"] += 1
