@@ -4,18 +4,22 @@ With the libraries' defaults an unreachable hub costs 23 s of retries, so every 
 load from the hub calls `go_offline_if_unreachable` before it imports transformers or datasets.
 """
 
+import contextlib
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from qlora_gui.errors import UserError
 
 PROBE_SECONDS = 4.0
+Answer = TypeVar("Answer")
 _ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -82,29 +86,62 @@ def in_cache(kind: Literal["models", "datasets"], name: str) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
+def cached_file(kind: Literal["models", "datasets"], name: str, file: str, revision: str = "") -> Path | None:
+    """A file of the hub's local cache, of the revision asked for (default: main), or None where it is not cached."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
+    ref = folder / "refs" / (revision or "main")
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    found = folder / "snapshots" / commit / file if commit else None
+    return found if found is not None and found.is_file() else None
+
+
+def fetch_json(name: str, file: str, revision: str = "") -> dict[str, Any] | None:
+    """A small JSON file of a hub model, or None when it cannot be had within `PROBE_SECONDS`."""
+    request = _request(f"{endpoint()}/{name}/resolve/{revision or 'main'}/{file}", "GET", _token())
+    body = _briefly(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).read(2**20))
+    try:
+        value = json.loads(body or b"")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
 
 
+def _request(url: str, method: str, token: str | None) -> urllib.request.Request:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return urllib.request.Request(url, method=method, headers=headers)
+
+
 def _status(url: str, token: str | None = None) -> int | None:
     """The HTTP status of a HEAD request, or None when nothing answers in time."""
-    found: list[int] = []
 
-    def ask() -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        request = urllib.request.Request(url, method="HEAD", headers=headers)
+    def ask() -> int:
         try:
-            with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as reply:
-                found.append(reply.status)
+            with urllib.request.urlopen(_request(url, "HEAD", token), timeout=PROBE_SECONDS) as reply:
+                return int(reply.status)
         except urllib.error.HTTPError as error:
-            found.append(error.code)
-        except (OSError, ValueError):
-            pass
+            return error.code
+
+    return _briefly(ask)
+
+
+def _briefly(ask: Callable[[], Answer]) -> Answer | None:
+    """What `ask` returns, or None when the network fails or takes longer than `PROBE_SECONDS`."""
+    found: list[Answer] = []
+
+    def run() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(ask())
 
     # A thread, because a name look-up has no timeout of its own.
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     return found[0] if found else None

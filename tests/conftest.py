@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from qlora_gui import hub
 from qlora_gui.runs import launch
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
@@ -25,6 +26,17 @@ TINY: dict[str, object] = {
     "eval_steps": 3,
     "save_steps": 3,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Quantized bases of tests are not kept among the user's; the demo model is shared, making it takes a while."""
+    folder, models = tmp_path_factory.mktemp("cache"), hub.cache_dir() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(models.resolve(), target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_GUI_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     device = devices.pick()
     dtype = torch.float32 if device.type == "cpu" else devices.compute_dtype(device)
     say("Loading the base model in 4 bits")
-    model = bases.load_model(located.path, quant_type, double_quant, device, dtype)
+    model = bases.load_model(located.path, quant_type, double_quant, device, dtype, say)
     unpacked = device.type == "cpu" and unpack_if_it_fits(model)
     proof = {
         "base": located.name,

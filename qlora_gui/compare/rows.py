@@ -19,9 +19,10 @@ BASE = -1  # the adapter number of a row that wears none
 
 @dataclass(frozen=True)
 class _Stack:
-    """All adapters at one module, in fp32: a [n, rank, in], b [n, out, rank] with the scaling in it, bias [n, out].
+    """All adapters at one module, in fp32: a [n, in, rank], b [n, rank, out] with the scaling in it, bias [n, 1, out].
 
-    An adapter that leaves the module alone has zeros; lower ranks are padded with zeros.
+    An adapter that leaves the module alone has zeros; lower ranks are padded with zeros. Laid out as a single token
+    reads it: `a` a view of [n, rank, in], `b` as it is.
     """
 
     a: torch.Tensor | None
@@ -30,8 +31,9 @@ class _Stack:
 
     def of(self, adapters: torch.Tensor) -> "_Stack":
         """The stack of some rows' adapters, one entry a row."""
-        picked = (None if part is None else part[adapters] for part in (self.a, self.b, self.bias))
-        return _Stack(*picked)
+        a = None if self.a is None else self.a.transpose(1, 2)[adapters].transpose(1, 2)
+        b, bias = (None if part is None else part[adapters] for part in (self.b, self.bias))
+        return _Stack(a, b, bias)
 
 
 class RowAdapters:
@@ -57,7 +59,7 @@ class RowAdapters:
                 module = self.modules[name]
                 device = next(module.parameters()).device
                 worn = stack.of(torch.tensor([rows[number] for number in positions], device=device))
-                hook = _hook(name, worn, torch.tensor(positions, device=device), len(rows))
+                hook = _hook(name, worn, _place(positions, device), len(rows))
                 handles.append(module.register_forward_hook(hook))
             yield
         finally:
@@ -65,22 +67,30 @@ class RowAdapters:
                 handle.remove()
 
 
-def _hook(name: str, worn: _Stack, positions: torch.Tensor, count: int) -> Any:
-    """Add to the rows at `positions`: x is [rows, tokens, in], the output [rows, tokens, out]."""
+def _place(positions: Sequence[int], device: torch.device) -> "slice | torch.Tensor":
+    """Rows side by side as a slice, which is a view and not a copy; others as an index."""
+    first, last = positions[0], positions[-1]
+    if list(positions) == list(range(first, last + 1)):
+        return slice(first, last + 1)
+    return torch.tensor(positions, device=device)
 
-    def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+
+def _hook(name: str, worn: _Stack, place: "slice | torch.Tensor", count: int) -> Any:
+    """Add to the rows at `place`, in fp32 and in the output itself: x is [rows, tokens, in], it [rows, tokens, out]."""
+
+    def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         x = inputs[0]
         if x.ndim != 3 or x.shape[0] != count:
             raise UserError(
                 f"This base mixes the rows of a batch in '{name}', so adapters cannot share one batch on it."
             )
-        rows = output[positions].float()
+        rows = output[place].float()
         if worn.a is not None and worn.b is not None:
-            inner = torch.bmm(x[positions].float(), worn.a.transpose(1, 2))
-            rows = torch.baddbmm(rows, inner, worn.b.transpose(1, 2))
+            rows.baddbmm_(torch.bmm(x[place].float(), worn.a), worn.b)
         if worn.bias is not None:
-            rows = rows + worn.bias[:, None, :]
-        return output.index_copy(0, positions, rows.to(output.dtype))
+            rows += worn.bias
+        if output.dtype != torch.float32 or not isinstance(place, slice):  # else `rows` is a view of the output
+            output[place] = rows.to(output.dtype)
 
     return add
 
@@ -93,19 +103,19 @@ def _stack(module: torch.nn.Module, name: str, adapters: Sequence[Adapter]) -> _
     if some:
         rank = max(lora.a.shape[0] for lora in found if lora)
         a = torch.zeros(len(adapters), rank, some.a.shape[1])
-        b = torch.zeros(len(adapters), some.b.shape[0], rank)
+        b = torch.zeros(len(adapters), rank, some.b.shape[0])
         for number, lora in enumerate(found):
             if lora:
                 a[number, : lora.a.shape[0]] = lora.a
-                b[number, :, : lora.b.shape[1]] = lora.b * lora.scaling
-        a, b = a.to(device), b.to(device)
+                b[number, : lora.b.shape[1]] = (lora.b * lora.scaling).T
+        a, b = a.to(device).transpose(1, 2), b.to(device)
     if any(name in adapter.biases for adapter in adapters):
         base = module.bias.detach().float()  # type: ignore[operator, union-attr]
         rows = [
             adapter.biases[name].to(device) - base if name in adapter.biases else torch.zeros_like(base)
             for adapter in adapters
         ]
-        bias = torch.stack(rows)
+        bias = torch.stack(rows)[:, None]
     return _Stack(a, b, bias)
 
 

@@ -106,38 +106,33 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(path: str, quant_type: str, double_quant: bool, device: Any, dtype: Any) -> Any:
+def load_model(
+    path: str, quant_type: str, double_quant: bool, device: Any, dtype: Any, say: Callable[[str], None] = print
+) -> Any:
     """The base in 4 bits on `device`, computing in `dtype`; embeddings, norms and head stay in `dtype`.
 
-    Raises UserError when the folder holds no causal LM that can be loaded, or memory does not suffice.
+    Quantized at the first load and kept (`model.quantized`). Raises UserError when the folder holds no causal LM that
+    can be loaded, or memory does not suffice.
     """
     import bitsandbytes as bnb
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as chatter
 
+    from qlora_gui.model import quantized
+
     chatter.disable_progress_bar()
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quant_type,
-        bnb_4bit_use_double_quant=double_quant,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    folder = Path(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, quantization_config=quantization, dtype=dtype, device_map={"": device}, trust_remote_code=False
-        )
+        model = quantized.load(folder, fingerprint(folder), quant_type, double_quant, device, dtype, say)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"The base model in '{path}' cannot be loaded: {str(error).splitlines()[0]}") from error
     except torch.OutOfMemoryError as error:
         raise UserError(
             "The base model does not fit into the GPU's memory: choose a smaller one, or free memory."
         ) from error
-    linears = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    if not linears:
-        raise UserError(f"The base model in '{path}' has no linear layers that bitsandbytes can quantize.")
-    for linear in linears:
-        # An eval-mode forward on a CPU with AVX512-BF16 repacks the weights in place, and later training steps
-        # silently get wrong gradients from them.
-        linear.support_avx512bf16_for_cpu = False
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # An eval-mode forward on a CPU with AVX512-BF16 repacks the weights in place, and later training steps
+            # silently get wrong gradients from them.
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
