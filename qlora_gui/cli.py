@@ -42,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_argument(
         "--headless-compare", action="store_true", help="answer a file of prompts with base and adapters"
     )
+    verbs.add_argument("--headless-fit", action="store_true", help="will the run fit into memory, and what to change")
+    verbs.add_argument("--headless-cache", action="store_true", help="place and size of the kept quantized bases")
     page = parser.add_argument_group("page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     page.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
@@ -57,9 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--answers", type=int, default=3, metavar="N", help="held-out prompts answered at the end (default: 3)"
     )
-    run.add_argument("--json", action="store_true", help="print the events as JSON lines")
+    run.add_argument("--json", action="store_true", help="print the events as JSON lines, or the plan as JSON")
     for name, field in configs.fields().items():
         _add_flag(run, name, field)
+    fit = parser.add_argument_group("headless fit (with the settings of a run)")
+    fit.add_argument("--memory", metavar="16GB", help="memory of the card to plan for (default: this machine's device)")
+    fit.add_argument("--way", choices=("ours", "stock"), help="as this program trains, or the usual way (default: ours)")
+    cache = parser.add_argument_group("headless cache")
+    cache.add_argument("--clear", action="store_true", help="delete them; the next load quantizes again")
     compare = parser.add_argument_group("headless compare")
     compare.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
     compare.add_argument("--prompts", metavar="FILE", type=Path, help="JSONL with prompt or messages, or plain lines")
@@ -73,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 stopped."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 3 does not fit, 130 stopped."""
     try:
         arguments = build_parser().parse_args(argv)
         store = RunStore(arguments.adapters_dir)
@@ -81,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(arguments, store)
         if arguments.headless_compare:
             return _compare(arguments)
+        if arguments.headless_fit:
+            return _fit(arguments)
+        if arguments.headless_cache or arguments.clear:
+            return _cache(arguments)
         return _page(arguments, store)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -92,13 +103,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui import headless
 
-    knobs = {name: getattr(arguments, name) for name in configs.fields() if hasattr(arguments, name)}
+    knobs = _knobs(arguments)
     if arguments.resume:
         if knobs or arguments.preset or arguments.config:
             raise UserError("--resume goes on with a run as it was configured: leave out the other settings.")
         return headless.train(store, None, arguments.resume, arguments.json, arguments.answers)
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
     return headless.train(store, config, None, arguments.json, arguments.answers)
+
+
+def _knobs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a run that were given as flags."""
+    return {name: getattr(arguments, name) for name in configs.fields() if hasattr(arguments, name)}
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from qlora_gui import fit
+    from qlora_gui.memory import budget
+
+    knobs = _knobs(arguments)
+    config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
+    device = budget.parse(arguments.memory) if arguments.memory else budget.here()
+    return fit.show(config, device, arguments.way or "ours", arguments.json)
 
 
 def preset_of(arguments: argparse.Namespace, knobs: dict[str, Any]) -> str | None:
@@ -128,8 +154,25 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_FINISHED
 
 
+def _cache(arguments: argparse.Namespace) -> int:
+    from qlora_gui import kept
+
+    if not arguments.headless_cache:
+        raise UserError("--clear deletes what --headless-cache shows: give both.")
+    found = kept.entries()
+    for entry in found:
+        print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
+    print(f"{sum(entry.bytes for entry in found) / 1e6:10,.1f} MB  in {kept.folder()}")
+    if arguments.clear:
+        freed = kept.clear()
+        in_use = len(kept.entries())
+        print(f"Freed {freed / 1e6:,.1f} MB" + (f"; {in_use} in use and left as it is" if in_use else ""))
+    return EXIT_FINISHED
+
+
 def _page(arguments: argparse.Namespace, store: RunStore) -> int:
     idle = [_flag(name) for name in configs.fields() if hasattr(arguments, name)]
+    idle += [_flag(name) for name in ("memory", "way") if getattr(arguments, name)]
     if idle or arguments.preset or arguments.config:
         raise UserError(f"{(idle or ['--preset and --config'])[0]} belongs to a headless verb: add --headless-train.")
     from qlora_gui.ui.app import launch_page

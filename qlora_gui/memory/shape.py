@@ -1,0 +1,245 @@
+"""The shape of a base: its linears, norms and sizes, read from its config.json alone, never from its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qlora_gui.errors import UserError
+
+Family = Literal["bloom", "llama", "generic"]
+# Model types whose layers are those of Llama up to the differences written out below.
+LLAMA_LIKE = frozenset("llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi3 granite olmo2 smollm3".split())
+_TIED = frozenset("bloom gemma gemma2 gemma3_text smollm3 gpt2 opt".split())  # where config.json does not say
+_HEAD_NORMS = frozenset("qwen3 gemma3_text olmo2".split())  # norms on queries and keys
+_MLP_BIAS = frozenset("llama granite smollm3".split())  # types that read mlp_bias
+_FOUR_NORMS = frozenset("gemma2 gemma3_text".split())
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear of every layer, by its path in the layer."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the last `size` numbers."""
+
+    name: str
+    size: int
+    bias: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return self.size * (2 if self.bias else 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A causal LM. `linears` and `norms` are those of one layer; `outer_norms` stand outside the layers."""
+
+    model_type: str
+    family: Family
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    gated: bool  # the MLP multiplies two projections, one of them through the activation
+    linears: tuple[Linear, ...]
+    norms: tuple[Norm, ...]
+    outer_norms: tuple[Norm, ...]
+    positions: int = 0  # rows of a learned position embedding
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embeddings: one matrix, also used as head where they are tied."""
+        return (self.vocab + self.positions) * self.hidden
+
+    @property
+    def head(self) -> int:
+        """Parameters of a head of its own; 0 where it is tied to the embedding."""
+        return 0 if self.tied else self.vocab * self.hidden
+
+    @property
+    def linear_weights(self) -> int:
+        return self.layers * sum(linear.weights for linear in self.linears)
+
+    @property
+    def linear_biases(self) -> int:
+        return self.layers * sum(linear.outputs for linear in self.linears if linear.bias)
+
+    @property
+    def norm_parameters(self) -> int:
+        return self.layers * sum(norm.parameters for norm in self.norms) + sum(
+            norm.parameters for norm in self.outer_norms
+        )
+
+    @property
+    def norm_biases(self) -> int:
+        inside = self.layers * sum(norm.size for norm in self.norms if norm.bias)
+        return inside + sum(norm.size for norm in self.outer_norms if norm.bias)
+
+    @property
+    def parameters(self) -> int:
+        """All of them, as `model.num_parameters()` counts."""
+        return self.embedding + self.head + self.linear_weights + self.linear_biases + self.norm_parameters
+
+
+def read(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json describes.
+
+    BLOOM and the Llama-like types are exact; other decoders are taken as plain ones with the same sizes. Raises
+    UserError where sizes are missing, and for mixtures of experts, whose experts are not quantized linears.
+    """
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping):  # a model of text and images: the language part is what is trained
+        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
+    kind = str(config.get("model_type") or "")
+    if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise UserError(f"Memory cannot be planned for a mixture of experts ('{kind}'): choose a dense base.")
+    if kind == "bloom":
+        return _bloom(config)
+    return _llama(config, kind) if kind in LLAMA_LIKE else _generic(config, kind)
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    raise UserError(f"The base's config.json has no usable {names[0]}: memory cannot be planned for it.")
+
+
+def _optional(config: Mapping[str, Any], default: int, *names: str) -> int:
+    return _size(config, *names) if any(config.get(name) for name in names) else default
+
+
+def _sizes(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    hidden = _size(config, "hidden_size", "n_embed", "n_embd", "d_model", "dim")
+    heads = _size(config, "num_attention_heads", "n_head", "num_heads")
+    head_dim = 128 if kind == "qwen3" else 256 if kind.startswith("gemma") else hidden // heads
+    tied = config.get("tie_word_embeddings")
+    return {
+        "model_type": kind,
+        "layers": _size(config, "num_hidden_layers", "n_layer", "num_layers"),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": _optional(config, heads, "num_key_value_heads", "num_kv_heads"),
+        "head_dim": _optional(config, head_dim, "head_dim"),
+        "vocab": _size(config, "vocab_size"),
+        "tied": kind in _TIED if tied is None else bool(tied),
+    }
+
+
+def _bloom(config: Mapping[str, Any]) -> Shape:
+    sizes = _sizes(config, "bloom")
+    hidden = sizes["hidden"]
+    return Shape(
+        **sizes,
+        family="bloom",
+        intermediate=4 * hidden,
+        gated=False,
+        linears=(
+            Linear("self_attention.query_key_value", hidden, 3 * hidden, True),
+            Linear("self_attention.dense", hidden, hidden, True),
+            Linear("mlp.dense_h_to_4h", hidden, 4 * hidden, True),
+            Linear("mlp.dense_4h_to_h", 4 * hidden, hidden, True),
+        ),
+        norms=(Norm("input_layernorm", hidden, True), Norm("post_attention_layernorm", hidden, True)),
+        outer_norms=(Norm("word_embeddings_layernorm", hidden, True), Norm("ln_f", hidden, True)),
+    )
+
+
+def _llama(config: Mapping[str, Any], kind: str) -> Shape:
+    sizes = _sizes(config, kind)
+    hidden, middle = sizes["hidden"], _size(config, "intermediate_size")
+    queries, keys = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
+    return Shape(
+        **sizes,
+        family="llama",
+        intermediate=middle,
+        gated=True,
+        linears=_llama_linears(kind, config, hidden, middle, queries, keys),
+        norms=_llama_norms(kind, hidden, sizes["head_dim"], queries, keys),
+        outer_norms=(Norm("norm", hidden),),
+    )
+
+
+def _llama_linears(
+    kind: str, config: Mapping[str, Any], hidden: int, middle: int, queries: int, keys: int
+) -> tuple[Linear, ...]:
+    if kind == "phi3":
+        return (
+            Linear("self_attn.qkv_proj", hidden, queries + 2 * keys),
+            Linear("self_attn.o_proj", queries, hidden),
+            Linear("mlp.gate_up_proj", hidden, 2 * middle),
+            Linear("mlp.down_proj", middle, hidden),
+        )
+    told = bool(config.get("attention_bias")) and kind != "mistral"
+    bias, mlp = told or kind == "qwen2", bool(config.get("mlp_bias")) and kind in _MLP_BIAS
+    return (
+        Linear("self_attn.q_proj", hidden, queries, bias),
+        Linear("self_attn.k_proj", hidden, keys, bias),
+        Linear("self_attn.v_proj", hidden, keys, bias),
+        Linear("self_attn.o_proj", queries, hidden, told and kind != "qwen2"),
+        Linear("mlp.gate_proj", hidden, middle, mlp),
+        Linear("mlp.up_proj", hidden, middle, mlp),
+        Linear("mlp.down_proj", middle, hidden, mlp),
+    )
+
+
+def _llama_norms(kind: str, hidden: int, head_dim: int, queries: int, keys: int) -> tuple[Norm, ...]:
+    names = ["input_layernorm", "post_attention_layernorm"]
+    if kind in _FOUR_NORMS:
+        names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    if kind == "olmo2":
+        names = ["post_attention_layernorm", "post_feedforward_layernorm"]
+    norms = [Norm(name, hidden) for name in names]
+    if kind in _HEAD_NORMS:
+        whole = kind == "olmo2"
+        norms += [
+            Norm("self_attn.q_norm", queries if whole else head_dim),
+            Norm("self_attn.k_norm", keys if whole else head_dim),
+        ]
+    return tuple(norms)
+
+
+def _generic(config: Mapping[str, Any], kind: str) -> Shape:
+    """Any other decoder: separate projections, two layer norms; gated where the activation is SiLU."""
+    sizes = _sizes(config, kind or "unknown")
+    hidden = sizes["hidden"]
+    middle = _optional(config, 4 * hidden, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    queries, keys = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
+    activation = str(config.get("hidden_act") or config.get("activation_function") or "")
+    gated = "silu" in activation or "swiglu" in activation
+    plain = not gated
+    mlp = ["gate", "up"] if gated else ["up"]
+    return Shape(
+        **sizes,
+        family="generic",
+        intermediate=middle,
+        gated=gated,
+        linears=(
+            Linear("attention.q", hidden, queries, plain),
+            Linear("attention.k", hidden, keys, plain),
+            Linear("attention.v", hidden, keys, plain),
+            Linear("attention.o", queries, hidden, plain),
+            *(Linear(f"mlp.{name}", hidden, middle, plain) for name in mlp),
+            Linear("mlp.down", middle, hidden, plain),
+        ),
+        norms=(Norm("first", hidden, plain), Norm("second", hidden, plain)),
+        outer_norms=(Norm("last", hidden, plain),),
+        positions=_optional(config, 0, "n_positions") if kind in {"gpt2", "gpt_neo"} else 0,
+    )

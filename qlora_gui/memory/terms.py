@@ -1,0 +1,175 @@
+"""The terms of a memory plan in bytes, for every moment of a step that can be its peak."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qlora_gui.memory import activations
+from qlora_gui.memory.step import Step
+
+# Logits a chunk of the loss: as in model/loss.py, which this side of the house does not import.
+CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**27
+_SMALL = 4096  # bitsandbytes keeps states of smaller parameters in fp32 (min_8bit_size)
+MIB = 2**20
+# Assumed: what CUDA and its libraries hold besides tensors (context, kernels), 0.4 to 0.6 GB on current cards.
+CUDA_CONTEXT = 512 * MIB
+# Measured: torch, transformers, peft and bitsandbytes imported, resident.
+CPU_LIBRARIES = 474 * MIB
+
+LABELS = {
+    "weights_4bit": "4-bit weights",
+    "weights": "Unquantized weights",
+    "lora": "LoRA, gradients, optimizer",
+    "biases": "Trained biases",
+    "boundaries": "Checkpoint boundaries",
+    "activations": "Activations kept",
+    "working": "One layer's working set",
+    "dequantized": "Dequantization buffer",
+    "loss": "Loss",
+    "framework": "Framework and context",
+}
+MOMENTS = {
+    "forward": "in the first layer's forward pass",
+    "attention": "in the last layer's attention",
+    "loss": "in the loss",
+    "last": "in the last layer's backward pass",
+    "first": "in the first layer's backward pass",
+    "optimizer": "in the optimizer step",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Numbers trained by LoRA and as biases, and the bytes of their optimizer states."""
+
+    lora: int
+    biases: int
+    lora_states: int
+    bias_states: int
+
+
+def trained(step: Step) -> Trained:
+    """Trained parameters and the states of AdamW: 8 bytes each in fp32, 2 and two fp32 a block of 256 in 8 bits."""
+    shape, rank = step.shape, step.config.rank
+    counts = [rank * size for linear in step.lora for size in (linear.inputs, linear.outputs)] * shape.layers
+    inside = [linear.outputs for linear in shape.linears if step.trains_bias(linear)]
+    inside += [norm.size for norm in shape.norms if step.trains_bias(norm)]
+    biases = inside * shape.layers + [norm.size for norm in shape.outer_norms if step.trains_bias(norm)]
+    eight_bit = step.config.optimizer.endswith("8bit")
+
+    def states(count: int) -> int:
+        return 2 * count + 8 * -(-count // 256) if eight_bit and count >= _SMALL else 8 * count
+
+    return Trained(sum(counts), sum(biases), sum(map(states, counts)), sum(map(states, biases)))
+
+
+def weights_4bit(step: Step) -> int:
+    """Half a byte a weight and one absmax a block of 64: fp32, or one byte and one fp32 a block of 256 of them.
+
+    That is 0.515869 or 0.5625 bytes a weight (QLoRA, 2305.14314, section 3).
+    """
+    total = 0
+    for linear in step.shape.linears:
+        blocks = -(-linear.weights // 64)
+        total += -(-linear.weights // 2) + (blocks + 4 * -(-blocks // 256) if step.config.double_quant else 4 * blocks)
+    return total * step.shape.layers
+
+
+def weights(step: Step) -> int:
+    """Embedding, head and frozen linear biases in the compute dtype (fp32 the stock way), norms in fp32."""
+    shape = step.shape
+    wide = 4 if step.stock else step.number
+    in_linears = sum(part.outputs for part in shape.linears if part.bias and not step.trains_bias(part)) * shape.layers
+    of_norms = shape.norm_biases if step.config.bias == "all" else 0  # counted with the trained biases
+    return (shape.embedding + shape.head + in_linears) * wide + 4 * (shape.norm_parameters - of_norms)
+
+
+def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:
+    """Every moment that can be the peak, with its terms in bytes.
+
+    Steps after the first are meant: the optimizer's states exist. Gradients exist where the micro-batch is not the
+    first of its step, else each appears in its layer's backward pass.
+    """
+    shape, sums, held = step.shape, trained(step), activations.kept(step)
+    constant = {"weights_4bit": weights_4bit(step), "weights": weights(step), "framework": _framework(step)}
+    whole, recomputed = shape.layers, step.recomputed
+    in_all = {
+        "boundaries": recomputed * held.boundary,
+        "activations": (whole - recomputed) * held.total + _shared(step),
+    }
+    in_first = {
+        "boundaries": held.boundary if step.first_is_recomputed else 0,
+        "activations": _shared(step) + (0 if step.first_is_recomputed else held.total),
+    }
+    accumulated = step.config.gradient_accumulation > 1
+
+    def at(gradients: float, **terms: int) -> dict[str, int]:
+        share = 1.0 if accumulated else gradients
+        lora = sums.lora * 4 + round(sums.lora * 4 * share) + sums.lora_states
+        biases = sums.biases * 4 + round(sums.biases * 4 * share) + sums.bias_states
+        return constant | {"lora": lora, "biases": biases} | terms
+
+    yield "forward", at(0.0, activations=_making_mask(step, held))
+    yield (
+        "attention",
+        at(0.0, **in_all, working=activations.eager_forward(step, held) - (whole > recomputed) * held.total),
+    )
+    yield "loss", at(0.0, **in_all, **_loss(step))
+    for moment in activations.backward(step, held):
+        again = held.again if step.last_is_recomputed else 0
+        yield "last", at(1 / whole, **in_all, working=again + moment.working, dequantized=moment.dequantized)
+        again = held.again if step.first_is_recomputed else 0
+        yield "first", at(1.0, **in_first, working=again + moment.working, dequantized=moment.dequantized)
+    yield "optimizer", at(1.0, working=_optimizer(step, sums))
+
+
+def _framework(step: Step) -> int:
+    return CUDA_CONTEXT if step.cuda else CPU_LIBRARIES
+
+
+def _shared(step: Step) -> int:
+    """What all layers share: the mask, and the input of the final norm."""
+    return step.tokens * step.shape.hidden * step.stream + _mask(step) * step.number
+
+
+def _mask(step: Step) -> int:
+    """Numbers of the additive mask: BLOOM's has a bias for every head, and packed rows have one each."""
+    if step.stock:
+        return 0  # made anew in every layer
+    square = step.length**2 * (step.rows if step.masked else 1)
+    if step.shape.family == "bloom":
+        return square * step.shape.heads if step.masked or not step.eager else 0
+    return square if step.masked else 0
+
+
+def _making_mask(step: Step, held: activations.Kept) -> int:
+    """BLOOM's bias is made in fp32, masked into a second copy, and cast; from distances, with a causal mask."""
+    if step.shape.family != "bloom" or not _mask(step):
+        return 0
+    square = _mask(step) // step.shape.heads * (8 + 1 + step.number)  # int64 distances, bools, transformers' own mask
+    return _mask(step) * (8 + step.number) + square + held.boundary + held.attention
+
+
+def _loss(step: Step) -> dict[str, int]:
+    """The chunked loss: final hidden states, the supervised ones, their gradient, and one chunk of logits.
+
+    All logits at once: about 12 bytes x tokens x vocabulary (log-probabilities, their gradient and that of the logits,
+    in fp32), capped logits where there are such, and stock the head that was upcast to fp32 again in 16 bits.
+    """
+    hidden = step.tokens * step.shape.hidden
+    logits = step.tokens * step.shape.vocab
+    if not step.own_logits:
+        return {"working": 3 * hidden * step.number, "loss": _chunk(step)}
+    head = step.shape.vocab * step.shape.hidden * step.number if step.stock else 0
+    capped = logits * step.number if step.capped else 0
+    return {"working": hidden * step.stream, "loss": 12 * logits + capped + head}
+
+
+def _chunk(step: Step) -> int:
+    """Logits of a chunk in fp32, and in the compute dtype where that is another."""
+    rows = max((CHUNK_LOGITS if step.cuda else CHUNK_LOGITS_CPU) // step.shape.vocab, 16)
+    return min(rows, step.tokens) * step.shape.vocab * (4 + (step.number if step.number < 4 else 0))
+
+
+def _optimizer(step: Step, sums: Trained) -> int:
+    """The unfused AdamW on a GPU makes the denominators of all parameters at once."""
+    return 4 * (sums.lora + sums.biases) if step.cuda and step.config.optimizer == "adamw_torch" else 0

@@ -1,0 +1,333 @@
+"""Will it fit: shapes against transformers, terms against arithmetic by hand, advice against what it says."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_gui import hub
+from qlora_gui.errors import UserError
+from qlora_gui.memory import advice, budget, calibration, known, shape, step, terms
+from qlora_gui.memory.plan import LEVELS, choose_checkpointing, plan, verdict_of
+from qlora_gui.runs.config import RunConfig, make, resolve
+
+GIB = 2**30
+HUGE = budget.card(10_000)
+KNOWN = [base for bases in known.series().values() for base in bases]
+TINY_BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}
+# fmt: off
+SIZES = {
+    "bigscience/bloom-560m": 559_214_592, "bigscience/bloom-1b1": 1_065_314_304, "bigscience/bloom-1b7": 1_722_408_960,
+    "bigscience/bloom-3b": 3_002_557_440, "bigscience/bloom-7b1": 7_069_016_064,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008, "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400, "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248, "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "Qwen/Qwen2.5-0.5B": 494_032_768, "Qwen/Qwen2.5-1.5B": 1_543_714_304, "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen3-0.6B": 596_049_920, "Qwen/Qwen3-1.7B": 1_720_574_976, "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096, "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "google/gemma-2-2b": 2_614_341_888, "google/gemma-2-9b": 9_241_705_984,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+}
+# fmt: on
+
+
+def test_every_known_base_has_its_well_known_size() -> None:
+    assert {base: known.of_known(base).parameters for base in KNOWN} == SIZES
+
+
+@pytest.mark.parametrize("kind", sorted(shape.LLAMA_LIKE | {"bloom"}))
+@pytest.mark.parametrize("extra", [{}, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}])
+def test_shapes_are_those_of_transformers(kind: str, extra: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 80, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **sizes, **({} if kind == "bloom" else extra))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = shape.read(json.loads(config.to_json_string(use_diff=False)))
+    assert found.parameters == model.num_parameters()
+    linears = {
+        (name.split(".", 3)[-1], part.in_features, part.out_features, part.bias is not None)
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear) and name != "lm_head"
+    }
+    path = "transformer.h." if kind == "bloom" else "model.layers."
+    assert {(name.removeprefix(path), *rest) for name, *rest in linears} == {
+        (part.name, part.inputs, part.outputs, part.bias) for part in found.linears
+    }
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name or ".ln_" in name)
+    assert found.norm_parameters == norms
+    assert shape.read(config.to_diff_dict() | {"model_type": kind}).parameters == found.parameters
+
+
+def test_other_decoders_are_near() -> None:
+    gpt2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+    found = shape.read(gpt2)
+    assert found.family == "generic" and found.parameters == pytest.approx(124_439_808, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "llama", "hidden_size": 64}, "no usable num_attention_heads"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+        ({}, "no usable hidden_size"),
+    ],
+)
+def test_a_config_that_does_not_suffice_is_a_sentence(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        shape.read(config)
+
+
+def a_step(config: RunConfig, of: shape.Shape, way: step.Way = "ours", checkpointing: str = "all") -> step.Step:
+    return step.of(config, of, HUGE, config.batch_size, config.max_length, way, checkpointing)
+
+
+def test_terms_of_a_tiny_bloom_by_hand() -> None:
+    """Hidden 64, so a layer has 12 * 64^2 = 49,152 quantized weights."""
+    found = shape.read(TINY_BLOOM)
+    tiny = a_step(make({"rank": 8, "batch_size": 2, "max_length": 32, "dropout": 0}), found)
+    assert found.linear_weights == 2 * 49_152
+    # half a byte each; 768 absmaxes of a byte; of those, fp32 a block of 256: 192 64 256 256 absmaxes -> 4 blocks
+    assert terms.weights_4bit(tiny) == 2 * (24_576 + 768 + 4 * (1 + 1 + 1 + 1))
+    single = a_step(make({"rank": 8, "double_quant": False}), found)
+    assert terms.weights_4bit(single) == 2 * (24_576 + 4 * 768)
+    biases, norms = 2 * (3 * 64 + 64 + 4 * 64 + 64), 2 * 2 * 2 * 64 + 2 * 2 * 64
+    assert terms.weights(tiny) == 2 * (128 * 64 + biases) + 4 * norms
+    assert terms.weights(a_step(tiny.config, found, "stock")) == 4 * (128 * 64 + biases + norms)
+    lora = 2 * 8 * (4 * 64 + 2 * 64 + 5 * 64 + 5 * 64)  # rank x (in + out) of four linears, 16 * hidden in all
+    assert terms.trained(tiny) == terms.Trained(lora, 0, 8 * lora, 0)
+    everything = terms.trained(a_step(make({"rank": 8, "bias": "all"}), found))
+    assert everything.biases == biases + norms // 2
+    only = terms.trained(a_step(make({"rank": 8, "bias": "lora_only", "target_modules": "dense"}), found))
+    assert only.biases == 2 * 64 and only.lora == 2 * 8 * 128
+
+
+def test_8_bit_optimizer_states() -> None:
+    big = a_step(make({"rank": 64, "optimizer": "adamw_8bit"}), known.of_known("bigscience/bloom-560m"))
+    found = terms.trained(big)
+    assert found.lora_states == found.lora * 2 + found.lora // 256 * 8
+
+
+def test_boundaries_are_one_input_a_recomputed_layer() -> None:
+    of = known.of_known("bigscience/bloom-7b1")
+    config = make({"batch_size": 4, "max_length": 1024, "rank": 16})
+    for level, layers in {"all": 30, "every-2": 15, "every-3": 10, "every-4": 7, "none": 0}.items():
+        found = plan(config, of, HUGE, checkpointing=level)
+        assert {term.key: term.bytes for term in found.terms}["boundaries"] == layers * 4096 * 4096 * 2
+
+
+def test_terms_sum_up_and_grow_with_what_they_depend_on() -> None:
+    of = known.of_known("meta-llama/Llama-3.2-1B")
+    small = plan(make({"gradient_checkpointing": "all"}), of, HUGE)
+    assert small.total == sum(term.bytes for term in small.terms)
+    assert small.uncorrected == small.total - terms.CUDA_CONTEXT
+    totals = [plan(make({}), of, HUGE, checkpointing=level).total for level in LEVELS]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(LEVELS)
+    assert plan(make({}), of, HUGE, rows=8, checkpointing="all").total > small.total
+    assert plan(make({}), of, HUGE, length=1024, checkpointing="all").total > small.total
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 512), (2, 1024)])
+def test_the_stock_way_is_as_the_simulated_step_was(rows: int, length: int) -> None:
+    """MiB that the real step took on fake tensors: BLOOM-560M, rank 16, checkpointing, fp32 AdamW."""
+    simulated = {512: 3215, 2048: 7788}[rows * length]
+    config = make({"rank": 16, "dropout": 0, "gradient_accumulation": 1, "gradient_checkpointing": "all"})
+    found = plan(config, known.of_known("bigscience/bloom-560m"), HUGE, rows=rows, length=length, way="stock")
+    assert found.uncorrected / 2**20 == pytest.approx(simulated, rel=0.01)
+
+
+def test_experiment_2_fits_16_gb_only_our_way() -> None:
+    config = resolve({"batch_size": 4, "max_length": 1024}, preset="experiment-2")
+    of = known.find(config)
+    assert plan(config, of, budget.card(16), way="stock").verdict == "does not fit"
+    ours = plan(config, of, budget.card(16))
+    assert ours.verdict == "fits" and "BLOOM" not in ours.moment
+    assert advice.changes(config, of, budget.card(16)) is not None
+
+
+def test_verdict_borders() -> None:
+    assert [verdict_of(total, 1000) for total in (900, 901, 1000, 1001)] == ["fits", "tight", "tight", "does not fit"]
+    assert verdict_of(0, 0) == "fits"
+
+
+def test_auto_takes_the_cheapest_checkpointing_that_fits() -> None:
+    of = known.of_known("bigscience/bloom-7b1")
+    config = make({"batch_size": 4, "max_length": 1024})
+    need = {level: plan(config, of, HUGE, checkpointing=level).total for level in LEVELS}
+    for level in LEVELS:
+        assert choose_checkpointing(config, of, budget.card(need[level] / 0.9 / GIB + 0.001)) == level
+    assert choose_checkpointing(config, of, budget.card(1)) == "all"
+    cpu = budget.Budget("CPU", GIB, GIB, "cpu")
+    assert choose_checkpointing(config, of, cpu) == "none"
+    assert choose_checkpointing(make({"gradient_checkpointing": "every-3"}), of, budget.card(1)) == "every-3"
+
+
+def test_a_linear_that_is_not_there_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="this base has the linears"):
+        plan(make({"target_modules": "nope"}), known.of_known("bigscience/bloom-560m"), HUGE)
+
+
+RUNS = st.fixed_dictionaries(
+    {
+        "base_model": st.sampled_from(KNOWN),
+        "batch_size": st.integers(1, 24),
+        "gradient_accumulation": st.integers(1, 8),
+        "max_length": st.integers(16, 4096),
+        "gradient_checkpointing": st.sampled_from(["auto", *LEVELS]),
+        "attention": st.sampled_from(["auto", "sdpa", "eager"]),
+        "rank": st.integers(1, 256),
+        "bias": st.sampled_from(["none", "lora_only", "all"]),
+        "dropout": st.sampled_from([0.0, 0.05]),
+        "double_quant": st.booleans(),
+        "optimizer": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"]),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(RUNS, st.sampled_from([*budget.CARDS, 1, 4]), st.sampled_from([1.0, 0.9, 1.2]))
+def test_every_change_lowers_the_plan_by_what_it_says(values: dict[str, Any], size: int, correction: float) -> None:
+    config = make(values)
+    card = budget.Budget("card", size * GIB, size * GIB, correction=correction)
+    of = known.find(config)
+    before = plan(config, of, card)
+    assert before.total == sum(term.bytes for term in before.terms)
+    found = advice.changes(config, of, card)
+    for change in found:
+        changed = change.apply(config)
+        after = plan(changed, known.find(changed), card)
+        assert before.total - after.total == change.saves > 0
+        assert after.fits == change.fits
+        if "batch_size" in change.knobs:
+            rows = changed.batch_size * changed.gradient_accumulation
+            assert rows == config.batch_size * config.gradient_accumulation
+    rest = found[1:]
+    assert [change.saves for change in rest] == sorted((change.saves for change in rest), reverse=True)
+
+
+def test_a_combination_is_offered_where_no_single_change_suffices() -> None:
+    config = make({"base_model": "bigscience/bloom-7b1", "batch_size": 8, "max_length": 1024, "bias": "all"})
+    config = make(config.model_dump() | {"gradient_checkpointing": "none"})
+    first = advice.changes(config, known.find(config), budget.card(8))[0]
+    assert first.fits and len(first.knobs) > 2 and first.learns_the_same
+    assert first.knobs["gradient_checkpointing"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16GB", 16 * GIB), ("16", 16 * GIB), ("15.5GiB", 31 * GIB // 2), ("16000MB", 16000 * 2**20)]
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert budget.parse(text).total == budget.parse(text).free == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-3", "0", "16 apples", "1e3"])
+def test_what_is_no_amount_is_a_sentence(text: str) -> None:
+    with pytest.raises(UserError, match="is no amount of memory"):
+        budget.parse(text)
+
+
+def test_targets_are_this_machine_and_the_usual_cards() -> None:
+    found = budget.targets()
+    assert list(found) == ["this one", "8 GB", "12 GB", "16 GB", "24 GB", "40 GB", "80 GB"]
+    assert found["this one"].total > 0 and found["12 GB"].free == 12 * GIB
+
+
+def test_runs_correct_the_next_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path))
+    assert calibration.correction("RTX") == 1.0
+    for measured in (110, 104, 106):
+        calibration.record("RTX", 100, measured)
+    calibration.record("other", 100, 900)
+    with calibration.path().open("a") as file:
+        file.write('{"gpu": "RTX", "predicted": 100, "mea')  # a line that was never finished
+    found = calibration.of("RTX")
+    assert (found.runs, found.factor) == (3, 1.06) and found.error == pytest.approx(0.06)
+    assert calibration.correction("other") == 1.5
+    of, config = known.of_known("bigscience/bloom-560m"), make({"gradient_checkpointing": "all"})
+    plain = plan(config, of, budget.card(16))
+    card = budget.Budget("RTX", 16 * GIB, 16 * GIB, gpu="RTX", correction=found.factor)
+    corrected = plan(config, of, card)
+    assert corrected.uncorrected == plain.uncorrected
+    assert corrected.total - plain.total == round(0.06 * plain.uncorrected) == corrected.terms[-1].bytes
+
+
+def test_a_cache_that_cannot_be_written_to_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path / "file" / "cache"))
+    calibration.record("RTX", 1, 1)
+    assert calibration.of("RTX").runs == 0
+
+
+class _Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(404 if "nobody" in self.path else 200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        if self.path == "/owner/there/resolve/v1/config.json":
+            self.wfile.write(json.dumps(TINY_BLOOM).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub on this machine that knows `owner/there` at v1."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    hub.answers.cache_clear()
+    known._asked.cache_clear()
+    yield
+    server.shutdown()
+    hub.answers.cache_clear()
+
+
+def test_a_shape_comes_from_the_hub(server: None) -> None:
+    assert known.find(make({"base_model": "owner/there", "revision": "v1"})).hidden == 64
+    with pytest.raises(UserError, match=r"gives no config\.json"):
+        known.find(make({"base_model": "owner/there"}))
+    with pytest.raises(UserError, match="knows no base model"):
+        known.find(make({"base_model": "nobody/this"}))
+
+
+def test_a_shape_comes_from_a_folder_the_cache_or_the_table(
+    bloom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert known.find(make({"base_model": str(bloom)})).hidden == 64
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        known.find(make({"base_model": str(tmp_path)}))
+    with pytest.raises(UserError, match="does not exist"):
+        known.find(make({"base_model": "./nowhere"}))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    entry = tmp_path / "models--owner--cached"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text("abc")
+    (entry / "snapshots" / "abc").mkdir(parents=True)
+    (entry / "snapshots" / "abc" / "config.json").write_text(json.dumps(TINY_BLOOM))
+    assert known.find(make({"base_model": "owner/cached"})).layers == 2
+    assert known.find(make({"base_model": "owner/cached", "revision": "abc"})).layers == 2
+    assert known.find(make({"base_model": "mirror/Llama-3.1-8B-Instruct"})).parameters == 8_030_261_248
+    assert known.find(make({"base_model": "demo"})).parameters == 134_515_008
+
+
+def test_smaller_bases_keep_their_kind() -> None:
+    assert known.smaller("Qwen/Qwen2.5-3B-Instruct") == ["Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"]
+    assert known.smaller("bigscience/bloom-560m") == known.smaller("demo") == []
