@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import psutil
 
@@ -23,6 +23,29 @@ class Device:
         return f"{self.name} · {self.free / 2**30:.1f} of {self.total / 2**30:.1f} GB free"
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds GPU memory, in bytes."""
+
+    pid: int
+    name: str
+    bytes: int
+
+    def as_dict(self) -> dict[str, int | str]:
+        """Plain values for an event."""
+        return asdict(self)
+
+
+def holders() -> list[Holder]:
+    """The processes that hold GPU memory, the largest first, as far as nvidia-smi can see them."""
+    found = []
+    for line in _ask("--query-compute-apps=pid,process_name,used_memory"):
+        pid, name, used = (part.strip() for part in (*line.split(",", 1)[:1], *line.split(",", 1)[1].rsplit(",", 1)))
+        if pid.isdigit() and used.isdigit():
+            found.append(Holder(int(pid), name, int(used) * 2**20))
+    return sorted(found, key=lambda holder: -holder.bytes)
+
+
 _last: tuple[float, list[Device]] | None = None
 
 
@@ -36,19 +59,23 @@ def devices() -> list[Device]:
 
 
 def _gpus() -> list[Device]:
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
     found = []
-    for line in lines:
+    for line in _ask("--query-gpu=name,memory.total,memory.free"):
         name, total, free = (part.strip() for part in line.rsplit(",", 2))
         if total.isdigit() and free.isdigit():
             found.append(Device(name, "cuda", int(total) * 2**20, int(free) * 2**20))
     return found
+
+
+def _ask(query: str) -> list[str]:
+    """Lines of nvidia-smi's answer; none where it is not there or says nothing in time."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
 
 
 def _cpu() -> Device:

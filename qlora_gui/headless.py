@@ -17,7 +17,7 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import FINAL, Event
 from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.runs.wording import clock, describe
+from qlora_gui.runs.wording import autopsy_lines, clock, describe
 
 _POLL_SECONDS = 0.3
 EXIT_CODES = {"finished": 0, "failed": 1, "died": 1, "stopped": 130}
@@ -74,6 +74,9 @@ def _follow(run: Run, offset: int, show: Any) -> Event:
 
 def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int) -> int:
     kind = end["kind"]
+    if end.get("autopsy"):
+        print("\n".join([f"The run failed. {end['message']}", *autopsy_lines(end["autopsy"])]), file=sys.stderr)
+        return EXIT_CODES[kind]
     if kind == "failed" and not end.get("bug") and not any(event["kind"] == "step" for event in run.events()[0]):
         wait_until_gone(run)
         store.delete(run)

@@ -5,6 +5,9 @@ import re
 import subprocess
 from pathlib import Path
 
+from qlora_gui.memory import known
+from qlora_gui.memory.budget import card
+from qlora_gui.memory.plan import plan
 from qlora_gui.runs import config as configs
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +28,20 @@ def settings_table() -> str:
         told = f"{field.description} ({', '.join(choices)})" if choices else str(field.description)
         default = f"`{field.default}`" if field.default != "" else ""
         lines.append(f"| `{name}` | {default} | {told} |")
+    return "\n".join(lines)
+
+
+def fit_table() -> str:
+    """The report's experiments on 16 GB: predicted peaks of the stock way and of ours, with verdicts."""
+    lines = ["| | base | tokens | stock | ours | checkpointing |", "|---|---|---|---|---|---|"]
+    for number in (1, 2, 3):
+        for length in (512, 1024):
+            config = configs.resolve({"batch_size": 4, "max_length": length}, preset=f"experiment-{number}")
+            shape = known.find(config)
+            stock, ours = (plan(config, shape, card(16), way=way) for way in ("stock", "ours"))
+            told = [f"{found.total / 2**30:.1f} GB, {found.verdict}" for found in (stock, ours)]
+            base = config.base_model.rpartition("/")[2]
+            lines.append(f"| {number} | {base} | 4 x {length} | {told[0]} | {told[1]} | {ours.checkpointing} |")
     return "\n".join(lines)
 
 
@@ -61,7 +78,7 @@ def _first_sentence(path: Path) -> str:
 
 def filled(text: str) -> str:
     """The README with its generated parts made anew."""
-    for part, body in (("settings", settings_table()), ("files", file_tree())):
+    for part, body in (("settings", settings_table()), ("fit", fit_table()), ("files", file_tree())):
         pattern = rf"(<!-- {part}:.*?-->\n).*?(<!-- /{part} -->)"
         text = re.sub(pattern, lambda found, body=body: found.group(1) + body + "\n" + found.group(2), text, flags=re.S)
     return text

@@ -79,17 +79,22 @@ def stir(model: Any) -> None:
             part.data.normal_(0, 0.02, generator=generator)
 
 
-def rows_of(base: Path, count: int = 12) -> list[batches.Row]:
+def rows_of(base: Path, count: int = 12, system: str = "") -> list[batches.Row]:
     found = read.load("demo", limit=count).train
-    return batches.as_rows(tokens.encode_all(found, bases.load_tokenizer(base), 192)[0])
+    return batches.as_rows(tokens.encode_all(found, bases.load_tokenizer(base), 192, system)[0])
 
 
 def collate(rows: list[batches.Row], shared_length: int = 0) -> dict[str, torch.Tensor]:
     return batches.Collate(1, shared_length)(rows)
 
 
-def without_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in batch.items() if key != "attention_mask"}
+def for_ours(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in batch.items() if key != "tokens"}
+
+
+def for_stock(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As collators usually give it, with a mask over the padding (id 1, which no example holds)."""
+    return for_ours(batch) | {"attention_mask": (batch["input_ids"] != 1).long()}
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -106,7 +111,7 @@ def test_the_step_equals_the_stock_step_in_fp32(base: Path, bias: str) -> None:
     config = config_of(bias=bias)
     ours, theirs = trainable(base, config), stock(base, config)
     batch = collate(rows_of(base, 6))
-    one, other = ours(**without_mask(batch)).loss, theirs(**batch).loss
+    one, other = ours(**for_ours(batch)).loss, theirs(**for_stock(batch)).loss
     one.backward()
     other.backward()
     assert float(one) == pytest.approx(float(other), rel=1e-5)
@@ -123,9 +128,9 @@ def test_the_step_is_as_exact_as_the_stock_step_in_bf16(base: Path) -> None:
     batch = collate(rows_of(base, 6))
     exact = stock(base, config)
     ours, theirs = trainable(base, config, torch.bfloat16), stock(base, config, torch.bfloat16)
-    exact_loss, our_loss = exact(**batch).loss, ours(**without_mask(batch)).loss
+    exact_loss, our_loss = exact(**for_stock(batch)).loss, ours(**for_ours(batch)).loss
     with torch.autocast("cpu", torch.bfloat16):
-        their_loss = theirs(**batch).loss
+        their_loss = theirs(**for_stock(batch)).loss
     for result in (exact_loss, our_loss, their_loss):
         result.backward()
     allowed = max(abs(float(their_loss) - float(exact_loss)), 0.01 * float(exact_loss))
@@ -167,11 +172,11 @@ def test_a_head_that_is_more_than_linear_keeps_the_loss_of_all_logits(llama: Pat
     plain = model.forward
     model.forward = lambda *args, **kwargs: _doubled(plain(*args, **kwargs))
     expected = functional.cross_entropy(
-        model(**without_mask({k: v for k, v in batch.items() if k != "labels"})).logits[:, :-1].flatten(0, 1),
+        model(**for_ours({k: v for k, v in batch.items() if k != "labels"})).logits[:, :-1].flatten(0, 1),
         batch["labels"][:, 1:].flatten(),
     )
     assert "more than head(hidden)" in loss.install(model)
-    assert float(model(**without_mask(batch)).loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(model(**for_ours(batch)).loss) == pytest.approx(float(expected), rel=1e-5)
     trained = load(llama)
     assert "trained" in loss.install(trained)
 
@@ -195,7 +200,7 @@ def test_accumulation_does_not_change_the_step(base: Path, store: RunStore) -> N
             log=events.EventLog(run.events_file),
             held_out=[],
             model=trainable(base, config),
-            args=arguments(config, run, CPU, torch.float32),
+            args=arguments(config, str(run.checkpoints), CPU, config.batch_size),
             train_dataset=rows,
             data_collator=batches.Collate(1, 256 if accumulation == 2 else 0),
             processing_class=bases.load_tokenizer(base),
@@ -317,8 +322,9 @@ def test_bloom_sdpa_is_nearer_to_the_truth_in_bf16(bloom: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["eager", "sdpa", "auto"])
-def test_packed_rows_have_the_losses_of_single_rows(base: Path, choice: str) -> None:
-    rows = rows_of(base, 24)
+@pytest.mark.parametrize("system", ["", "Answer as a friendly clerk who knows every form."])
+def test_packed_rows_have_the_losses_of_single_rows(base: Path, choice: str, system: str) -> None:
+    rows = rows_of(base, 24, system)
     model = load(base)
     lora.prepare(model, config_of(attention=choice))
     assert attention.packs(model)
@@ -328,29 +334,47 @@ def test_packed_rows_have_the_losses_of_single_rows(base: Path, choice: str) -> 
         total, count = 0.0, 0
         with torch.no_grad():
             for row in these:
-                batch = without_mask(collate([row]))
+                batch = for_ours(collate([row]))
                 labelled = int((batch["labels"][:, 1:] != tokens.IGNORED).sum())
                 total += float(model(**batch).loss) * labelled
                 count += labelled
         return total, count
 
-    alone, packed = summed(rows), summed(batches.share(rows, 512))
+    alone, packed_rows = summed(rows), batches.share(rows, 512)
+    packed = summed(packed_rows)
     assert alone[1] == packed[1] and packed[0] == pytest.approx(alone[0], rel=1e-5)
+    assert any(0 in row["blocks"] for row in packed_rows) == bool(batches.common_prefix(rows))
 
 
-def test_a_batch_that_shares_rows_takes_the_step_of_a_padded_one(base: Path) -> None:
-    rows = rows_of(base, 10)
+@pytest.mark.parametrize("system", ["", "Answer as a friendly clerk who knows every form."])
+def test_a_batch_that_shares_rows_takes_the_step_of_a_padded_one(base: Path, system: str) -> None:
+    """Also where a system prompt stands only once a row: its gradient is the sum over the examples that see it."""
+    rows = rows_of(base, 10, system)
     padded, shared = collate(rows), collate(rows, 512)
-    assert shared["input_ids"].numel() < padded["input_ids"].numel() and "position_ids" in shared
-    assert shared["attention_mask"].sum() == padded["attention_mask"].sum()
+    assert shared["input_ids"].numel() < padded["input_ids"].numel() and "blocks" in shared
+    assert shared["tokens"] == padded["tokens"] == sum(len(row["input_ids"]) for row in rows)
+    assert bool((shared["blocks"] == 0).any()) == bool(batches.common_prefix(rows))
+    assert not system or len(batches.common_prefix(rows)) > 8
     found = []
     for batch in (padded, shared):
-        model = trainable(base, config_of())
-        result = model(**without_mask(batch)).loss
+        model = trainable(base, config_of(attention="sdpa"))
+        result = model(**for_ours(batch)).loss
         result.backward()
         found.append((float(result), torch.cat([grad.flatten() for grad in gradients(model).values()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert (found[0][1] - found[1][1]).norm() <= 1e-5 * found[0][1].norm()
+
+
+def test_only_what_nothing_is_learned_from_is_shared() -> None:
+    def row(ids: list[int], learned_from: int) -> batches.Row:
+        return {"input_ids": ids, "labels": [batches.IGNORED] * learned_from + ids[learned_from:]}
+
+    long = list(range(10, 20))
+    assert batches.common_prefix([row([*long, 1, 2, 3], 12), row([*long, 4, 5, 6], 11)]) == long
+    assert batches.common_prefix([row([*long, 1, 2, 3], 10), row([*long, 4, 5, 6], 11)]) == long[:9]
+    assert batches.common_prefix([row([*long, 1, 2, 3], 12), row([*long[:3], 1, 5, 6], 5)]) == []
+    assert batches.common_prefix([row(long, 6), row(long, 6)]) == long[:5]
+    assert batches.common_prefix([row(long, 6)]) == []
 
 
 def test_packed_rows_are_as_long_as_attention_allows() -> None:
@@ -364,7 +388,7 @@ def test_packed_rows_are_as_long_as_attention_allows() -> None:
 @pytest.mark.parametrize("which", ["every-2", "every-3", "all"])
 def test_checkpointing_changes_memory_and_nothing_else(base: Path, which: str) -> None:
     """Of three layers, every second is one, every third is one, all are three; with dropout, drawn again the same."""
-    batch = without_mask(collate(rows_of(base, 4)))
+    batch = for_ours(collate(rows_of(base, 4)))
     results = []
     for choice in ("none", which):
         model = trainable(base, config_of(gradient_checkpointing=choice, dropout=0.2))

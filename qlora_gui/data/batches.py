@@ -1,41 +1,54 @@
-"""Encoded rows -> tensors for the trainer, with as little padding as the base allows."""
+"""Encoded rows -> tensors for the trainer, with as little padding and repetition as the base allows."""
 
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import TypedDict
 
 import torch
 
 from qlora_gui.data.tokens import IGNORED, Encoded
 
-Row = dict[str, list[int]]  # input_ids, labels, and for packed rows position_ids
+_SHORTEST_PREFIX = 4  # tokens: below, a shared beginning saves less than its mask costs
+
+
+class Row(TypedDict, total=False):
+    """What the trainer reads: an example, or several in one row, which then have their positions and blocks."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    blocks: list[int]  # 0: a beginning that all examples of the row share; n: the n-th of them
+    tokens: int  # of its examples, each counted whole
 
 
 class Collate:
-    """Rows -> input_ids, labels, attention_mask, each [rows, tokens], right-padded to the longest.
+    """Rows -> input_ids, labels, each [rows, tokens], right-padded to the longest, and `tokens`, a count.
 
     Where the base keeps packed examples apart, `shared_length` is above 0: then the examples of a batch share rows
-    of at most that many tokens, and there are position_ids that restart at every example. It is the same step
-    without most of its padding. Rows that are packed already stay as they are.
+    of at most that many tokens, with position_ids and blocks, [rows, tokens], and a beginning that is the same in
+    all of them (a system prompt) stands once a row. It is the same step, with less to compute.
     """
 
     def __init__(self, pad_id: int, shared_length: int = 0):
         self.pad_id, self.shared_length = pad_id, shared_length
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        if self.shared_length and not any("position_ids" in row for row in rows):
+        if self.shared_length and not any("blocks" in row for row in rows):
             rows = level(rows, self.shared_length)
         longest = max(len(row["input_ids"]) for row in rows)
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-        positions = []
-        for row in rows:
-            size = len(row["input_ids"])
-            room = longest - size
-            batch["input_ids"].append(row["input_ids"] + [self.pad_id] * room)
-            batch["labels"].append(row["labels"] + [IGNORED] * room)
-            batch["attention_mask"].append([1] * size + [0] * room)
-            positions.append(row.get("position_ids", list(range(size))) + list(range(room)))
-        if any("position_ids" in row for row in rows):
-            batch["position_ids"] = positions
-        return {key: torch.tensor(value) for key, value in batch.items()}
+
+        def padded(values: list[int], filler: int) -> list[int]:
+            return values + [filler] * (longest - len(values))
+
+        batch = {
+            "input_ids": [padded(row["input_ids"], self.pad_id) for row in rows],
+            "labels": [padded(row["labels"], IGNORED) for row in rows],
+        }
+        if any("blocks" in row for row in rows):
+            batch["position_ids"] = [padded(_positions(row), 0) for row in rows]
+            batch["blocks"] = [padded(row.get("blocks", [1] * len(row["input_ids"])), -1) for row in rows]
+        tensors = {key: torch.tensor(value) for key, value in batch.items()}
+        return tensors | {"tokens": torch.tensor(sum(row.get("tokens", len(row["input_ids"])) for row in rows))}
 
 
 def as_rows(examples: Sequence[Encoded]) -> list[Row]:
@@ -48,25 +61,27 @@ def share(rows: Sequence[Row], length: int) -> list[Row]:
 
     The first label of every example is ignored: nothing of its own precedes it.
     """
+    prefix = common_prefix(rows)
     filled: list[Row] = []
     for row in _longest_first(rows):
-        size = len(row["input_ids"])
+        size = len(row["input_ids"]) - len(prefix)
         open_rows = [item for item in filled if len(item["input_ids"]) + size <= length]
         place = max(open_rows, key=lambda item: len(item["input_ids"]), default=None)
         if place is None:
-            place = _empty()
+            place = _begun(prefix)
             filled.append(place)
-        _append(place, row)
+        _append(place, row, len(prefix))
     return filled
 
 
 def level(rows: Sequence[Row], length: int) -> Sequence[Row]:
-    """The examples of a batch in fewer rows of at most `length` tokens, as even as can be, where that saves padding."""
+    """The examples of a batch in fewer rows of at most `length` tokens, as even as can be, where that saves tokens."""
     best, least = rows, len(rows) * max(len(row["input_ids"]) for row in rows)
+    prefix = common_prefix(rows)
     for count in range(len(rows) - 1, 0, -1):
-        filled = [_empty() for _ in range(count)]
+        filled = [_begun(prefix) for _ in range(count)]
         for row in _longest_first(rows):
-            _append(min(filled, key=lambda item: len(item["input_ids"])), row)
+            _append(min(filled, key=lambda item: len(item["input_ids"])), row, len(prefix))
         longest = max(len(item["input_ids"]) for item in filled)
         if longest > length:
             break
@@ -75,18 +90,17 @@ def level(rows: Sequence[Row], length: int) -> Sequence[Row]:
     return best
 
 
-def _longest_first(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: -len(row["input_ids"]))
+def common_prefix(rows: Sequence[Row]) -> list[int]:
+    """The tokens that all rows begin with, where nothing is learned from them; [] where that is too few to matter.
 
-
-def _empty() -> Row:
-    return {"input_ids": [], "labels": [], "position_ids": []}
-
-
-def _append(place: Row, row: Row) -> None:
-    place["input_ids"] += row["input_ids"]
-    place["labels"] += [IGNORED, *row["labels"][1:]]
-    place["position_ids"] += range(len(row["input_ids"]))
+    The token after it is not learned either: what predicts it, the prefix's last token, is shared.
+    """
+    if len(rows) < 2:
+        return []
+    unlearned = [next((i for i, label in enumerate(row["labels"]) if label != IGNORED), 0) for row in rows]
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*(row["input_ids"] for row in rows), strict=False))
+    prefix = [column[0] for column in alike][: max(min(unlearned) - 1, 0)]
+    return prefix if len(prefix) >= _SHORTEST_PREFIX else []
 
 
 def packed_length(rows: Sequence[Row], hidden: int, max_length: int) -> int:
@@ -97,3 +111,34 @@ def packed_length(rows: Sequence[Row], hidden: int, max_length: int) -> int:
     """
     longest = max(len(row["input_ids"]) for row in rows)
     return min(max_length, max(longest, hidden // 2 // 64 * 64, 128))
+
+
+def _longest_first(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -len(row["input_ids"]))
+
+
+def _begun(prefix: list[int]) -> Row:
+    """A row that holds only the shared beginning."""
+    size = len(prefix)
+    return {
+        "input_ids": list(prefix),
+        "labels": [IGNORED] * size,
+        "position_ids": list(range(size)),
+        "blocks": [0] * size,
+        "tokens": 0,
+    }
+
+
+def _append(place: Row, row: Row, skip: int) -> None:
+    """Put an example at the end of a row, without its first `skip` tokens, which the row begins with."""
+    size = len(row["input_ids"])
+    number = max(place["blocks"], default=0) + 1
+    place["input_ids"] += row["input_ids"][skip:]
+    place["labels"] += [IGNORED, *row["labels"][skip + 1 :]]
+    place["position_ids"] += range(skip, size)
+    place["blocks"] += [number] * (size - skip)
+    place["tokens"] += size
+
+
+def _positions(row: Row) -> list[int]:
+    return row.get("position_ids", list(range(len(row["input_ids"]))))

@@ -1,8 +1,11 @@
-"""Attention of BLOOM through SDPA with centred ALiBi, and packed rows for BLOOM.
+"""Attention of packed rows for every base, and of BLOOM through SDPA with centred ALiBi.
 
 transformers computes BLOOM's attention itself (its class takes no other implementation), with ALiBi as slope * k:
 exact in fp32, but in bf16 a score near slope * 1000 has lost its fraction. ALiBi is relative, so slope * (k - q) is
-the same softmax with small numbers where they matter, and a packed row needs no positions, only its blocks.
+the same softmax with small numbers where they matter.
+
+Packed rows come with `blocks`, [rows, tokens]: 0 for a beginning that all examples of the row share, n for the
+n-th example (data/batches.py). A token sees what precedes it in its own block and in block 0.
 """
 
 from collections.abc import Callable
@@ -18,20 +21,76 @@ CPU_EAGER_UP_TO = (
 )
 
 
+def hidden_by(blocks: torch.Tensor) -> torch.Tensor:
+    """[rows, tokens] -> True where a query (second to last) may not see a key (last), [rows, 1, tokens, tokens]."""
+    keys, queries = blocks[:, None, None, :], blocks[:, None, :, None]
+    later = torch.ones(blocks.shape[1], blocks.shape[1], dtype=torch.bool, device=blocks.device).triu(1)
+    return later | ((keys != queries) & (keys != 0))
+
+
+def install(model: Any, choice: str) -> None:
+    """Choose the attention of a causal LM: `sdpa`, `eager`, or `auto`, which is the faster one; teach it `blocks`."""
+    decoder = model.base_model
+    if isinstance(decoder, modeling_bloom.BloomModel):
+        bias = _Bias(decoder.num_heads, choice)
+        decoder.register_forward_pre_hook(bias.begin, with_kwargs=True)
+        for block in decoder.h:
+            attention = block.self_attention
+            attention.forward = MethodType(_bloom_forward(bias, attention.forward), attention)
+        return
+    if choice != "auto":
+        model.set_attn_implementation(choice)
+    decoder.register_forward_pre_hook(_with_mask, with_kwargs=True)
+
+
+def _with_mask(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """`blocks` -> a mask of four dimensions, which transformers takes as it is: additive, for eager needs it so."""
+    blocks = kwargs.pop("blocks", None)
+    if blocks is not None:
+        kwargs["attention_mask"] = _additive(hidden_by(blocks), decoder.get_input_embeddings().weight.dtype)
+    return args, kwargs
+
+
+def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+@torch.no_grad()
+def packs(model: Any) -> bool:
+    """Whether the decoder of a causal LM keeps packed examples apart, after a shared beginning: asked by trying."""
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([[2, 3, 5, 7, 11, 13, 5, 11, 7, 3]], device=device)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 2, 3, 4, 5]], device=device)
+    blocks = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], device=device)
+
+    def last(**inputs: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = model.base_model(use_cache=False, **inputs).last_hidden_state[:, -4:]
+        return hidden.float()
+
+    alone, joined = last(input_ids=torch.cat([ids[:, :2], ids[:, 6:]], 1)), last(input_ids=ids)
+    try:
+        packed = last(input_ids=ids, position_ids=positions, blocks=blocks)
+    except TypeError:  # takes no position_ids
+        return False
+    return bool((packed - alone).norm() < (joined - alone).norm() / 8)
+
+
 class _Bias:
-    """The additive bias of the running forward pass, [rows or 1, heads, queries, keys], made once for all layers."""
+    """BLOOM's additive bias of the running forward pass, [rows or 1, heads, queries, keys], made once for all layers.
+
+    For the eager attention of packed rows it is made too: there stock ALiBi would count places, not positions.
+    """
 
     def __init__(self, heads: int, choice: str) -> None:
         self.heads, self.choice = heads, choice
+        self.positions: torch.Tensor | None = None
         self.blocks: torch.Tensor | None = None
         self.made: tuple[Any, torch.Tensor] | None = None
 
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before a forward pass: forget the last bias; packed rows tell their blocks by position_ids that restart."""
-        self.made, self.blocks = None, None
-        positions = kwargs.pop("position_ids", None)
-        if positions is not None and kwargs.get("past_key_values") is None:
-            self.blocks = block_numbers(positions)
+        """Before a forward pass: forget the last bias, and keep what tells examples apart."""
+        self.made = None
+        self.blocks, self.positions = kwargs.pop("blocks", None), kwargs.pop("position_ids", None)
         return args, kwargs
 
     def eager(self, device: torch.device, keys: int) -> bool:
@@ -47,71 +106,20 @@ class _Bias:
     def _make(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
         slopes = modeling_bloom._get_alibi_slopes(self.heads, query.device)
         places = torch.arange(keys, device=query.device)
-        distance = places[None, :] - places[keys - query.shape[2] :, None]
-        bias = slopes[:, None, None] * distance
-        hidden = distance > 0
-        if mask is not None and (extra := self._beyond_causal(mask, hidden)) is not None:
-            hidden = hidden | extra
-        return torch.where(hidden, _never(query), bias[None]).to(query.dtype)
-
-    def _beyond_causal(self, mask: torch.Tensor, causal: torch.Tensor) -> torch.Tensor | None:
-        """What padding and blocks hide, [rows, 1, queries, keys]; None when the causal order hides all of it."""
-        hidden = mask < 0 if self.blocks is None else (mask < 0) | across(self.blocks)
-        return None if torch.equal(hidden, causal.expand_as(hidden)) else hidden
-
-
-def block_numbers(positions: torch.Tensor) -> torch.Tensor | None:
-    """[rows, tokens] -> the number of the example each token belongs to; None when every row holds only one."""
-    numbers = (positions.diff(dim=-1, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
-    return numbers if bool(numbers.any()) else None
+        if self.blocks is not None and self.positions is not None:
+            hidden = hidden_by(self.blocks)
+            distance = self.positions[:, None, None, :] - self.positions[:, None, :, None]
+        else:
+            distance = places[None, :] - places[keys - query.shape[2] :, None]
+            hidden = (distance > 0)[None, None]
+            if mask is not None and not torch.equal(mask < 0, hidden.expand_as(mask)):
+                hidden = hidden | (mask < 0)
+            distance = distance[None, None]
+        # finite, so that a padded query, which sees no key at all, stays finite too
+        return torch.where(hidden, torch.finfo(query.dtype).min, slopes[:, None, None] * distance).to(query.dtype)
 
 
-def across(blocks: torch.Tensor) -> torch.Tensor:
-    """[rows, tokens] -> True where query and key belong to different examples, [rows, 1, tokens, tokens]."""
-    return blocks[:, None, :, None] != blocks[:, None, None, :]
-
-
-def _never(like: torch.Tensor) -> float:
-    """What a masked key gets: finite, so that a padded query, which sees no key at all, stays finite too."""
-    return torch.finfo(like.dtype).min
-
-
-@torch.no_grad()
-def packs(model: Any) -> bool:
-    """Whether the decoder of a causal LM keeps packed examples apart: asked by trying on a few tokens."""
-    ids = torch.tensor([[5, 7, 11, 13, 5, 11, 7, 3]], device=model.get_input_embeddings().weight.device)
-    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=ids.device)
-
-    def second(**inputs: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = model.base_model(use_cache=False, **inputs).last_hidden_state[:, -4:]
-        return hidden.float()
-
-    alone, joined = second(input_ids=ids[:, 4:]), second(input_ids=ids)
-    try:
-        packed = second(input_ids=ids, position_ids=positions)
-    except TypeError:  # takes no position_ids
-        return False
-    return bool((packed - alone).norm() < (joined - alone).norm() / 8)
-
-
-def install(model: Any, choice: str) -> None:
-    """Choose the attention of a causal LM: `sdpa`, `eager`, or `auto`, which is the faster one.
-
-    Only BLOOM needs help; every other base is told by transformers' own setting.
-    """
-    decoder = model.base_model
-    if not isinstance(decoder, modeling_bloom.BloomModel):
-        if choice != "auto":
-            model.set_attn_implementation(choice)
-        return
-    bias = _Bias(decoder.num_heads, choice)
-    decoder.register_forward_pre_hook(bias.begin, with_kwargs=True)
-    for block in decoder.h:
-        attention = block.self_attention
-        attention.forward = MethodType(_forward(bias, attention.forward), attention)
-
-
-def _forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]:
+def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
         self: Any,
         hidden_states: torch.Tensor,
@@ -125,7 +133,8 @@ def _forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]:
         keys = attention_mask.shape[-1] if attention_mask is not None else hidden_states.shape[1]
         if output_attentions or bias.eager(hidden_states.device, keys):
             if bias.blocks is not None:
-                attention_mask = attention_mask.masked_fill(across(bias.blocks), _never(attention_mask))
+                like = hidden_states.new_empty(1, self.num_heads, keys, 1)
+                alibi, attention_mask = torch.zeros_like(alibi), bias.of(like, keys, attention_mask)
             return eager(
                 hidden_states,
                 residual,

@@ -1,5 +1,8 @@
 """Events in words: the same line in the log, on a terminal and on the page."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from qlora_gui.runs.events import Event
 
 
@@ -27,7 +30,30 @@ def describe(event: Event) -> str:
     if kind == "eval":
         base = " (the base)" if event["step"] == 0 else ""
         return f"step {event['step']}: held-out loss {event['loss']:.4f}{base}"
+    if kind == "memory":
+        return f"Longest batch: {predicted_and_measured(event)}"
     return ""
+
+
+def predicted_and_measured(event: Event) -> str:
+    """`predicted 9.8 GB, measured 10.1 GB (3% more)`, of a `memory` event."""
+    predicted, measured = event["predicted"], event["measured"]
+    off = measured / predicted - 1
+    sides = f"predicted {predicted / 2**30:.1f} GB, measured {measured / 2**30:.1f} GB"
+    return f"{sides} ({abs(off):.0%} {'more' if off >= 0 else 'less'})"
+
+
+def autopsy_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a run that died of memory has to say beyond its message: who else held the GPU, and what would help."""
+    lines = [
+        f"  {held['name']} (process {held['pid']}) held {held['bytes'] / 2**30:.1f} GB" for held in found["held_by"]
+    ]
+    if found["changes"]:
+        lines.append("Changes that make it smaller:")
+    for change in found["changes"]:
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change["knobs"].items())
+        lines.append(f"  {change['text']}{' · fits then' if change['fits'] else ''}   ({flags})")
+    return lines
 
 
 def clock(seconds: float) -> str:

@@ -40,14 +40,27 @@ def _train(run: Run, resume: bool) -> int:
 
         train(run, log, resume)
         return 0
-    except UserError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        log.append("failed", message=str(error), bug=False)
-    except Exception as error:  # a bug, or memory: the traceback goes to train.log
-        traceback.print_exc()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        log.append("failed", message=f"{type(error).__name__}: {reason}", bug=True)
+    except Exception as error:
+        from qlora_gui.training import autopsy
+
+        if autopsy.ran_out(error):
+            traceback.print_exc()
+            told = autopsy.of(run)
+            print(f"failed: {told['message']}", file=sys.stderr)
+            log.append("failed", **told)
+        elif isinstance(error, UserError):
+            print(f"failed: {error}", file=sys.stderr)
+            log.append("failed", message=str(error), bug=False)
+        else:
+            _log_bug(error, log)
     return 1
+
+
+def _log_bug(error: Exception, log: EventLog) -> None:
+    """The traceback goes to train.log."""
+    traceback.print_exc()
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    log.append("failed", message=f"{type(error).__name__}: {reason}", bug=True)
 
 
 if __name__ == "__main__":

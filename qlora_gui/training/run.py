@@ -3,19 +3,18 @@
 import time
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from qlora_gui import hub
-from qlora_gui.data import batches, tokens
+from qlora_gui.data import tokens
 from qlora_gui.errors import UserError
-from qlora_gui.model import attention, lora, loss, template
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run
+from qlora_gui.training import fitting, limit, setup
 from qlora_gui.training.save import save_adapter
 from qlora_gui.training.trainer import RunTrainer, arguments
 
@@ -37,70 +36,42 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     config = run.config()
     hub.go_offline_if_unreachable()
     set_seed(config.seed)
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-        log.append("stage", text=text)
-
-    def stage(text: str) -> None:
-        if run.stop_file.exists():
-            raise Stopped
-        say(text)
-
+    stage = _Stages(run, log)
     device = devices.pick()
-    dtype = devices.compute_dtype(device)
-    stage("Finding the base model")
-    base = bases.locate(config.base_model, config.revision, stage)
-    tokenizer = bases.load_tokenizer(base.path)
-    stage("Reading the data")
-    examples, held_out = _data(config, tokenizer, log)
-    stage("Loading the base model in 4 bits")
-    model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype, say)
-    lora.prepare(model, config)
-    rows = batches.as_rows(examples)
-    shared_length = batches.packed_length(rows, model.config.hidden_size, config.max_length)
-    if not attention.packs(model):
-        shared_length = 0
-    rows, rows_a_batch = _packed(rows, config, model, shared_length) if config.packing else (rows, config.batch_size)
-    model = lora.attach(model, config)
-    if reason := loss.install(model.get_base_model()):
-        say(f"The loss is computed from all logits at once, for {reason}")
-    log.append(
-        "base",
-        name=base.name,
-        revision=base.revision,
-        fingerprint=base.fingerprint,
-        template=template.digest(tokenizer.chat_template),
-        device=_name(device),
-        dtype=str(dtype).removeprefix("torch."),
-        rows=len(rows),
-        rows_a_batch=rows_a_batch,
-        chunked_loss=not reason,
-        **lora.counts(model),
-    )
-    trainer = RunTrainer(
-        run=run,
-        log=log,
-        held_out=held_out,
-        model=model,
-        args=arguments(config, run, device, dtype, rows_a_batch),
-        train_dataset=rows,
-        data_collator=batches.Collate(tokenizer.pad_token_id, shared_length),
-        processing_class=tokenizer,
-    )
-    checkpoint = run.last_checkpoint() if resume else None
-    if resume and checkpoint is None:
-        raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
-    if checkpoint is None and held_out:
-        stage("Measuring the base on held-out rows")
-        trainer.evaluate()
-    stage("Training")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if held_out and trainer.last_eval_step != trainer.state.global_step:
-        say("Measuring on held-out rows")
-        trainer.evaluate()
-    say("Saving the adapter")
-    saved = save_adapter(run, config, base, model, tokenizer)
+    with limit.kept(device):
+        stage("Finding the base model")
+        base = bases.locate(config.base_model, config.revision, stage)
+        tokenizer = bases.load_tokenizer(base.path)
+        stage("Reading the data")
+        examples, held_out = _data(config, tokenizer, log)
+        stage("Loading the base model in 4 bits")
+        ready = setup.prepare(config, base, tokenizer, examples, device, log, stage.say)
+        checkpoint = run.last_checkpoint() if resume else None
+        if resume and checkpoint is None:
+            raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+        if fitting.wanted(device):
+            stage("Trying the longest batch")
+            ready = setup.fit(ready, device, log, stage.say)
+        trainer = RunTrainer(
+            run=run,
+            log=log,
+            held_out=held_out,
+            model=ready.model,
+            args=arguments(ready.config, str(run.checkpoints), device, ready.rows_a_batch),
+            train_dataset=ready.rows,
+            data_collator=ready.collate,
+            processing_class=tokenizer,
+        )
+        if checkpoint is None and held_out:
+            stage("Measuring the base on held-out rows")
+            trainer.evaluate()
+        stage("Training")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if held_out and trainer.last_eval_step != trainer.state.global_step:
+            stage.say("Measuring on held-out rows")
+            trainer.evaluate()
+    stage.say("Saving the adapter")
+    saved = save_adapter(run, ready.config, base, ready.model, tokenizer)
     log.append("saved", step=trainer.state.global_step, **saved)
     stopped = run.stop_file.exists() and trainer.state.global_step < trainer.state.max_steps
     log.append(
@@ -111,14 +82,20 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
     )
 
 
-def _packed(rows: list[batches.Row], config: RunConfig, model: Any, length: int) -> tuple[list[batches.Row], int]:
-    """Packed rows, and how many a micro-batch: they are shorter than max_length and more, with as many tokens."""
-    if not length:
-        raise UserError(
-            f"Packing needs a base that keeps packed examples apart, and {model.config.model_type} does not: "
-            "turn packing off."
-        )
-    return batches.share(rows, length), max(config.batch_size * config.max_length // length, 1)
+class _Stages:
+    """Says what the run is doing; called, it first looks whether the run shall stop."""
+
+    def __init__(self, run: Run, log: EventLog):
+        self.run, self.log = run, log
+
+    def __call__(self, text: str) -> None:
+        if self.run.stop_file.exists():
+            raise Stopped
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        self.log.append("stage", text=text)
 
 
 def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[tokens.Encoded], list[tokens.Encoded]]:
@@ -144,7 +121,3 @@ def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[tokens
             f"No row of '{config.dataset}' can be learned from ({reason}): raise max_length or mend the data."
         )
     return examples, measured
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -20,10 +20,8 @@ from qlora_gui.runs.store import Run
 from qlora_gui.runs.wording import describe
 
 
-def arguments(
-    config: RunConfig, run: Run, device: torch.device, dtype: torch.dtype, rows_a_batch: int | None = None
-) -> TrainingArguments:
-    """A RunConfig in transformers' terms; `rows_a_batch` replaces its batch size where rows are packed.
+def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch: int) -> TrainingArguments:
+    """A RunConfig in transformers' terms, with checkpoints in `folder`; packed rows are more a batch than it says.
 
     Raises UserError for choices that this machine cannot follow.
     """
@@ -32,10 +30,10 @@ def arguments(
     if config.optimizer.endswith("8bit") and config.optimizer.startswith("paged") and device.type != "cuda":
         raise UserError("The paged optimizer needs a CUDA GPU: choose adamw_8bit or adamw_torch_fused.")
     return TrainingArguments(
-        output_dir=str(run.checkpoints),
+        output_dir=folder,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=rows_a_batch or config.batch_size,
+        per_device_train_batch_size=rows_a_batch,
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
@@ -44,7 +42,8 @@ def arguments(
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
         seed=config.seed,
-        fp16=dtype == torch.float16,  # for its loss scaling; the prepared model needs no autocast
+        fp16=devices.compute_dtype(device)
+        == torch.float16,  # for its loss scaling; the prepared model needs no autocast
         use_cpu=device.type == "cpu",
         logging_strategy="steps",
         logging_steps=config.logging_steps,
@@ -81,8 +80,8 @@ class RunTrainer(Trainer):
         self.add_callback(_Reporter(self))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.tokens_seen += int(inputs["attention_mask"].sum())
-        return super().training_step(model, _seen(inputs), *args, **kwargs)
+        self.tokens_seen += int(inputs.pop("tokens"))
+        return super().training_step(model, inputs, *args, **kwargs)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -95,9 +94,9 @@ class RunTrainer(Trainer):
         total, count = 0.0, 0
         for first in range(0, len(rows), self.args.per_device_train_batch_size):
             batch = self.data_collator(rows[first : first + self.args.per_device_train_batch_size])
-            batch = {key: value.to(self.args.device) for key, value in batch.items()}
+            batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
             labelled = int((batch["labels"][:, 1:] != -100).sum())
-            total += float(model(**_seen(batch)).loss) * labelled
+            total += float(model(**batch).loss) * labelled
             count += labelled
         model.train()
         loss = total / max(count, 1)
@@ -119,11 +118,6 @@ class RunTrainer(Trainer):
         target = model or self.model
         set_peft_model_state_dict(target, load_file(f"{resume_from_checkpoint}/adapter_model.safetensors"))
         keep_trained_biases_exact(target)
-
-
-def _seen(batch: dict[str, Any]) -> dict[str, Any]:
-    """What the model is given: right-padded rows need no mask, for no real token comes after the padding."""
-    return {key: value for key, value in batch.items() if key != "attention_mask"}
 
 
 class _Reporter(TrainerCallback):

@@ -1,0 +1,70 @@
+"""Why a run died of memory: what was predicted, what it took, what else held the GPU, and what would have helped."""
+
+import os
+from typing import Any
+
+import torch
+
+from qlora_gui import hardware
+from qlora_gui.errors import UserError
+from qlora_gui.memory import advice, known
+from qlora_gui.memory.plan import gigabytes, plan
+from qlora_gui.model import device as devices
+from qlora_gui.runs import events
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.store import Run
+from qlora_gui.training import limit
+
+_MOST = 5
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory is what an error, or what caused it, is about; a CPU says so only in words."""
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def of(run: Run) -> dict[str, Any]:
+    """The fields of the `failed` event of a run that ran out of memory: message, bug, autopsy."""
+    config, device = _as_it_ran(run), devices.pick()
+    told, _ = run.events()
+    stage, step = events.last(told, "stage"), events.last(told, "step")
+    found: dict[str, Any] = {
+        "phase": stage["text"] if stage else "Starting",
+        "step": step["step"] if step else 0,
+        "measured": limit.peak(device),
+        "held_by": [holder.as_dict() for holder in hardware.holders() if holder.pid != os.getpid()],
+        "predicted": None,
+        "changes": [],
+    }
+    budget = limit.budget(device)
+    found |= {"total": budget.total, "free": budget.free}
+    try:
+        shape = known.find(config)
+        found["predicted"] = plan(config, shape, budget).total
+        found["changes"] = [
+            {"knobs": change.knobs, "text": change.text, "saves": change.saves, "fits": change.fits}
+            for change in advice.changes(config, shape, budget)[:_MOST]
+        ]
+    except UserError:
+        pass  # the base's shape is not known: then there is no plan and no advice
+    return {"message": _sentence(found), "bug": False, "autopsy": found}
+
+
+def _as_it_ran(run: Run) -> RunConfig:
+    """The run's config with what the preflight changed in it."""
+    config, changed = run.config(), events.last(run.events()[0], "fit")
+    return config.model_copy(update=changed["knobs"]) if changed else config
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    where = f"at step {found['step']}" if found["step"] else f"in the stage '{found['phase']}'"
+    said = f"Out of memory {where}"
+    if found["predicted"]:
+        said += f": {gigabytes(found['predicted'])} were predicted, {gigabytes(found['free'])} were there"
+    if found["changes"]:
+        said += f"; what helps most: {found['changes'][0]['text'][0].lower()}{found['changes'][0]['text'][1:]}"
+    return said + "."

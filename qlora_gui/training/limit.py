@@ -1,0 +1,59 @@
+"""QLORA_GUI_MEMORY_LIMIT=8GB: train as on a smaller card, or leave room for another program.
+
+On a GPU torch's allocator refuses what goes beyond. Without one the bytes of all tensors are counted instead, which
+is slow: it is for trying out what a run does that dies of memory.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from qlora_gui.memory import budget as budgets
+from qlora_gui.memory.budget import Budget
+from qlora_gui.training.tracker import LiveBytes
+
+_VARIABLE = "QLORA_GUI_MEMORY_LIMIT"
+
+
+def wanted() -> int | None:
+    """The limit in bytes, or None. Raises UserError where it cannot be read."""
+    text = os.environ.get(_VARIABLE)
+    return budgets.parse(text).total if text else None
+
+
+def budget(device: torch.device) -> Budget:
+    """What this process may fill of a device."""
+    found, limit = budgets.here(), wanted()
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found = replace(found, free=free + torch.cuda.memory_reserved(device), total=total)
+    return replace(found, free=min(limit, found.free), total=min(limit, found.total)) if limit else found
+
+
+def peak(device: torch.device) -> int | None:
+    """Bytes torch's allocator has held at most, None without a GPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def kept(device: torch.device) -> Iterator[None]:
+    """Within, allocations beyond the limit raise torch.OutOfMemoryError."""
+    limit = wanted()
+    if limit and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(limit / torch.cuda.mem_get_info(device)[1], 1.0), device)
+    with _Limited(limit) if limit and device.type == "cpu" else contextlib.nullcontext():
+        yield
+
+
+class _Limited(LiveBytes):
+    def __init__(self, limit: int):
+        super().__init__()
+        self.limit = limit
+
+    def _note(self) -> None:
+        super()._note()
+        if self.live > self.limit:
+            raise torch.OutOfMemoryError(f"{self.live} bytes of tensors, and {_VARIABLE} allows {self.limit}.")

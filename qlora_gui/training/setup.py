@@ -1,0 +1,128 @@
+"""What a run trains: the prepared base with its adapter, the rows it reads, and a batch that fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from qlora_gui.data import batches, tokens
+from qlora_gui.errors import UserError
+from qlora_gui.memory import calibration
+from qlora_gui.memory.plan import MemoryPlan
+from qlora_gui.model import attention, lora, loss, template
+from qlora_gui.model import base as bases
+from qlora_gui.model import device as devices
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import EventLog
+from qlora_gui.training import fitting
+from qlora_gui.training.trainer import arguments
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run before its first step. `config` is the run's, with checkpointing and batch as they really are."""
+
+    config: RunConfig
+    model: Any
+    rows: list[batches.Row]
+    collate: batches.Collate
+
+    @property
+    def rows_a_batch(self) -> int:
+        """Packed rows are shorter than max_length and more, with as many tokens a micro-batch."""
+        if not self.config.packing:
+            return self.config.batch_size
+        return max(self.config.batch_size * self.config.max_length // self.collate.shared_length, 1)
+
+
+def prepare(
+    config: RunConfig,
+    base: bases.Base,
+    tokenizer: Any,
+    examples: list[tokens.Encoded],
+    device: torch.device,
+    log: EventLog,
+    say: Callable[[str], None],
+) -> Ready:
+    """Load the base, prepare it, put the adapter on; writes the `base` event. Raises UserError."""
+    dtype = devices.compute_dtype(device)
+    model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype, say)
+    config = fitting.resolve(config, device)
+    lora.prepare(model, config)
+    rows = batches.as_rows(examples)
+    collate = batches.Collate(tokenizer.pad_token_id, _shared_length(rows, config, model))
+    if config.packing:
+        rows = _packed(rows, model, collate.shared_length)
+    model = lora.attach(model, config)
+    if reason := loss.install(model.get_base_model()):
+        say(f"The loss is computed from all logits at once, for {reason}")
+    ready = Ready(config, model, rows, collate)
+    log.append(
+        "base",
+        name=base.name,
+        revision=base.revision,
+        fingerprint=base.fingerprint,
+        template=template.digest(tokenizer.chat_template),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        rows=len(rows),
+        rows_a_batch=ready.rows_a_batch,
+        chunked_loss=not reason,
+        gradient_checkpointing=config.gradient_checkpointing,
+        **lora.counts(model),
+    )
+    return ready
+
+
+def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], None]) -> Ready:
+    """Take two steps on the longest batch, with smaller micro-batches where memory does not suffice.
+
+    What it took goes into a `memory` event and calibrates the next prediction; what was changed, into a `fit` event.
+    Raises torch.OutOfMemoryError where no smaller step fits, or auto_fit is off.
+    """
+    base = ready.model.get_base_model()
+
+    def try_it(config: RunConfig) -> None:
+        now = replace(ready, config=config)
+        args = arguments(config, "unused", device, now.rows_a_batch)
+        fitting.two_steps(ready.model, ready.rows, now.rows_a_batch, ready.collate, args)
+
+    def tell(config: RunConfig, text: str) -> None:
+        say(text)
+        knobs = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
+        log.append("fit", text=text, knobs={name: getattr(config, name) for name in knobs})
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    fitted = replace(
+        ready, config=fitting.fitted(ready.config, try_it, lambda level: lora.checkpoint(base, level), tell)
+    )
+    longest = max(len(row["input_ids"]) for row in ready.rows)
+    plan = fitting.planned(fitted.config, device, fitted.rows_a_batch, longest)
+    if device.type == "cuda" and plan is not None:
+        _calibrate(plan, device, log)
+    return fitted
+
+
+def _calibrate(plan: MemoryPlan, device: torch.device, log: EventLog) -> None:
+    gpu, measured = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    calibration.record(gpu, plan.uncorrected, measured)
+    log.append("memory", predicted=plan.uncorrected, measured=measured, gpu=gpu)
+
+
+def _shared_length(rows: list[batches.Row], config: RunConfig, model: Any) -> int:
+    """Tokens that examples may share a row of; 0 where the base does not keep them apart."""
+    if not attention.packs(model):
+        return 0
+    window = getattr(model.config, "sliding_window", None) or config.max_length
+    return min(batches.packed_length(rows, model.config.hidden_size, config.max_length), window)
+
+
+def _packed(rows: list[batches.Row], model: Any, length: int) -> list[batches.Row]:
+    if not length:
+        raise UserError(
+            f"Packing needs a base that keeps packed examples apart, and {model.config.model_type} does not: "
+            "turn packing off."
+        )
+    return batches.share(rows, length)

@@ -1,0 +1,147 @@
+"""Runs that do not fit: a limit refuses their memory, for real, in the real child process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_gui.data import batches
+from qlora_gui.memory import known
+from qlora_gui.memory.budget import GIB, card
+from qlora_gui.memory.plan import choose_checkpointing
+from qlora_gui.runs import events, launch
+from qlora_gui.runs.config import make
+from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.training import autopsy, fitting, limit
+from qlora_gui.training.trainer import arguments
+from tests.conftest import TINY, train, wait_until_ended
+from tests.test_step import config_of, rows_of, trainable
+
+CPU = torch.device("cpu")
+HEAVY: dict[str, object] = {"batch_size": 8, "max_length": 192, "max_steps": 2, "eval_fraction": 0}
+
+
+def peak_of(base: Path, batch: int) -> int:
+    """Bytes of all tensors alive at the peak of a preflight with that many rows."""
+    config = config_of(base_model=str(base), **(HEAVY | {"batch_size": batch}))
+    model, rows = trainable(base, config), rows_of(base, 40)
+    with limit._Limited(2**40) as counted:
+        counted.watch(model.parameters())
+        fitting.two_steps(model, rows, batch, _collate(), arguments(config, "unused", CPU, batch))
+    return max(counted.peaks.values())
+
+
+def _collate() -> batches.Collate:
+    return batches.Collate(1, 192)
+
+
+def run_within(store: RunStore, monkeypatch: pytest.MonkeyPatch, size: int, **knobs: object) -> Run:
+    """Train a run that may hold `size` bytes of tensors."""
+    monkeypatch.setenv("QLORA_GUI_MEMORY_LIMIT", f"{size / 2**20:.3f}MB")
+    run = store.create(make(TINY | HEAVY | knobs))
+    launch.start(run, store)
+    wait_until_ended(run)
+    return run
+
+
+def test_the_preflight_changes_nothing(llama: Path) -> None:
+    config = config_of(base_model=str(llama))
+    model = trainable(llama, config)
+    before = {name: part.clone() for name, part in model.named_parameters()}
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    fitting.two_steps(model, rows_of(llama), 4, _collate(), arguments(config, "unused", CPU, 4))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(part, before[name]) for name, part in model.named_parameters())
+    assert all(part.grad is None for part in model.parameters())
+
+
+def test_a_run_that_is_too_large_goes_on_with_smaller_micro_batches(
+    llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-way between what 8 rows and what 4 rows take: 8 x 1 becomes 4 x 2, said in an event, and it finishes."""
+    size = (peak_of(llama, 8) + peak_of(llama, 4)) // 2
+    run = run_within(store, monkeypatch, size, base_model=str(llama))
+    assert run.state() == "finished", run.log_tail()
+    changed = events.last(run.events()[0], "fit")
+    assert changed and changed["knobs"]["batch_size"] == 4 and changed["knobs"]["gradient_accumulation"] == 2
+    assert "micro-batch 4, accumulation 2" in changed["text"] and changed["text"] in run.log_tail()
+    assert run.config().batch_size == 8  # what was asked for stays as it was
+
+
+def test_without_auto_fit_it_ends_with_an_autopsy(
+    llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (peak_of(llama, 8) + peak_of(llama, 4)) // 2
+    run = run_within(store, monkeypatch, size, base_model=str(llama), auto_fit=False)
+    end = run.events()[0][-1]
+    assert run.state() == "failed" and end["bug"] is False and not run.is_locked()
+    found = end["autopsy"]
+    assert found["phase"] == "Trying the longest batch" and found["step"] == 0
+    assert found["predicted"] > 0 and abs(found["free"] - size) < 2**20
+    assert found["changes"] and found["changes"] == sorted(found["changes"], key=lambda one: -one["saves"])
+    assert end["message"].startswith("Out of memory in the stage") and "were predicted" in end["message"]
+    monkeypatch.delenv("QLORA_GUI_MEMORY_LIMIT")
+    best = next(change for change in found["changes"] if "batch_size" in change["knobs"])
+    again = train(store, **(HEAVY | {"base_model": str(llama)} | best["knobs"]))
+    assert again.state() == "finished"
+
+
+def test_what_no_change_can_fit_ends_with_an_autopsy_too(
+    llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_within(store, monkeypatch, 2**19, base_model=str(llama))
+    end = run.events()[0][-1]
+    assert run.state() == "failed" and end["autopsy"]["predicted"] > 2**19
+
+
+def test_smaller_steps_keep_the_rows_of_a_step() -> None:
+    config = config_of(batch_size=12, gradient_accumulation=2)
+    seen = []
+    while (smaller := fitting.smaller_step(config)) is not None:
+        config = smaller
+        seen.append((config.batch_size, config.gradient_accumulation, config.gradient_checkpointing))
+    assert seen == [(6, 4, "none"), (3, 8, "none"), (1, 24, "none"), (1, 24, "all")]
+
+
+def test_memory_errors_are_known_by_their_cause() -> None:
+    def wrapped(inner: BaseException) -> BaseException:
+        try:
+            raise ValueError("outer") from inner
+        except ValueError as error:
+            return error
+
+    assert autopsy.ran_out(torch.OutOfMemoryError("x")) and autopsy.ran_out(wrapped(torch.OutOfMemoryError("x")))
+    assert autopsy.ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not autopsy.ran_out(ValueError("shape")) and not autopsy.ran_out(None)
+
+
+def test_a_limit_is_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_GUI_MEMORY_LIMIT", "0.5GB")
+    assert limit.budget(CPU).free == GIB // 2
+    config = make({"base_model": "bigscience/bloom-560m", "gradient_checkpointing": "auto"})
+    assert fitting.resolve(config, CPU).gradient_checkpointing == "none"
+    assert choose_checkpointing(config, known.find(config), card(80)) == "none"
+
+
+def test_headless_tells_the_autopsy_and_keeps_the_run(llama: Path, tmp_path: Path) -> None:
+    """Ends with 1; the changes come as flags, and the folder stays, for the page to retry from."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | HEAVY).items()]
+    command = [sys.executable, "app.py", "--headless-train", "--adapters-dir", str(tmp_path), "--name", "large"]
+    done = subprocess.run(
+        [*command, "--base-model", str(llama), *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"QLORA_GUI_MEMORY_LIMIT": "1MB"},
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert (
+        "The run failed. Out of memory" in done.stderr and "(--batch-size 4 --gradient-accumulation 2)" in done.stderr
+    )
+    assert RunStore(tmp_path).get("large").state() == "failed"
