@@ -215,7 +215,7 @@ def test_accumulation_does_not_change_the_step(base: Path, store: RunStore) -> N
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("trained_bias", [False, True])
 def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None:
-    """With dropout, PEFT gets the very elements that ours kept."""
+    """With dropout, PEFT gets the very elements that ours kept; the unpacked weights are the same values."""
     torch.manual_seed(0)
     plain = torch.nn.Sequential(bnb.nn.Linear4bit(64, 48, bias=True, compute_dtype=torch.float32)).to("cpu")
     model = get_peft_model(plain, LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["0"]))
@@ -234,6 +234,7 @@ def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None
     expected = {name: part.grad.clone() for name, part in model.named_parameters() if part.requires_grad}
     model.zero_grad()
     fused.install(model)
+    assert fused.keep_dense(model)
     torch.manual_seed(5)
     ours = model(one)
     (ours.square().sum()).backward()

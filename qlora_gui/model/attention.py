@@ -93,8 +93,10 @@ class _Bias:
         self.blocks, self.positions = kwargs.pop("blocks", None), kwargs.pop("position_ids", None)
         return args, kwargs
 
-    def eager(self, device: torch.device, keys: int) -> bool:
-        return self.choice == "eager" or (self.choice == "auto" and device.type == "cpu" and keys <= CPU_EAGER_UP_TO)
+    def eager(self, hidden: torch.Tensor, keys: int) -> bool:
+        """Whether eager attention is asked for, or the faster one for such hidden states and so many keys."""
+        faster = hidden.device.type == "cpu" and hidden.dtype != torch.float32 and keys <= CPU_EAGER_UP_TO
+        return self.choice == "eager" or (self.choice == "auto" and faster)
 
     def of(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
         """The bias for a query [rows, heads, queries, width]; `mask` is additive, [rows, 1, queries, keys], or None."""
@@ -131,7 +133,7 @@ def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         keys = attention_mask.shape[-1] if attention_mask is not None else hidden_states.shape[1]
-        if output_attentions or bias.eager(hidden_states.device, keys):
+        if output_attentions or bias.eager(hidden_states, keys):
             if bias.blocks is not None:
                 like = hidden_states.new_empty(1, self.num_heads, keys, 1)
                 alibi, attention_mask = torch.zeros_like(alibi), bias.of(like, keys, attention_mask)

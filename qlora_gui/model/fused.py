@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any
 
 import bitsandbytes as bnb
+import psutil
 import torch
 from bitsandbytes import functional as quantized
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
@@ -60,7 +61,10 @@ class _LoraProduct(torch.autograd.Function):
 
 
 def dense(linear: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a Linear4bit, [out, in], unpacked."""
+    """The weight of a Linear4bit, [out, in], unpacked, or as it was kept."""
+    kept: torch.Tensor | None = getattr(linear, "kept_dense", None)
+    if kept is not None:
+        return kept
     return quantized.dequantize_4bit(linear.weight.data, linear.weight.quant_state).to(dtype)
 
 
@@ -93,6 +97,20 @@ def install(model: torch.nn.Module) -> None:
             and isinstance(module.base_layer, bnb.nn.Linear4bit)
         ):
             module.forward = MethodType(_forward, module)
+
+
+def keep_dense(model: torch.nn.Module) -> bool:
+    """On a CPU with memory to spare, keep the 4-bit values unpacked: a tenth of a step is spent on unpacking them.
+
+    Only where that takes less than an eighth of the free memory. The values are the very same.
+    """
+    linears = [part.base_layer for part in model.modules() if isinstance(part, LoraLinear4bit)]
+    needed = sum(4 * linear.in_features * linear.out_features for linear in linears)
+    if any(linear.weight.device.type != "cpu" for linear in linears) or needed > psutil.virtual_memory().available / 8:
+        return False
+    for linear in linears:
+        linear.kept_dense = dense(linear, linear.compute_dtype)
+    return True
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """On the CPU, let operations allocate as they do on CUDA, and answer what fake tensors, having no values, cannot."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
-from qlora_gui.model import fused
+from qlora_gui.model import fused, loss
 
 # What CUDA's autocast does in fp32 and the CPU's does not (aten/src/ATen/autocast_mode.h), as far as models use it.
 # The list of what is done in 16 bits (linear, matmul, bmm, ...) is the same on both.
@@ -71,24 +71,20 @@ def cuda_rules(plain_logits: bool = True, only_causal: bool = True) -> Iterator[
     `plain_logits`: the logits are head(hidden), so the loss can be chunked (model/loss.py). `only_causal`: no row is
     padded on the left or packed, so attention needs no mask of its own.
     """
-
-    def is_autocast_enabled(device: str = "cpu") -> bool:
-        return asked(device)  # PEFT asks for CUDA's by naming none
-
-    def is_tracing(tensor: Any = None) -> bool:
-        return traced(tensor) and not only_causal  # transformers makes every mask for tensors that have no values
-
-    asked, kept, traced = torch.is_autocast_enabled, fused._kept, masking_utils.is_tracing
-    torch.is_autocast_enabled, fused._kept, masking_utils.is_tracing = (
-        is_autocast_enabled,
-        fused._kept_on_gpu,
-        is_tracing,
-    )
-    try:
-        with CudaRules(plain_logits, only_causal):
-            yield
-    finally:
-        torch.is_autocast_enabled, fused._kept, masking_utils.is_tracing = asked, kept, traced
+    autocast, tracing, rows = torch.is_autocast_enabled, masking_utils.is_tracing, loss.chunk_rows
+    answers: list[tuple[Any, str, Callable[..., Any]]] = [
+        (torch, "is_autocast_enabled", lambda device="cpu": autocast(device)),  # PEFT asks for CUDA's by naming none
+        # transformers makes every mask for tensors that have no values
+        (masking_utils, "is_tracing", lambda tensor=None: tracing(tensor) and not only_causal),
+        (loss, "chunk_rows", lambda vocabulary, device: rows(vocabulary, "cuda")),
+        (fused, "_kept", fused._kept_on_gpu),
+    ]
+    with contextlib.ExitStack() as stack:
+        for module, name, answer in answers:
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, answer)
+        stack.enter_context(CudaRules(plain_logits, only_causal))
+        yield
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

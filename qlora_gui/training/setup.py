@@ -10,7 +10,7 @@ from qlora_gui.data import batches, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.memory import calibration
 from qlora_gui.memory.plan import MemoryPlan
-from qlora_gui.model import attention, lora, loss, template
+from qlora_gui.model import attention, fused, lora, loss, template
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
@@ -55,6 +55,7 @@ def prepare(
     if config.packing:
         rows = _packed(rows, model, collate.shared_length)
     model = lora.attach(model, config)
+    fused.keep_dense(model)
     if reason := loss.install(model.get_base_model()):
         say(f"The loss is computed from all logits at once, for {reason}")
     ready = Ready(config, model, rows, collate)
