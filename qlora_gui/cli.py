@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit = parser.add_argument_group("headless fit (with the settings of a run)")
     fit.add_argument("--memory", metavar="16GB", help="memory of the card to plan for (default: this machine's device)")
     fit.add_argument("--way", choices=("ours", "stock"), help="as this program trains, or the usual way (default: ours)")
+    fit.add_argument("--simulate", action="store_true", help="simulate a step instead of using the closed form (seconds)")
     cache = parser.add_argument_group("headless cache")
     cache.add_argument("--clear", action="store_true", help="delete them; the next load quantizes again")
     compare = parser.add_argument_group("headless compare")
@@ -124,7 +125,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     knobs = _knobs(arguments)
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
     device = budget.parse(arguments.memory) if arguments.memory else budget.here()
-    return fit.show(config, device, arguments.way or "ours", arguments.json)
+    return fit.show(config, device, arguments.way or "ours", arguments.json, arguments.simulate)
 
 
 def preset_of(arguments: argparse.Namespace, knobs: dict[str, Any]) -> str | None:
@@ -172,7 +173,7 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 def _page(arguments: argparse.Namespace, store: RunStore) -> int:
     idle = [_flag(name) for name in configs.fields() if hasattr(arguments, name)]
-    idle += [_flag(name) for name in ("memory", "way") if getattr(arguments, name)]
+    idle += [_flag(name) for name in ("memory", "way", "simulate") if getattr(arguments, name)]
     if idle or arguments.preset or arguments.config:
         raise UserError(f"{(idle or ['--preset and --config'])[0]} belongs to a headless verb: add --headless-train.")
     from qlora_gui.ui.app import launch_page

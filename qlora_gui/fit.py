@@ -3,9 +3,9 @@
 import json
 import sys
 
-from qlora_gui.memory import advice, calibration, known
+from qlora_gui.memory import advice, calibration, known, simulation
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.plan import MemoryPlan, gigabytes, plan
+from qlora_gui.memory.plan import MemoryPlan, gigabytes, plan, simulated
 from qlora_gui.memory.step import Way
 from qlora_gui.runs.config import RunConfig
 
@@ -14,13 +14,18 @@ _BAR = 60
 _MARKS = "█▓▒░▞▚▖▘▝▗╱╲"
 
 
-def show(config: RunConfig, budget: Budget, way: Way, as_json: bool) -> int:
+def show(config: RunConfig, budget: Budget, way: Way, as_json: bool, simulate: bool = False) -> int:
     """Print the plan of a run, its verdict and the changes that would help. Returns 0 if it fits, 3 if not.
 
-    Raises UserError when the base's config.json cannot be had.
+    `simulate` takes the peak from a simulated step, as is always done for architectures that the closed form does
+    not know. Raises UserError when the base's config.json cannot be had.
     """
     shape = known.find(config)
     found = plan(config, shape, budget, way=way)
+    if simulate or shape.family == "generic":
+        base = dict(known.config_json(config))
+        step = simulation.simulate(base, config, found.rows, found.length, way, found.checkpointing)
+        found = simulated(found, step.peak)
     helpful = advice.changes(config, shape, budget) if way == "ours" else []
     if as_json:
         told = [
@@ -40,8 +45,17 @@ def lines(config: RunConfig, found: MemoryPlan, helpful: list[advice.Change]) ->
     named = dict(zip((term.key for term in found.terms), marks, strict=False))
     rows = f"{found.rows} x {found.length} tokens, checkpointing {found.checkpointing}"
     head = f"{config.base_model}: {rows}, {'the stock way' if found.way == 'stock' else 'as this program trains'}"
-    body = [f"  {named[t.key]} {t.label:<30}{gigabytes(t.bytes):>9}{_share(t.bytes, found.total):>5}" for t in found.terms]
-    out = [head, "", f"  [{_bar(found, named)}]", "", *body, f"    {'Peak, ' + found.moment:<30}{gigabytes(found.total):>9}"]
+    body = [
+        f"  {named[t.key]} {t.label:<30}{gigabytes(t.bytes):>9}{_share(t.bytes, found.total):>5}" for t in found.terms
+    ]
+    out = [
+        head,
+        "",
+        f"  [{_bar(found, named)}]",
+        "",
+        *body,
+        f"    {'Peak, ' + found.moment:<30}{gigabytes(found.total):>9}",
+    ]
     if found.budget.correction != 1.0:
         seen = calibration.of(found.budget.gpu)
         out.append(f"    corrected by {seen.factor:.2f}, from {seen.runs} runs here that were {seen.error:.0%} off")

@@ -41,6 +41,28 @@ def test_tight_counts_as_fits_and_is_said(tmp_path: Path) -> None:
     assert done.returncode == 0 and "Fits, but tightly" in done.stdout
 
 
+def test_a_simulated_step_stands_beside_the_closed_form(llama: Path, tmp_path: Path) -> None:
+    words = ["--base-model", llama, "--memory", "8GB", "--gradient-checkpointing", "all", "--json"]
+    closed = json.loads(fit(*words, cwd=tmp_path).stdout)
+    found = json.loads(fit(*words, "--simulate", cwd=tmp_path).stdout)
+    assert found["total"] == sum(found["terms"].values()) == closed["total"] + found["terms"]["simulation"]
+    assert abs(found["terms"]["simulation"]) < 0.2 * closed["total"]
+
+
+def test_an_architecture_that_the_closed_form_does_not_know_is_simulated(tmp_path: Path) -> None:
+    config = {
+        "model_type": "gpt_neox",
+        "vocab_size": 5000,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = fit("--base-model", tmp_path, "--memory", "8GB", "--json", cwd=tmp_path)
+    assert done.returncode == 0 and "simulation" in json.loads(done.stdout)["terms"], done.stderr
+
+
 def test_the_demo_on_this_machine(tmp_path: Path) -> None:
     done = fit("--json", cwd=tmp_path)
     assert done.returncode in (0, 3) and json.loads(done.stdout)["budget"]["total"] > 0

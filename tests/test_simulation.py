@@ -12,6 +12,7 @@ import torch
 
 from qlora_gui.errors import UserError
 from qlora_gui.memory import simulation
+from qlora_gui.model import attention, fused, lora, loss, norms
 from qlora_gui.model import base as bases
 from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.training import fake_parts, simulate
@@ -139,6 +140,14 @@ def allocator_reports(run: Callable[[], Iterator[int]]) -> list[int]:
         if size < 0:  # of what was there before nothing is counted
             alive.pop(pointer, None)
     return found
+
+
+def test_every_choice_by_device_is_made_as_on_a_gpu() -> None:
+    """Fake tensors lie on the CPU: a new branch on the device needs its other side in training/cuda_rules.py."""
+    files = [Path(part.__file__) for part in (attention, fused, loss, lora, norms)]
+    found = [line.strip() for file in files for line in file.read_text().splitlines() if "device.type" in line]
+    known = ["self.choice", "x.device.type", "linear.weight.device.type", "chunk_rows("]
+    assert len(found) == len(known) and all(any(word in line for line in found) for word in known)
 
 
 KINDS = {

@@ -16,15 +16,15 @@ DEMO = "HuggingFaceTB/SmolLM2-135M"  # the shape of the demo base
 _VARIANTS = ("-instruct", "-it", "-chat", "-base")  # tuned variants have the shape of their base
 
 
-def find(config: RunConfig) -> Shape:
-    """The shape of `config.base_model`, without its weights.
+def find(config: RunConfig, ask: bool = True) -> Shape:
+    """The shape of `config.base_model`, without its weights; `ask` allows asking the hub, which may take seconds.
 
     Raises UserError when no config.json can be had, or it cannot be planned for.
     """
-    return shapes.read(config_json(config))
+    return shapes.read(config_json(config, ask))
 
 
-def config_json(config: RunConfig) -> Mapping[str, Any]:
+def config_json(config: RunConfig, ask: bool = True) -> Mapping[str, Any]:
     """The config.json of `config.base_model`: its folder's, the cached one, a known one, or the hub's.
 
     Raises UserError when none can be had.
@@ -41,7 +41,11 @@ def config_json(config: RunConfig) -> Mapping[str, Any]:
     if cached is not None:
         return _read(cached, f"The cached base model '{name}'")
     listed = _listed(name)
-    return _entry(listed) if listed is not None and not config.revision else _asked(name, config.revision)
+    if listed is not None and not config.revision:
+        return _entry(listed)
+    if not ask:
+        raise UserError(f"The hub has not been asked about '{name}' yet.")
+    return _asked(name, config.revision)
 
 
 def series() -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Will it fit: the memory of a run in named terms, from its config and the base's shape alone, in milliseconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qlora_gui.memory import step as steps
@@ -108,6 +108,14 @@ def plan(
     if wanted == "auto":
         return _cheapest(config, shape, budget, rows, length)
     return _plan(config, shape, budget, rows, length, way, wanted)
+
+
+def simulated(found: MemoryPlan, peak: int) -> MemoryPlan:
+    """The plan with a simulated peak (torch's allocator, in bytes) in place of the closed form's."""
+    more = Term("simulation", "Beyond the closed form", round((peak - found.uncorrected) * found.budget.correction))
+    total = found.total + more.bytes
+    verdict = verdict_of(total, found.budget.free)
+    return replace(found, terms=(*found.terms, more), total=total, uncorrected=peak, verdict=verdict)
 
 
 def choose_checkpointing(config: RunConfig, shape: Shape, budget: Budget) -> str:

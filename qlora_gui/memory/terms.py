@@ -142,11 +142,11 @@ def _mask(step: Step) -> int:
 
 
 def _making_mask(step: Step, held: activations.Kept) -> int:
-    """BLOOM's bias is made in fp32, masked into a second copy, and cast; from distances, with a causal mask."""
+    """BLOOM's bias is made in fp32 and masked into a second copy before it is cast; from distances, with a causal mask."""
     if step.shape.family != "bloom" or not _mask(step):
         return 0
     square = _mask(step) // step.shape.heads * (8 + 1 + step.number)  # int64 distances, bools, transformers' own mask
-    return _mask(step) * (8 + step.number) + square + held.boundary + held.attention
+    return _mask(step) * 8 + square + held.boundary + held.attention
 
 
 def _loss(step: Step) -> dict[str, int]:

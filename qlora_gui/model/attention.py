@@ -16,9 +16,8 @@ import torch
 from torch.nn import functional
 from transformers.models.bloom import modeling_bloom
 
-CPU_EAGER_UP_TO = (
-    256  # tokens a row: up to here, eager attention is the faster one on CPUs (benchmarks/bloom_attention.py)
-)
+# Tokens a row: up to here eager is the faster one on CPUs in 16 bits, in fp32 never (benchmarks/bloom_attention.py).
+CPU_EAGER_UP_TO = 128
 
 
 def hidden_by(blocks: torch.Tensor) -> torch.Tensor:
