@@ -64,8 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
         _add_flag(run, name, field)
     fit = parser.add_argument_group("headless fit (with the settings of a run)")
     fit.add_argument("--memory", metavar="16GB", help="memory of the card to plan for (default: this machine's device)")
-    fit.add_argument("--way", choices=("ours", "stock"), help="as this program trains, or the usual way (default: ours)")
-    fit.add_argument("--simulate", action="store_true", help="simulate a step instead of using the closed form (seconds)")
+    fit.add_argument(
+        "--way", choices=("ours", "stock"), help="as this program trains, or the usual way (default: ours)"
+    )
+    fit.add_argument(
+        "--simulate", action="store_true", help="simulate a step instead of using the closed form (seconds)"
+    )
     cache = parser.add_argument_group("headless cache")
     cache.add_argument("--clear", action="store_true", help="delete them; the next load quantizes again")
     compare = parser.add_argument_group("headless compare")

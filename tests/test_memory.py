@@ -177,6 +177,15 @@ def test_experiment_2_fits_16_gb_only_our_way() -> None:
     assert plan(config, of, budget.card(16)).verdict == "fits"
 
 
+def test_a_cpu_with_memory_to_spare_keeps_linears_unpacked() -> None:
+    of, config = known.of_known(known.DEMO), make({})
+    weights = of.linear_weights
+    for free, kept in ((32 * weights, 4 * weights), (32 * weights - 8, 0)):
+        found = plan(config, of, budget.Budget("CPU", free, free, "cpu", number=4))
+        sizes = {term.key: term.bytes for term in found.terms}
+        assert sizes["dequantized"] == kept or (not kept and sizes["dequantized"] < weights)
+
+
 def test_verdict_borders() -> None:
     assert [verdict_of(total, 1000) for total in (900, 901, 1000, 1001)] == ["fits", "tight", "tight", "does not fit"]
     assert verdict_of(0, 0) == "fits"

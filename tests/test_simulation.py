@@ -17,8 +17,7 @@ from qlora_gui.model import base as bases
 from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.training import fake_parts, simulate
 from qlora_gui.training.cuda_rules import cuda_rules
-from qlora_gui.training.step import _backward as backward
-from qlora_gui.training.step import make_optimizer, peak_of_step
+from qlora_gui.training.step import backward, make_optimizer, peak_of_step
 from qlora_gui.training.tracker import LiveBytes
 
 ROWS, LENGTH, LAYERS = 2, 96, 3
@@ -72,7 +71,7 @@ def test_simulated_equals_really_allocated_storages_to_the_byte(
     base: str, way: Any, knobs: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
     folder, run = request.getfixturevalue(base), run_of(**knobs)
-    simulated = simulate._peaks(config_of(folder), LAYERS, run, ROWS, LENGTH, way)
+    simulated = simulate.peaks(config_of(folder), LAYERS, run, ROWS, LENGTH, way)
     batch = real_batch(run, way)
     with cuda_rules(only_causal=set(batch) == {"input_ids", "labels"}):
         real = peak_of_step(real_model(folder, run, way), batch, run, way)
@@ -146,7 +145,7 @@ def test_every_choice_by_device_is_made_as_on_a_gpu() -> None:
     """Fake tensors lie on the CPU: a new branch on the device needs its other side in training/cuda_rules.py."""
     files = [Path(part.__file__) for part in (attention, fused, loss, lora, norms)]
     found = [line.strip() for file in files for line in file.read_text().splitlines() if "device.type" in line]
-    known = ["self.choice", "x.device.type", "linear.weight.device.type", "chunk_rows("]
+    known = ["hidden.device.type", "x.device.type", "linear.weight.device.type", "chunk_rows("]
     assert len(found) == len(known) and all(any(word in line for line in found) for word in known)
 
 
@@ -165,7 +164,7 @@ def test_few_layers_tell_the_bytes_of_all(kind: str, way: Any, checkpointing: st
     run = run_of(gradient_checkpointing=checkpointing)
     config = fake_parts.read_config(base)
     assert simulate.layer_counts(config, checkpointing)[1] < MANY
-    all_layers = simulate._peaks(config, MANY, run, ROWS, LENGTH, way)
+    all_layers = simulate.peaks(config, MANY, run, ROWS, LENGTH, way)
     found = simulate.simulate(base, run, ROWS, LENGTH, way, checkpointing)
     assert found["resident"] == all_layers.resident
     assert found["peak"] == max(all_layers.places.values())
@@ -174,6 +173,13 @@ def test_few_layers_tell_the_bytes_of_all(kind: str, way: Any, checkpointing: st
 def test_a_base_with_logits_of_its_own_has_no_chunked_loss() -> None:
     assert not fake_parts.own_logits(fake_parts.read_config(SIZES | KINDS["llama"]))
     assert fake_parts.own_logits(fake_parts.read_config(SIZES | KINDS["two kinds of layers"]))
+
+
+def test_a_mask_whose_rows_are_not_aligned_is_copied_for_every_layer() -> None:
+    odd, even = (simulate.peaks(fake_parts.read_config(KINDS["bloom"]), 3, run_of(gradient_checkpointing="none"), ROWS,
+                                length, "ours") for length in (95, 96))  # fmt: skip
+    copies = [peaks.places["forward", 2] - peaks.places["forward", 1] for peaks in (odd, even)]
+    assert copies[0] - copies[1] > 0.8 * 4 * 95 * 96 * 2 > 0
 
 
 def test_lora_costs_16_bytes_a_parameter_while_gradients_exist() -> None:

@@ -15,7 +15,10 @@ _CAPPED = frozenset({"gemma2"})  # a tanh on scores and logits; SDPA knows none,
 
 @dataclass(frozen=True)
 class Step:
-    """Sizes in numbers or bytes are for all `tokens` of the batch; `number` is the size of one in the compute dtype."""
+    """Sizes in numbers or bytes are for all `tokens` of the batch; `number` is the size of one in the compute dtype.
+
+    `free` is the device's free memory, for what is only kept where there is plenty.
+    """
 
     shape: Shape
     config: RunConfig
@@ -25,6 +28,7 @@ class Step:
     checkpointing: str
     number: int
     cuda: bool
+    free: int
 
     @property
     def tokens(self) -> int:
@@ -103,7 +107,7 @@ class Step:
 
 def of(config: RunConfig, shape: Shape, budget: Budget, rows: int, length: int, way: Way, checkpointing: str) -> Step:
     """The step of a run. Raises UserError when target_modules names no linear of the base."""
-    step = Step(shape, config, rows, length, way, checkpointing, budget.number, budget.kind == "cuda")
+    step = Step(shape, config, rows, length, way, checkpointing, budget.number, budget.kind == "cuda", budget.free)
     if not step.lora:
         names = ", ".join(sorted({linear.name.rpartition(".")[2] for linear in shape.linears}))
         raise UserError(f"LoRA cannot be put on {config.target_modules}: this base has the linears {names}.")

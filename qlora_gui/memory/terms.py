@@ -91,6 +91,7 @@ def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:
     """
     shape, sums, held = step.shape, trained(step), activations.kept(step)
     constant = {"weights_4bit": weights_4bit(step), "weights": weights(step), "framework": _framework(step)}
+    constant["dequantized"] = unpacked = _unpacked(step)
     whole, recomputed = shape.layers, step.recomputed
     in_all = {
         "boundaries": recomputed * held.boundary,
@@ -116,10 +117,19 @@ def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:
     yield "loss", at(0.0, **in_all, **_loss(step))
     for moment in activations.backward(step, held):
         again = held.again if step.last_is_recomputed else 0
-        yield "last", at(1 / whole, **in_all, working=again + moment.working, dequantized=moment.dequantized)
+        yield (
+            "last",
+            at(1 / whole, **in_all, working=again + moment.working, dequantized=unpacked or moment.dequantized),
+        )
         again = held.again if step.first_is_recomputed else 0
-        yield "first", at(1.0, **in_first, working=again + moment.working, dequantized=moment.dequantized)
+        yield "first", at(1.0, **in_first, working=again + moment.working, dequantized=unpacked or moment.dequantized)
     yield "optimizer", at(1.0, working=_optimizer(step, sums))
+
+
+def _unpacked(step: Step) -> int:
+    """On a CPU with memory to spare, linears with LoRA are kept unpacked as well (model/fused.py)."""
+    count = step.shape.layers * sum(linear.weights for linear in step.lora)
+    return 0 if step.cuda or step.stock or 4 * count > step.free // 8 else count * step.number
 
 
 def _framework(step: Step) -> int:

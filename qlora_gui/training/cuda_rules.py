@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch._subclasses import FakeTensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
@@ -106,13 +107,15 @@ def attention(
 ) -> torch.Tensor:
     """The storages of scaled_dot_product_attention's fused CUDA kernels; its values are zeros.
 
-    query: [rows, heads, tokens, size]; key and value may have fewer heads. A mask of bools becomes an additive one.
+    query: [rows, heads, tokens, size]; key and value may have fewer heads. A mask becomes an additive one.
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value, attn_mask = (_to(part, dtype) for part in (query, key, value, attn_mask))
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
+    if attn_mask is not None:
         attn_mask = attn_mask.to(query.dtype)
+        if over := attn_mask.shape[-1] % 8:  # the memory-efficient kernel wants aligned rows: a copy for every layer
+            attn_mask = functional.pad(attn_mask, (0, 8 - over))[..., : -(8 - over)]
     out: torch.Tensor = _Attention.apply(query, key, value, attn_mask)
     return out
 

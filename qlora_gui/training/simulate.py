@@ -45,9 +45,9 @@ def simulate(
     few, more = layer_counts(config, checkpointing)
     whole = config.num_hidden_layers
     if whole <= more:
-        found = [_peaks(config, whole, run, rows, length, way)]
+        found = [peaks(config, whole, run, rows, length, way)]
     else:
-        found = [_peaks(config, layers, run, rows, length, way) for layers in (few, more)]
+        found = [peaks(config, layers, run, rows, length, way) for layers in (few, more)]
     places, resident = extrapolate(found, whole)
     phases: dict[str, int] = {}
     for (phase, _), size in places.items():
@@ -93,10 +93,12 @@ def extrapolate(found: list[Peaks], whole: int) -> tuple[dict[tuple[str, int], i
     return {place: at_whole(*pair) for place, pair in pairs.items()}, at_whole(few.resident, more.resident)
 
 
-def _peaks(config: Any, layers: int, run: RunConfig, rows: int, length: int, way: Way) -> Peaks:
+def peaks(config: Any, layers: int, run: RunConfig, rows: int, length: int, way: Way) -> Peaks:
+    """The step of a base with this config but only so many layers, on fake tensors."""
     config = fake_parts.with_layers(config, layers)
     model = fake_parts.base_on_meta(config, run)
-    mask = ["attention_mask"] if way == "stock" else ["position_ids", "blocks"] if run.packing else []  # data/batches.py
+    packed = ["position_ids", "blocks"] if run.packing else []  # as data/batches.py collates
+    mask = ["attention_mask"] if way == "stock" else packed
     with cuda_rules(not fake_parts.own_logits(config), not mask):
         with torch.device("meta"):
             model = prepared(model, run) if way == "ours" else usual(model, run)
@@ -124,7 +126,8 @@ def usual(model: Any, run: RunConfig) -> Any:
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoints)
     for part in model.modules():
         if isinstance(part, bnb.nn.Linear4bit) and part.bias is not None:
-            part.bias.data = part.bias.data.to(part.compute_dtype)  # as its first forward does, before any optimizer step
+            # as its first forward does, before there is any optimizer state
+            part.bias.data = part.bias.data.to(part.compute_dtype)
     return get_peft_model(model, lora.settings(run)).train()
 
 

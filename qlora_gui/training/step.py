@@ -49,7 +49,7 @@ def peak_of_step(
         for _ in range(min(run.gradient_accumulation, 2)):
             tracker.at("forward")
             loss = model(**batch).loss if way == "ours" else _under_autocast(model, batch)
-            _backward(loss)
+            backward(loss)
             del loss
         tracker.at("optimizer")
         if run.max_grad_norm:
@@ -68,7 +68,7 @@ def make_optimizer(trained: Iterable[nn.Parameter], run: RunConfig) -> torch.opt
     return torch.optim.AdamW(trained, foreach=True)
 
 
-def _backward(loss: torch.Tensor) -> None:
+def backward(loss: torch.Tensor) -> None:
     """loss.backward(), which would leave `cuda_rules` while layers are computed again."""
     torch.autograd.graph._engine_run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
