@@ -40,7 +40,7 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
             with gr.Tab("Train", id="train") as train:
                 train_tab.tab(store, link, session.close)
             with gr.Tab("Runs", id="runs") as runs:
-                runs_tab.tab(store, link)
+                runs_tab.tab(store, link, session.close)
             with gr.Tab("Compare", id="compare") as compare:
                 compare_tab.tab(store, link, session)
         for name, one in zip(links.TABS, (train, runs, compare), strict=True):

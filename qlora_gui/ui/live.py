@@ -1,5 +1,6 @@
 """The panel of one run: live while it trains, and how it ended after. The run's files are all it knows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, html, links, views
+from qlora_gui.ui import actions, fit_views, html, links, retry, views
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
 
 LOG_LINES = 40
@@ -24,12 +25,16 @@ class Panel:
     look: dict[str, Any]
 
 
-def panel(store: RunStore, link: gr.State, idle: gr.Column) -> Panel:
-    """Draw the panel. It takes the place of `idle` while it follows a run, and follows any run that goes live."""
+def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callable[[], None]) -> Panel:
+    """Draw the panel. It takes the place of `idle` while it follows a run, and follows any run that goes live.
+
+    `before_start` frees what a training run may need.
+    """
     followed, seen = gr.State(""), gr.State(UNSEEN)
     with gr.Column(visible=False, elem_id="live", elem_classes="tight") as box:
         head = gr.HTML(elem_id="live-head")
         told = gr.HTML(elem_id="live-told")
+        again_with = retry.build(store, link, before_start, "live")
         data = gr.HTML()  # alone, so that what is unfolded in it stays so while the rest is drawn anew
         with gr.Row(elem_classes=["tight", "actions"]):
             hidden: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0, "visible": False}
@@ -43,6 +48,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column) -> Panel:
         with gr.Accordion("Numbers", open=False):
             numbers = gr.HTML()
     outputs = [followed, seen, box, idle, head, told, data, stop, kill, resume, compare, close, plots, log, numbers]
+    outputs += again_with.outputs
 
     def look(run_id: str, last_seen: str) -> Any:
         run = _which(store, run_id)
@@ -64,7 +70,8 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column) -> Panel:
             box: _shown(True),
             idle: _shown(False),
             head: views.headline(run.id, state, events),
-            told: doing + views.tiles(events),
+            told: doing + fit_views.told(events) + views.tiles(events),
+            **again_with.updates(run.id, state, events),
             data: views.data_told(events),
             stop: _shown(state in ("starting", "running")),
             kill: _shown(state == "stopping"),

@@ -1,12 +1,13 @@
 """Runs: all of them in a table; one opened, or several against each other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, html, links, views
+from qlora_gui.ui import actions, disk, fit_views, html, links, retry, views
 from qlora_gui.ui.chart import Series, line_chart
 from qlora_gui.ui.summary import COLUMNS, KINDS, Summary, summaries, summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
@@ -17,8 +18,8 @@ _MOST = 6
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
 
 
-def tab(store: RunStore, link: gr.State) -> None:
-    """Draw the tab and wire it."""
+def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
+    """Draw the tab and wire it; `before_start` frees what a training run may need."""
     empty = gr.HTML(_EMPTY, elem_id="no-runs")
     table = gr.Dataframe(
         headers=list(COLUMNS),
@@ -45,6 +46,7 @@ def tab(store: RunStore, link: gr.State) -> None:
         sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
         keep = gr.Button("Keep it", **_SMALL)
     told = gr.HTML(elem_id="runs-told")
+    again_with = retry.build(store, link, before_start, "runs")
     data, plots = gr.HTML(), gr.HTML(elem_id="runs-plots")
     with gr.Column(visible=False, elem_classes="tight") as more:
         with gr.Accordion("Numbers", open=False):
@@ -53,7 +55,8 @@ def tab(store: RunStore, link: gr.State) -> None:
             settings = gr.HTML()
         with gr.Accordion("End of the log", open=False):
             log = gr.HTML()
-    body = [told, data, plots, more, numbers, settings, log]
+    disk.build()
+    body = [told, data, plots, more, numbers, settings, log, *again_with.outputs]
     seen, detail_seen = gr.State(""), gr.State("")
     doomed = gr.State("")
 
@@ -96,14 +99,16 @@ def tab(store: RunStore, link: gr.State) -> None:
     def _body(runs: list[Run], all_told: list[Summary]) -> dict[Any, Any]:
         if len(runs) != 1:
             shown = _several(runs, all_told) if runs else _CHOOSE if store.all() else ""
-            return {told: "", data: "", plots: shown, more: gr.update(visible=False)}
+            hidden = gr.update(visible=False)
+            return {told: "", data: "", plots: shown, more: hidden, again_with.box: hidden}
         run, one = runs[0], all_told[0]
         events, _ = run.events()
         can_resume = one.checkpoint and one.state != "finished"
         over = views.outcome(one.state, events, run.log_tail(1), can_resume, one.adapter)
         doing = html.hint(views.stage(one.state, events)) if one.state in views.LIVE else over
         return {
-            told: views.headline(run.id, one.state, events) + doing + views.tiles(events),
+            told: views.headline(run.id, one.state, events) + doing + fit_views.told(events) + views.tiles(events),
+            **again_with.updates(run.id, one.state, events),
             data: views.data_told(events),
             plots: views.curves(events),
             more: gr.update(visible=True),

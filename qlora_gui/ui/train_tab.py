@@ -12,7 +12,7 @@ from qlora_gui import hub
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import actions, form, html, links, live, preview
+from qlora_gui.ui import actions, fit_panel, form, html, links, live, preview
 from qlora_gui.ui.theme import QUIET
 
 _FIRST = "demo"
@@ -26,12 +26,14 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             fields = form.build(config, _FIRST)
             with gr.Column(elem_classes=["startbar", "tight"]):
                 status = gr.HTML(elem_id="form-status")
+                fit_line = fit_panel.brief()
                 start = gr.Button("Start training", variant="primary", elem_id="start")
         with gr.Column(scale=6, min_width=320, elem_classes="tight"):
             with gr.Column(elem_classes="tight") as idle:
+                fit = fit_panel.build(config, fields, fit_line, store)
                 gr.HTML('<h3 class="part">What it will learn from</h3>')
                 rows = gr.HTML(elem_id="preview")
-            panel = live.panel(store, link, idle)
+            panel = live.panel(store, link, idle, before_start)
             command = gr.Code(
                 form.command(config, _FIRST, store),
                 language="shell",
@@ -117,7 +119,9 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     } | QUIET
     gr.on([field.change for field in everything], trigger_mode="always_last", **checking)
     gr.on(_settled(fields), **previewing)
-    fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**previewing)
+    fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**fit.ask).then(**previewing)
+    for button in fit.buttons:
+        button.click(**previewing)
     fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)
     start.click(
         begin,
@@ -129,7 +133,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     )
     link.change(follow, link, [fields.preset, *everything, panel.followed, panel.seen], **QUIET).then(
         **panel.look
-    ).then(**previewing)
+    ).then(**fit.ask).then(**previewing)
 
 
 def _marked(fields: form.Form, before: dict[str, str], found: dict[str, str]) -> dict[Any, Any]:

@@ -144,6 +144,8 @@ def outcome(state: str, events: Sequence[Event], log_end: str, can_resume: bool,
         return html.note(f"{state.capitalize()}{after}{took}. {end.get('message') or gain(end)}", resume or next_step)
     if state == "failed":
         cause = str(end.get("message", "no reason was recorded"))
+        if (end.get("autopsy") or {}).get("changes"):
+            return html.note(f"Failed: {cause}", "Retry it with one of the changes below.", bad=True)
         hint = resume or "Mend the cause, then train again: Runs has this run's settings."
         return html.note(
             f"Failed: {cause}", "" if end.get("bug") is False else "The log below says more.", hint, bad=True

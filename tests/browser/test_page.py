@@ -1,12 +1,6 @@
 """The page as a person meets it: a real Chromium, a real training child, a real compare worker, a small model."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,140 +8,11 @@ import pytest
 
 from qlora_gui.runs import config as configs
 from qlora_gui.runs import launch
-from qlora_gui.runs.store import RunStore
+from tests.browser.conftest import PHONE, SLOW, Site
+from tests.browser.page import expect, fill, fill_field, fill_small, shot, step_shown, until
 from tests.conftest import SHARED_DATA, TINY, need, wait_until_ended
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-expect = sync_api.expect
 pytestmark = pytest.mark.browser
-
-ROOT = Path(__file__).parents[2]
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-QUIET_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
-SLOW = 90_000  # milliseconds: the machine may be small and busy
-
-
-@dataclass
-class Site:
-    """A page that is served, over a store of runs that the test can see too."""
-
-    url: str
-    store: RunStore
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("page")
-    store = RunStore(folder / "adapters")
-    code = (
-        "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
-        "launch_page(RunStore(sys.argv[1]), '127.0.0.1', None, False, None)"
-    )
-    cache = folder / "cache"
-    demo = Path(os.environ.get("QLORA_GUI_CACHE") or Path.home() / ".cache" / "qlora_gui") / "models"
-    if demo.is_dir():
-        (cache / "models").parent.mkdir(parents=True)
-        (cache / "models").symlink_to(demo)
-    child = subprocess.Popen(
-        [sys.executable, "-u", "-c", code, str(store.root)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"QLORA_GUI_CACHE": str(cache)},
-    )
-    assert child.stdout
-    lines = []
-    try:
-        for line in child.stdout:
-            lines.append(line)
-            if found := re.search(r"The page is at (\S+)", line):
-                yield Site(found.group(1), store)
-                break
-        else:
-            raise AssertionError("the page did not open:\n" + "".join(lines))
-    finally:
-        child.terminate()
-        child.wait(20)
-        for run in store.all():
-            launch.kill(run)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        try:
-            chromium = play.chromium.launch(executable_path=path, args=QUIET_FLAGS)
-        except sync_api.Error as error:
-            need(False, f"no Chromium to drive: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser: Any, site: Site) -> Iterator[Any]:
-    """Opens views; at the end nothing may have failed in the page, nor asked the internet for anything."""
-    pages, wrong = [], []
-
-    def outside(request: Any) -> None:
-        if not request.url.startswith((site.url, "data:", "blob:")):
-            wrong.append(f"asked for {request.url}")
-
-    def go(address: str = "", size: dict[str, int] = DESK) -> Any:
-        page = browser.new_page(viewport=size)
-        page.set_default_timeout(SLOW)
-        page.on("pageerror", lambda error: wrong.append(f"failed: {error}"))
-        page.on("request", outside)
-        page.goto(site.url + address)
-        expect(page.locator("#topbar")).to_contain_text("GB free", timeout=SLOW)
-        pages.append(page)
-        return page
-
-    yield go
-    for page in pages:
-        page.close()
-    assert not wrong
-
-
-def shot(page: Any, name: str) -> None:
-    """Keep a picture, if somebody wants them."""
-    if folder := os.environ.get("QLORA_GUI_SHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
-def fill(page: Any, knob: str, value: object) -> None:
-    field = page.locator(f"#knob-{knob} :is(input, textarea)").first
-    field.fill(str(value))
-    field.blur()
-
-
-def unfold(page: Any, group: str) -> None:
-    page.locator(f"#more-{group} button").first.click()
-
-
-def until(page: Any, text: str, where: str = "#live-head") -> None:
-    expect(page.locator(where)).to_contain_text(re.compile(text), timeout=SLOW)
-
-
-def step_shown(page: Any) -> int:
-    found = re.search(r"step (\d+) of", page.locator("#live-head").inner_text())
-    return int(found.group(1)) if found else -1
-
-
-def fill_small(page: Any, base: Path, **knobs: object) -> None:
-    """A short run on a small model, typed into the form."""
-    fill(page, "base_model", base)
-    for group in ("what-to-train", "schedule", "memory", "logging"):
-        unfold(page, group)
-    for name, value in (TINY | knobs).items():
-        if isinstance(value, bool):
-            page.locator(f"#knob-{name} input").set_checked(value)
-        else:
-            fill(page, name, value)
 
 
 def test_it_opens_on_a_filled_in_demo_and_shows_what_is_learned(open_page: Any) -> None:
@@ -247,12 +112,6 @@ def test_from_a_data_file_to_the_comparison(open_page: Any, site: Site, llama: P
     expect(page.locator("#clear")).to_be_enabled(timeout=SLOW)
     page.locator("#clear").click()
     expect(page.locator("#chat-1")).not_to_contain_text("colours")
-
-
-def fill_field(page: Any, where: str, value: object) -> None:
-    field = page.locator(f"{where} :is(input, textarea)").first
-    field.fill(str(value))
-    field.blur()
 
 
 def test_a_run_started_elsewhere_is_shown_live_and_can_be_stopped_and_resumed(

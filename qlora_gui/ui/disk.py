@@ -1,0 +1,58 @@
+"""Disk: the quantized bases that are kept, where they lie, how large they are, and clearing them."""
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui import kept
+from qlora_gui.ui import html
+from qlora_gui.ui.theme import QUIET
+
+_SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
+
+
+def build() -> None:
+    """Draw it, folded; it is read when it is unfolded."""
+    with gr.Accordion("Disk: quantized bases that are kept", open=False, elem_id="disk") as box:
+        told = gr.HTML(elem_id="disk-told")
+        with gr.Row(elem_classes=["tight", "actions"]):
+            clear = gr.Button("Clear…", visible=False, elem_id="disk-clear", **_SMALL)
+        with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="disk-confirm") as confirm:
+            question = gr.HTML()
+            sure = gr.Button("Clear them", variant="stop", elem_id="disk-sure", **_SMALL)
+            keep = gr.Button("Keep them", **_SMALL)
+
+    def look() -> dict[Any, Any]:
+        found = kept.entries()
+        return {told: listed(found), clear: gr.update(visible=bool(found)), confirm: gr.update(visible=False)}
+
+    def ask() -> dict[Any, Any]:
+        size = _size(sum(entry.bytes for entry in kept.entries()))
+        said = f"Delete {size} of quantized bases? Each is made again the next time it is needed."
+        return {confirm: gr.update(visible=True), question: html.note(said, bad=True)}
+
+    def remove() -> dict[Any, Any]:
+        freed = kept.clear()
+        left = " What is still listed is in use just now." if kept.entries() else ""
+        updates = look()
+        return updates | {told: html.note(f"{_size(freed)} freed.{left}") + updates[told]}
+
+    shown = [told, clear, confirm]
+    box.expand(look, None, shown, **QUIET)
+    clear.click(ask, None, [confirm, question], **QUIET)
+    keep.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
+    sure.click(remove, None, shown, concurrency_limit=1, **QUIET)
+
+
+def listed(entries: list[kept.Entry]) -> str:
+    """The kept bases as a table, with their sum and place."""
+    if not entries:
+        return html.hint("No quantized base is kept: the first training or comparison of a base writes one.")
+    total = _size(sum(entry.bytes for entry in entries))
+    where = f'<p class="hint">{total} in <code>{escape(str(kept.folder()))}</code></p>'
+    return where + html.table(("base", "size"), [(entry.name, _size(entry.bytes)) for entry in entries], numbers=(1,))
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 / 2 else f"{count / 2**20:.0f} MB"

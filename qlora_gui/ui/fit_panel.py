@@ -1,0 +1,180 @@
+"""Will it fit: the memory of the run in the form, live, and the changes that would make it smaller, each one press."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.errors import UserError
+from qlora_gui.memory import advice, budget, calibration, known
+from qlora_gui.memory.plan import plan
+from qlora_gui.memory.shape import Shape
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.store import RunStore
+from qlora_gui.ui import fit_views, form, html
+from qlora_gui.ui.theme import QUIET
+
+_HERE = "this one"
+_TO_PANEL = "() => { document.getElementById('fit')?.scrollIntoView({behavior: 'smooth'}); }"
+_ASKED_BY = ("base_model", "revision")
+
+
+@dataclass
+class Panel:
+    """What others need: `ask` plans anew and may ask the hub for the base; `buttons` each put a change into the form."""
+
+    ask: dict[str, Any]
+    buttons: list[gr.Button]
+
+
+def brief() -> gr.HTML:
+    """Draw the place of the verdict in short, for narrow screens, where the panel lies below the form."""
+    with gr.Row(elem_id="fit-brief", elem_classes="tight", equal_height=False):
+        line = gr.HTML(elem_id="fit-line")
+        details = gr.Button("Details", size="sm", scale=0, min_width=80, elem_id="fit-details")
+    details.click(None, None, None, js=_TO_PANEL, **QUIET)
+    return line
+
+
+class Shapes:
+    """Shapes of bases. The hub is asked only on purpose, for it may take seconds; what it said is kept."""
+
+    def __init__(self) -> None:
+        self._asked: dict[tuple[str, str], Shape | str] = {}
+
+    def ask(self, config: RunConfig) -> None:
+        """Look a base up, on the hub where it is not known here."""
+        try:
+            found: Shape | str = known.find(config)
+        except UserError as error:
+            found = str(error)
+        self._asked[config.base_model, config.revision] = found
+
+    def get(self, config: RunConfig) -> Shape:
+        """The shape, without asking the hub. Raises UserError where there is none or nobody has asked yet."""
+        try:
+            return known.find(config, ask=False)
+        except UserError:
+            found = self._asked.get((config.base_model, config.revision))
+            if found is None:
+                raise
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
+
+
+def build(first: RunConfig, fields: form.Form, line: gr.HTML, store: RunStore) -> Panel:
+    """Draw the panel and wire it to the form; `line` is where the verdict stands once more, in short."""
+    shapes = Shapes()
+    drawn = _look(first, _HERE, shapes)
+    line.value = drawn.line
+    with gr.Column(elem_id="fit", elem_classes="tight"):
+        with gr.Row(elem_classes=["tight", "fit-head"], equal_height=False):
+            gr.HTML('<h3 class="part">Will it fit</h3>')
+            target = gr.Dropdown(
+                list(budget.targets()),
+                value=_HERE,
+                label="On a card of",
+                elem_id="fit-target",
+                scale=0,
+                min_width=150,
+                container=False,
+                filterable=False,
+            )
+        body = gr.HTML(drawn.body, elem_id="fit-body")
+        with gr.Accordion("Memory by cause", open=False, visible=bool(drawn.table), elem_id="fit-table") as causes:
+            table = gr.HTML(drawn.table)
+        with gr.Accordion(drawn.title, open=drawn.opened, visible=bool(drawn.table), elem_id="fit-changes") as box:
+            buttons = [
+                gr.Button(**drawn.button(number), size="sm", elem_id=f"fit-change-{number}", elem_classes="change")
+                for number in range(fit_views.MOST_CHANGES)
+            ]
+            told = gr.HTML(drawn.told)
+    offered = gr.State([offer.knobs for offer in drawn.offers])
+    opened = gr.State(drawn.opened)
+    outputs = [body, line, causes, table, box, told, *buttons, offered, opened]
+
+    def look(seen: dict[Any, Any], ask: bool = False) -> dict[Any, Any]:
+        config, _ = form.judge(fields.values(seen), store)
+        if config is None:  # half-typed: the last figures stay where they are, and pale
+            return {body: gr.update(elem_classes=["stale"]), line: gr.update(elem_classes=["stale"])}
+        if ask:
+            shapes.ask(config)
+        drawn = _look(config, seen[target], shapes)
+        updates: dict[Any, Any] = {
+            body: gr.update(value=drawn.body, elem_classes=[]),
+            line: gr.update(value=drawn.line, elem_classes=[]),
+            table: drawn.table,
+            told: drawn.told,
+            offered: [offer.knobs for offer in drawn.offers],
+            opened: drawn.opened,
+        }
+        there = bool(drawn.table)
+        folding = {"open": drawn.opened} if drawn.opened != seen[opened] else {}  # else as the person has folded it
+        updates[box] = gr.update(label=drawn.title, visible=there, **folding)
+        updates[causes] = gr.update(visible=there)
+        return updates | {button: gr.update(**drawn.button(number)) for number, button in enumerate(buttons)}
+
+    def take(number: int) -> Any:
+        def put(offered: list[dict[str, Any]]) -> dict[Any, Any]:
+            knobs = offered[number] if number < len(offered) else {}
+            return {fields.knobs[name]: value for name, value in knobs.items()} or gr.skip()
+
+        return put
+
+    everything = list(fields.knobs.values())
+    looking: dict[str, Any] = {
+        "fn": look,
+        "inputs": fields.inputs() | {target, opened},
+        "outputs": outputs,
+        "trigger_mode": "always_last",
+    } | QUIET
+    asking = looking | {"fn": lambda seen: look(seen, ask=True)}
+    gr.on([*(field.change for field in everything), target.input], **looking)
+    texts = [fields.knobs[name] for name in _ASKED_BY]
+    gr.on([event for text in texts for event in (text.blur, text.submit)], **asking)
+    for number, button in enumerate(buttons):
+        button.click(take(number), offered, everything, **QUIET)
+    return Panel(asking, buttons)
+
+
+@dataclass
+class _Drawn:
+    """All that one plan puts on the page."""
+
+    body: str
+    line: str
+    table: str = ""
+    title: str = "Changes that make it smaller"
+    opened: bool = False
+    told: str = ""
+    offers: tuple[fit_views.Offer, ...] = ()
+
+    def button(self, number: int) -> dict[str, Any]:
+        """Caption and visibility of one of the buttons."""
+        if number >= len(self.offers):
+            return {"value": "", "visible": False}
+        return {"value": fit_views.caption(self.offers[number], self.opened), "visible": True}
+
+
+def _look(config: RunConfig, target: str, shapes: Shapes) -> _Drawn:
+    """Plan a run. A base that cannot be planned for is a sentence in it."""
+    card = budget.targets()[target]
+    try:
+        shape = shapes.get(config)
+        found = plan(config, shape, card)
+        changes = advice.changes(config, shape, card)
+    except UserError as error:
+        return _Drawn(fit_views.unknown(str(error)), html.hint("No estimate of the memory for this base."))
+    seen = calibration.of(card.gpu) if card.gpu else None
+    opened = found.verdict != "fits"
+    offers = fit_views.offers(changes)
+    return _Drawn(
+        body=fit_views.panel(found, seen),
+        line=fit_views.line(found),
+        table=fit_views.table(found),
+        title="What would make it fit" if opened else "Changes that make it smaller",
+        opened=opened,
+        told=html.hint(advice.RANK_AND_BIAS if offers else "No change of a setting makes this run smaller."),
+        offers=tuple(offers),
+    )

@@ -1,0 +1,75 @@
+"""A run that died of memory: what happened, and a button a change that trains it again with that change."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs import config as configs
+from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.store import RunStore
+from qlora_gui.ui import actions, fit_views, html, links
+from qlora_gui.ui.theme import QUIET
+
+
+@dataclass
+class Retry:
+    """The drawn place; `outputs` are what `updates` may change."""
+
+    box: gr.Column
+    told: gr.HTML
+    buttons: list[gr.Button]
+    offered: gr.State
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.box, self.told, *self.buttons, self.offered]
+
+    def updates(self, run_id: str, state: str, events: Sequence[Event]) -> dict[Any, Any]:
+        """What to show of a run: nothing, unless it died of memory."""
+        found = fit_views.autopsy_of(events) if state == "failed" else None
+        if found is None:
+            return {self.box: gr.update(visible=False)}
+        offers = fit_views.retries(found)
+        as_it_ran = (last(list(events), "fit") or {}).get(
+            "knobs", {}
+        )  # the changes are to what the preflight had made of it
+        more = html.hint("Retry with this change: a new run, with all other settings as they were.")
+        return {
+            self.box: gr.update(visible=True),
+            self.told: fit_views.autopsy(found) + (more if offers else ""),
+            self.offered: [(run_id, as_it_ran | offer.knobs) for offer in offers],
+        } | {
+            button: gr.update(value=f"Retry: {fit_views.caption(offer, True)}" if offer else "", visible=bool(offer))
+            for button, offer in zip(self.buttons, [*offers, *[None] * len(self.buttons)], strict=False)
+        }
+
+
+def build(store: RunStore, link: gr.State, before_start: Callable[[], None], prefix: str) -> Retry:
+    """Draw the place, hidden; a press starts the new run and follows it. `prefix` begins the ids on the page."""
+    with gr.Column(visible=False, elem_id=f"{prefix}-autopsy", elem_classes="tight") as box:
+        told = gr.HTML()
+        buttons = [
+            gr.Button(size="sm", visible=False, elem_id=f"{prefix}-retry-{number}", elem_classes="change")
+            for number in range(fit_views.MOST_RETRIES)
+        ]
+    offered = gr.State([])
+
+    def start(number: int) -> Any:
+        def again(offered: list[tuple[str, dict[str, Any]]]) -> Any:
+            try:
+                run_id, knobs = offered[number]
+                config = configs.make(store.get(run_id).config().model_dump() | knobs | {"name": ""})
+                before_start()
+                return links.to("train", actions.start(store, config).id)
+            except UserError as error:
+                actions.warn(error)
+                return gr.skip()
+
+        return again
+
+    for number, button in enumerate(buttons):
+        button.click(start(number), offered, link, concurrency_limit=1, trigger_mode="once", **QUIET)
+    return Retry(box, told, buttons, offered)

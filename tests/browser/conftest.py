@@ -1,0 +1,112 @@
+"""Fixtures: the page served as people start it, and a real Chromium that opens its views."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_gui.runs import launch
+from qlora_gui.runs.store import RunStore
+from tests.conftest import need
+
+ROOT = Path(__file__).parents[2]
+DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+QUIET_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--no-first-run"
+).split()
+SLOW = 90_000  # milliseconds: the machine may be small and busy
+
+
+@dataclass
+class Site:
+    """A page that is served, over a store of runs that the test can see too."""
+
+    url: str
+    store: RunStore
+    cache: Path
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("page")
+    store = RunStore(folder / "adapters")
+    code = (
+        "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
+        "launch_page(RunStore(sys.argv[1]), '127.0.0.1', None, False, None)"
+    )
+    cache = folder / "cache"
+    demo = Path(os.environ.get("QLORA_GUI_CACHE") or Path.home() / ".cache" / "qlora_gui") / "models"
+    if demo.is_dir():
+        (cache / "models").parent.mkdir(parents=True)
+        (cache / "models").symlink_to(demo)
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, str(store.root)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"QLORA_GUI_CACHE": str(cache)},
+    )
+    assert child.stdout
+    lines = []
+    try:
+        for line in child.stdout:
+            lines.append(line)
+            if found := re.search(r"The page is at (\S+)", line):
+                yield Site(found.group(1), store, cache)
+                break
+        else:
+            raise AssertionError("the page did not open:\n" + "".join(lines))
+    finally:
+        child.terminate()
+        child.wait(20)
+        for run in store.all():
+            launch.kill(run)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    with sync_api.sync_playwright() as play:
+        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        try:
+            chromium = play.chromium.launch(executable_path=path, args=QUIET_FLAGS)
+        except sync_api.Error as error:
+            need(False, f"no Chromium to drive: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, site: Site) -> Iterator[Any]:
+    """Opens views; at the end nothing may have failed in the page, nor asked the internet for anything."""
+    from playwright.sync_api import expect
+
+    pages, wrong = [], []
+
+    def outside(request: Any) -> None:
+        if not request.url.startswith((site.url, "data:", "blob:")):
+            wrong.append(f"asked for {request.url}")
+
+    def go(address: str = "", size: dict[str, int] = DESK) -> Any:
+        page = browser.new_page(viewport=size)
+        page.set_default_timeout(SLOW)
+        page.on("pageerror", lambda error: wrong.append(f"failed: {error}"))
+        page.on("request", outside)
+        page.goto(site.url + address)
+        expect(page.locator("#topbar")).to_contain_text("GB free", timeout=SLOW)
+        pages.append(page)
+        return page
+
+    yield go
+    for page in pages:
+        page.close()
+    assert not wrong
