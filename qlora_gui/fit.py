@@ -5,7 +5,7 @@ import sys
 
 from qlora_gui.memory import advice, calibration, known, simulation
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.plan import MemoryPlan, gigabytes, plan, simulated
+from qlora_gui.memory.plan import MemoryPlan, gigabytes, plan
 from qlora_gui.memory.step import Way
 from qlora_gui.runs.config import RunConfig
 
@@ -17,22 +17,16 @@ _MARKS = "█▓▒░▞▚▖▘▝▗╱╲"
 def show(config: RunConfig, budget: Budget, way: Way, as_json: bool, simulate: bool = False) -> int:
     """Print the plan of a run, its verdict and the changes that would help. Returns 0 if it fits, 3 if not.
 
-    `simulate` takes the peak from a simulated step, as is always done for architectures that the closed form does
-    not know. Raises UserError when the base's config.json cannot be had.
+    `simulate` takes the peak from a simulated step, as is always done on a GPU for architectures that the closed form
+    does not know. Raises UserError when the base's config.json cannot be had, or nothing can be simulated.
     """
     shape = known.find(config)
     found = plan(config, shape, budget, way=way)
-    if simulate or shape.family == "generic":
-        base = dict(known.config_json(config))
-        step = simulation.simulate(base, config, found.rows, found.length, way, found.checkpointing)
-        found = simulated(found, step.peak)
+    if simulate or simulation.wanted(found, shape):
+        found = simulation.refined(found, config, shape, known.config_json(config))
     helpful = advice.changes(config, shape, budget) if way == "ours" else []
     if as_json:
-        told = [
-            {"knobs": change.knobs, "text": change.text, "saves": change.saves, "fits": change.fits}
-            for change in helpful
-        ]
-        print(json.dumps(found.as_dict() | {"changes": told}, indent=1))
+        print(json.dumps(found.as_dict() | {"changes": [change.as_dict() for change in helpful]}, indent=1))
     else:
         print("\n".join(lines(config, found, helpful)))
     return EXIT_FITS if found.fits else EXIT_DOES_NOT_FIT
@@ -86,9 +80,5 @@ def _share(size: int, total: int) -> str:
 
 
 def _verdict(found: MemoryPlan) -> str:
-    of = f"{gigabytes(found.total)} of {gigabytes(found.budget.free)} free on {found.budget.name}"
-    if found.verdict == "does not fit":
-        return f"Does not fit: {of}, {gigabytes(found.missing)} too much."
-    if found.verdict == "tight":
-        return f"Fits, but tightly: {of}; fragments of memory or another program may end it."
-    return f"Fits: {of}."
+    remark = f"; {found.remark}" if found.remark else ""
+    return f"{found.words}: {found.figures} free on {found.budget.name}{remark}."

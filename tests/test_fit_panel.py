@@ -82,7 +82,7 @@ def test_at_most_five_changes_the_ones_that_fit_and_only_cost_time_first() -> No
         change(2, False, False, rank=8),
         change(1, False, False, bias="none"),
     ]
-    offered = fit_views.offers(found)
+    offered = fit_views.offers([change.as_dict() for change in found])
     assert [offer.knobs for offer in offered] == [
         {"batch_size": 1},
         {"batch_size": 4},  # the mildest; those between are left out
@@ -108,8 +108,8 @@ def test_an_autopsy_leaves_out_what_nobody_knows_and_a_resumed_run_has_none() ->
     assert "in the loss" in said and "predicted" not in said and "No other program" in said
     assert fit_views.retries(bare) == []
     assert fit_views.autopsy_of([failed, {"t": 1.0, "kind": "started"}]) is None
-    with_changes = bare | {"changes": [{"knobs": {"rank": 8}, "text": "Rank 8", "fits": False}] * 5}
-    assert len(fit_views.retries(with_changes)) == fit_views.MOST_RETRIES
+    with_changes = bare | {"changes": [{"knobs": {"rank": 8}, "text": "Rank 8", "saves": 1, "fits": False}] * 2}
+    assert len(fit_views.retries(with_changes)) == 2
     told = views.outcome("failed", [failed | {"autopsy": with_changes}], "", False, False)
     assert "one of the changes below" in told
     assert "Mend the cause" in views.outcome("failed", [failed], "", False, False)

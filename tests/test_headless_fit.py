@@ -49,18 +49,25 @@ def test_a_simulated_step_stands_beside_the_closed_form(llama: Path, tmp_path: P
     assert abs(found["terms"]["simulation"]) < 0.2 * closed["total"]
 
 
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 5000,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+}
+
+
 def test_an_architecture_that_the_closed_form_does_not_know_is_simulated(tmp_path: Path) -> None:
-    config = {
-        "model_type": "gpt_neox",
-        "vocab_size": 5000,
-        "hidden_size": 256,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
     done = fit("--base-model", tmp_path, "--memory", "8GB", "--json", cwd=tmp_path)
     assert done.returncode == 0 and "simulation" in json.loads(done.stdout)["terms"], done.stderr
+    told = json.loads(done.stdout)
+    assert told["verdict"] == "fits" and told["gradient_checkpointing"] == "none"
+    less = (told["total"] + told["terms"]["framework"]) // 2 // 2**20
+    done = fit("--base-model", tmp_path, "--memory", f"{less}MB", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["gradient_checkpointing"] == "all"
 
 
 def test_the_demo_on_this_machine(tmp_path: Path) -> None:
@@ -78,6 +85,7 @@ def test_the_demo_on_this_machine(tmp_path: Path) -> None:
         (["--rank", "0"], "rank should be greater than or equal to 1"),
         (["--target-modules", "nope"], "this base has the linears"),
         (["--way", "mine"], "--way"),
+        (["--simulate"], "Only steps on a GPU can be simulated"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, words: list[str], said: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import GenerationConfig, set_seed
+from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from qlora_gui.data import batches, read, tokens
 from qlora_gui.model import attention, fused, lora, loss, norms
@@ -119,7 +120,10 @@ def test_the_step_equals_the_stock_step_in_fp32(base: Path, bias: str) -> None:
     for name, grad in gradients(ours).items():
         assert off(grad, expected[name]) < 1e-4, name
     flat = [torch.cat([part.flatten() for part in grads.values()]) for grads in (gradients(ours), expected)]
-    assert float((flat[0] - flat[1]).norm() / flat[1].norm()) <= 1e-5
+    rounding = (
+        2e-5 if theirs.config.model_type == "bloom" else 1e-5
+    )  # torch's gelu rounds otherwise than the one BLOOM writes out
+    assert float((flat[0] - flat[1]).norm() / flat[1].norm()) <= rounding
 
 
 def test_the_step_is_as_exact_as_the_stock_step_in_bf16(base: Path) -> None:
@@ -293,6 +297,21 @@ def bloom_pair(bloom: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, An
     return stocked, ours
 
 
+def test_blooms_gelu_in_one_operation_is_the_more_exact_one_in_bf16() -> None:
+    exact = torch.randn(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul_(3).bfloat16()
+
+    def of(gelu: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        gelu(x).sum().backward()
+        assert x.grad is not None
+        return torch.stack([gelu(x).detach().double(), x.grad.double()])
+
+    plain = torch.nn.GELU(approximate="tanh")
+    expected, ours, theirs = of(plain, exact.double()), of(plain, exact), of(BloomGelu(), exact)
+    assert torch.all((ours - expected).abs().amax(1) <= (theirs - expected).abs().amax(1))
+    assert torch.allclose(of(BloomGelu(), exact.double()), expected, atol=1e-6)
+
+
 def test_bloom_sdpa_equals_eager(bloom: Path) -> None:
     stocked, ours = bloom_pair(bloom)
     ids = torch.randint(4, 900, (2, 300))
@@ -376,6 +395,13 @@ def test_only_what_nothing_is_learned_from_is_shared() -> None:
     assert batches.common_prefix([row([*long, 1, 2, 3], 12), row([*long[:3], 1, 5, 6], 5)]) == []
     assert batches.common_prefix([row(long, 6), row(long, 6)]) == long[:5]
     assert batches.common_prefix([row(long, 6)]) == []
+
+
+def test_rows_are_padded_to_whole_multiples_that_nothing_is_learned_from() -> None:
+    rows: list[batches.Row] = [{"input_ids": [5] * size, "labels": [5] * size} for size in (3, 9)]
+    batch = batches.Collate(1, multiple=8)(rows)
+    assert batch["input_ids"].shape == (2, 16) and int((batch["labels"] != -100).sum()) == 12
+    assert batches.Collate(1, multiple=8)(rows[:1])["input_ids"].shape == (1, 8)
 
 
 def test_packed_rows_are_as_long_as_attention_allows() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from qlora_gui.data.tokens import IGNORED, Encoded
 
+GPU_MULTIPLE = 8  # tokens a row are padded to on a GPU: 16 bytes in 16 bits
 _SHORTEST_PREFIX = 4  # tokens: below, a shared beginning saves less than its mask costs
 
 
@@ -24,18 +25,22 @@ class Row(TypedDict, total=False):
 class Collate:
     """Rows -> input_ids, labels, each [rows, tokens], right-padded to the longest, and `tokens`, a count.
 
+    `multiple`: rows are padded up to a multiple of it. CUDA's attention with a bias wants rows of whole 16 bytes, and
+    copies the bias in every layer where they are not.
+
     Where the base keeps packed examples apart, `shared_length` is above 0: then the examples of a batch share rows
     of at most that many tokens, with position_ids and blocks, [rows, tokens], and a beginning that is the same in
     all of them (a system prompt) stands once a row. It is the same step, with less to compute.
     """
 
-    def __init__(self, pad_id: int, shared_length: int = 0):
-        self.pad_id, self.shared_length = pad_id, shared_length
+    def __init__(self, pad_id: int, shared_length: int = 0, multiple: int = 1):
+        self.pad_id, self.shared_length, self.multiple = pad_id, shared_length, multiple
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         if self.shared_length and not any("blocks" in row for row in rows):
             rows = level(rows, self.shared_length)
         longest = max(len(row["input_ids"]) for row in rows)
+        longest += -longest % self.multiple
 
         def padded(values: list[int], filler: int) -> list[int]:
             return values + [filler] * (longest - len(values))

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from qlora_gui.memory.shape import Linear, Norm
 from qlora_gui.memory.step import Step
 
-_GELU_TEMPORARIES = 5  # bloom_gelu_back: tanh, its complement, half of x, the inner derivative and its product
+_GELU_TEMPORARIES = (
+    5  # the stock bloom_gelu_back: tanh, its complement, half of x, the inner derivative and its product
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _last_linear(step: Step, gradient: int) -> Moment:
 def _activation(step: Step, held: Kept, gradient: int) -> Moment:
     size = 4 if step.stock else step.number
     numbers = step.tokens * step.shape.intermediate * size
-    plain = _GELU_TEMPORARIES if step.shape.family == "bloom" else 1
+    plain = _GELU_TEMPORARIES if step.stock and step.shape.family == "bloom" else 1
     temporaries = 2 if step.shape.gated else plain
     return Moment(gradient + (1 + temporaries) * numbers - held.last_input)
 

@@ -23,8 +23,8 @@ _STEP = 64  # tokens: lengths that are offered are multiples of it
 class Change:
     """One change of a run. `knobs` are RunConfig's names with their new values; `saves` is plan before - plan after.
 
-    `text` is a sentence like "Micro-batch 1 with accumulation 16: -6.1 GB", `words` its first part. `learns_the_same` is False where the
-    change touches what is learned (rank, biases, length, base), True where it costs only time.
+    `text` is a sentence like "Micro-batch 1 with accumulation 16: -6.1 GB", `words` its first part. `learns_the_same`
+    is False where the change touches what is learned (rank, biases, length, base), True where it costs only time.
     """
 
     knobs: dict[str, Any]
@@ -36,6 +36,16 @@ class Change:
     @property
     def text(self) -> str:
         return f"{self.words}: -{_amount(self.saves)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "knobs": self.knobs,
+            "text": self.text,
+            "saves": self.saves,
+            "fits": self.fits,
+            "learns_the_same": self.learns_the_same,
+        }
 
     def apply(self, config: RunConfig) -> RunConfig:
         """The run with this change."""
@@ -143,7 +153,8 @@ def _change(
     saves = before.total - after.total
     if saves <= 0:
         return None
-    if config.gradient_checkpointing == "auto" and after.checkpointing != before.checkpointing:
+    checkpointing = knobs.get("gradient_checkpointing", config.gradient_checkpointing)
+    if checkpointing == "auto" and after.checkpointing != before.checkpointing:
         words += f" (checkpointing can then be {after.checkpointing})"
     return Change(knobs, words, saves, after.fits, same)
 

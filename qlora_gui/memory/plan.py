@@ -11,6 +11,7 @@ from qlora_gui.memory.step import Way
 from qlora_gui.runs.config import RunConfig
 
 Verdict = Literal["fits", "tight", "does not fit"]
+_GPU_MULTIPLE = 8  # tokens a row are padded to on a GPU, as in data/batches.py, which this side does not import
 TIGHT = 0.9  # of the free memory: above it, fragments and other programs decide
 LEVELS = ("none", "every-4", "every-3", "every-2", "all")  # of checkpointing, the cheapest in time first
 
@@ -53,8 +54,27 @@ class MemoryPlan:
         """Bytes that are missing, 0 where it fits."""
         return max(self.total - self.budget.free, 0)
 
+    @property
+    def words(self) -> str:
+        """The verdict, to begin a sentence with."""
+        return {"fits": "Fits", "tight": "Fits, but tightly", "does not fit": "Does not fit"}[self.verdict]
+
+    @property
+    def figures(self) -> str:
+        """What the verdict rests on: "13.4 GB of 16.0 GB"."""
+        return f"{gigabytes(self.total)} of {gigabytes(self.budget.free)}"
+
+    @property
+    def remark(self) -> str:
+        """What to know besides, "" where it fits."""
+        return {
+            "fits": "",
+            "tight": "fragments of memory or another program may end it",
+            "does not fit": f"{gigabytes(self.missing)} too much",
+        }[self.verdict]
+
     def __str__(self) -> str:
-        return f"{gigabytes(self.total)} of {gigabytes(self.budget.free)} free on {self.budget.name}: {self.verdict}"
+        return f"{self.figures} free on {self.budget.name}: {self.verdict}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -102,6 +122,8 @@ def plan(
     target_modules names no linear of the base.
     """
     rows, length = rows or config.batch_size, length or config.max_length
+    if way == "ours" and budget.kind == "cuda":
+        length += -length % _GPU_MULTIPLE
     wanted = checkpointing or config.gradient_checkpointing
     if way == "stock":
         wanted = "none" if wanted == "none" else "all"  # the usual way knows no other

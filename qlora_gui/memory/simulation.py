@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -16,6 +17,8 @@ from typing import Any
 
 from qlora_gui import hub
 from qlora_gui.errors import UserError
+from qlora_gui.memory.plan import MemoryPlan, plan, simulated
+from qlora_gui.memory.shape import Shape
 from qlora_gui.memory.step import Way
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.launch import child_environment
@@ -71,6 +74,29 @@ def simulate(
         answer = _ask(question)
         _write(kept, answer)
     return answer
+
+
+def wanted(found: MemoryPlan, shape: Shape) -> bool:
+    """Whether a plan is to be refined: for a GPU and an architecture that the closed form does not know."""
+    return shape.family == "generic" and found.budget.kind == "cuda"
+
+
+def refined(found: MemoryPlan, config: RunConfig, shape: Shape, base: Mapping[str, Any]) -> MemoryPlan:
+    """The plan with its peak from a simulated step; where that is too much and auto may, with all layers recomputed.
+
+    `base` is the base's config.json. Raises UserError as `simulate` does, and for a plan that is not for a GPU.
+    """
+    if found.budget.kind != "cuda":
+        raise UserError("Only steps on a GPU can be simulated: name one by its memory, --memory 16GB.")
+
+    def measured(of: MemoryPlan) -> MemoryPlan:
+        return simulated(of, simulate(dict(base), config, of.rows, of.length, of.way, of.checkpointing).peak)
+
+    better = measured(found)
+    auto = config.gradient_checkpointing == "auto" and found.way == "ours"
+    if better.verdict == "fits" or not auto or found.checkpointing == "all":
+        return better
+    return measured(plan(config, shape, found.budget, rows=found.rows, length=found.length, checkpointing="all"))
 
 
 def folder() -> Path:

@@ -11,6 +11,8 @@ from qlora_gui.runs.config import RunConfig
 Way = Literal["ours", "stock"]
 _OWN_LOGITS = frozenset({"gemma2", "granite"})  # the logits are more than head(hidden): no chunked loss (model/loss.py)
 _CAPPED = frozenset({"gemma2"})  # a tanh on scores and logits; SDPA knows none, so attention is eager
+# As in model/attention.py, which this side of the house does not import.
+_CPU_EAGER_UP_TO = 128
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Step:
             return True
         if self.capped and self.config.attention != "sdpa":
             return True
-        short = self.shape.family == "bloom" and not self.cuda and self.length <= 256  # model/attention.py
+        on_cpu = self.shape.family == "bloom" and not self.cuda and self.number < 4
+        short = on_cpu and self.length <= _CPU_EAGER_UP_TO
         return self.config.attention == "eager" or (self.config.attention == "auto" and short)
 
     @property

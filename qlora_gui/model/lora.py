@@ -6,6 +6,7 @@ import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.bloom.modeling_bloom import BloomMLP
 
 from qlora_gui.errors import UserError
 from qlora_gui.model import attention, fused, norms
@@ -38,8 +39,16 @@ def prepare(model: Any, config: RunConfig) -> None:
     model.requires_grad_(False)
     model.config.use_cache = False
     norms.widen(model)
+    _plain_gelu(model)
     attention.install(model, config.attention)
     checkpoint(model, config.gradient_checkpointing)
+
+
+def _plain_gelu(model: Any) -> None:
+    """BLOOM writes its gelu out, with five temporaries in the backward pass: torch's is the same function in one."""
+    for part in model.modules():
+        if isinstance(part, BloomMLP):
+            part.gelu_impl = torch.nn.GELU(approximate="tanh")
 
 
 def checkpoint(model: Any, which: str) -> None:

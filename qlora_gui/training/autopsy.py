@@ -15,8 +15,6 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run
 from qlora_gui.training import limit
 
-_MOST = 5
-
 
 def ran_out(error: BaseException | None) -> bool:
     """Whether memory is what an error, or what caused it, is about; a CPU says so only in words."""
@@ -45,10 +43,7 @@ def of(run: Run) -> dict[str, Any]:
     try:
         shape = known.find(config)
         found["predicted"] = plan(config, shape, budget).total
-        found["changes"] = [
-            {"knobs": change.knobs, "text": change.text, "saves": change.saves, "fits": change.fits}
-            for change in advice.changes(config, shape, budget)[:_MOST]
-        ]
+        found["changes"] = [change.as_dict() for change in advice.changes(config, shape, budget)]
     except UserError:
         pass  # the base's shape is not known: then there is no plan and no advice
     return {"message": _sentence(found), "bug": False, "autopsy": found}

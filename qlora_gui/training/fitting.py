@@ -90,7 +90,7 @@ def two_steps(
     """
     longest = sorted(rows, key=lambda row: -len(row["input_ids"]))[:count]
     heaviest: list[batches.Row] = [{**row, "labels": list(row["input_ids"])} for row in longest]
-    padded = batches.Collate(collate.pad_id)
+    padded = batches.Collate(collate.pad_id, multiple=collate.multiple)
     trained = [part for part in model.parameters() if part.requires_grad]
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     optimizer = kind(trained, **(settings | {"lr": 0.0}), weight_decay=0.0)

@@ -51,7 +51,8 @@ def prepare(
     config = fitting.resolve(config, device)
     lora.prepare(model, config)
     rows = batches.as_rows(examples)
-    collate = batches.Collate(tokenizer.pad_token_id, _shared_length(rows, config, model))
+    multiple = batches.GPU_MULTIPLE if device.type == "cuda" else 1
+    collate = batches.Collate(tokenizer.pad_token_id, _shared_length(rows, config, model), multiple)
     if config.packing:
         rows = _packed(rows, model, collate.shared_length)
     model = lora.attach(model, config)

@@ -1,12 +1,14 @@
 """Will it fit: the memory of the run in the form, live, and the changes that would make it smaller, each one press."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from qlora_gui.errors import UserError
-from qlora_gui.memory import advice, budget, calibration, known
+from qlora_gui.memory import advice, budget, calibration, known, simulation
 from qlora_gui.memory.plan import plan
 from qlora_gui.memory.shape import Shape
 from qlora_gui.runs.config import RunConfig
@@ -17,6 +19,9 @@ from qlora_gui.ui.theme import QUIET
 _HERE = "this one"
 _TO_PANEL = "() => { document.getElementById('fit')?.scrollIntoView({behavior: 'smooth'}); }"
 _ASKED_BY = ("base_model", "revision")
+_ROUGH = "A rough estimate, for this kind of base is not known by its formula."
+_SIMULATING = f"{_ROUGH} Simulating a step, which takes some seconds."
+_SIMULATED = "From a simulated step, for this kind of base is not known by its formula; not a measurement."
 
 
 @dataclass
@@ -94,13 +99,19 @@ def build(first: RunConfig, fields: form.Form, line: gr.HTML, store: RunStore) -
     opened = gr.State(drawn.opened)
     outputs = [body, line, causes, table, box, told, *buttons, offered, opened]
 
-    def look(seen: dict[Any, Any], ask: bool = False) -> dict[Any, Any]:
+    def look(seen: dict[Any, Any], ask: bool = False) -> Iterator[dict[Any, Any]]:
         config, _ = form.judge(fields.values(seen), store)
         if config is None:  # half-typed: the last figures stay where they are, and pale
-            return {body: gr.update(elem_classes=["stale"]), line: gr.update(elem_classes=["stale"])}
+            yield {body: gr.update(elem_classes=["stale"]), line: gr.update(elem_classes=["stale"])}
+            return
         if ask:
             shapes.ask(config)
         drawn = _look(config, seen[target], shapes)
+        yield shown(drawn, seen[opened])
+        if drawn.unsure:
+            yield shown(_look(config, seen[target], shapes, simulate=True), drawn.opened)
+
+    def shown(drawn: _Drawn, was_opened: bool) -> dict[Any, Any]:
         updates: dict[Any, Any] = {
             body: gr.update(value=drawn.body, elem_classes=[]),
             line: gr.update(value=drawn.line, elem_classes=[]),
@@ -110,7 +121,7 @@ def build(first: RunConfig, fields: form.Form, line: gr.HTML, store: RunStore) -
             opened: drawn.opened,
         }
         there = bool(drawn.table)
-        folding = {"open": drawn.opened} if drawn.opened != seen[opened] else {}  # else as the person has folded it
+        folding = {"open": drawn.opened} if drawn.opened != was_opened else {}  # else as the person has folded it
         updates[box] = gr.update(label=drawn.title, visible=there, **folding)
         updates[causes] = gr.update(visible=there)
         return updates | {button: gr.update(**drawn.button(number)) for number, button in enumerate(buttons)}
@@ -129,7 +140,7 @@ def build(first: RunConfig, fields: form.Form, line: gr.HTML, store: RunStore) -
         "outputs": outputs,
         "trigger_mode": "always_last",
     } | QUIET
-    asking = looking | {"fn": lambda seen: look(seen, ask=True)}
+    asking = looking | {"fn": partial(look, ask=True)}
     gr.on([*(field.change for field in everything), target.input], **looking)
     texts = [fields.knobs[name] for name in _ASKED_BY]
     gr.on([event for text in texts for event in (text.blur, text.submit)], **asking)
@@ -147,6 +158,7 @@ class _Drawn:
     table: str = ""
     title: str = "Changes that make it smaller"
     opened: bool = False
+    unsure: bool = False  # the closed form does not know this architecture: a simulation does
     told: str = ""
     offers: tuple[fit_views.Offer, ...] = ()
 
@@ -157,8 +169,8 @@ class _Drawn:
         return {"value": fit_views.caption(self.offers[number], self.opened), "visible": True}
 
 
-def _look(config: RunConfig, target: str, shapes: Shapes) -> _Drawn:
-    """Plan a run. A base that cannot be planned for is a sentence in it."""
+def _look(config: RunConfig, target: str, shapes: Shapes, simulate: bool = False) -> _Drawn:
+    """Plan a run, if asked by a simulated step, which takes seconds. A base that cannot be planned for is a sentence."""
     card = budget.targets()[target]
     try:
         shape = shapes.get(config)
@@ -166,15 +178,23 @@ def _look(config: RunConfig, target: str, shapes: Shapes) -> _Drawn:
         changes = advice.changes(config, shape, card)
     except UserError as error:
         return _Drawn(fit_views.unknown(str(error)), html.hint("No estimate of the memory for this base."))
+    unsure = simulation.wanted(found, shape)
+    source = _SIMULATING if unsure else ""
+    if simulate:
+        try:
+            found, source = simulation.refined(found, config, shape, known.config_json(config)), _SIMULATED
+        except UserError as error:
+            source = f"{_ROUGH} {error}"
     seen = calibration.of(card.gpu) if card.gpu else None
     opened = found.verdict != "fits"
-    offers = fit_views.offers(changes)
+    offers = fit_views.offers([change.as_dict() for change in changes])
     return _Drawn(
-        body=fit_views.panel(found, seen),
+        body=fit_views.panel(found, seen, source),
         line=fit_views.line(found),
         table=fit_views.table(found),
         title="What would make it fit" if opened else "Changes that make it smaller",
         opened=opened,
+        unsure=unsure,
         told=html.hint(advice.RANK_AND_BIAS if offers else "No change of a setting makes this run smaller."),
         offers=tuple(offers),
     )

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from qlora_gui.memory.advice import Change
 from qlora_gui.memory.calibration import Calibration
 from qlora_gui.memory.plan import MemoryPlan, gigabytes
 from qlora_gui.runs.events import FINAL, Event, last
@@ -12,7 +11,6 @@ from qlora_gui.ui import html
 
 MOST_CHANGES, MOST_RETRIES = 5, 3
 _ALIKE = 2  # changes of the same knobs that are shown: the largest saving and the mildest
-_VERDICTS = {"fits": "Fits", "tight": "Fits, but tightly", "does not fit": "Does not fit"}
 _MARKS = {"fits": "✓", "tight": "!", "does not fit": "✗"}
 
 
@@ -24,14 +22,14 @@ class Offer(NamedTuple):
     fits: bool
 
 
-def offers(changes: Iterable[Change], most: int = MOST_CHANGES) -> list[Offer]:
-    """The changes to show: those that fit first, of them those that only cost time, then by bytes saved."""
-    ranked = sorted(changes, key=lambda change: (not change.fits, not change.learns_the_same, -change.saves))
-    groups: dict[frozenset[str], list[Change]] = {}
+def offers(changes: Iterable[Mapping[str, Any]], most: int = MOST_CHANGES) -> list[Offer]:
+    """The changes (`Change.as_dict`) to show: those that fit first, of them those that only cost time, then by bytes."""
+    ranked = sorted(changes, key=lambda one: (not one["fits"], not one.get("learns_the_same"), -one["saves"]))
+    groups: dict[frozenset[str], list[Mapping[str, Any]]] = {}
     for change in ranked:
-        groups.setdefault(frozenset(change.knobs), []).append(change)
+        groups.setdefault(frozenset(change["knobs"]), []).append(change)
     left_out = [change for alike in groups.values() for change in alike[1 : 1 - _ALIKE]]
-    return [Offer(one.knobs, one.text, one.fits) for one in ranked if one not in left_out][:most]
+    return [Offer(one["knobs"], one["text"], one["fits"]) for one in ranked if one not in left_out][:most]
 
 
 def caption(offer: Offer, mark: bool) -> str:
@@ -41,20 +39,14 @@ def caption(offer: Offer, mark: bool) -> str:
 
 def headline(plan: MemoryPlan) -> str:
     """The verdict in words, with the numbers it rests on."""
-    budget, word = plan.budget, _VERDICTS[plan.verdict]
-    said = _against(plan) + (f" free on {budget.name}" if _is_here(plan) else "")
-    more = {
-        "fits": "",
-        "tight": "fragments of memory or another program may end it",
-        "does not fit": f"{gigabytes(plan.missing)} too much",
-    }[plan.verdict]
-    tail = f"; {more}" if more else ""
-    return f'<p class="fit-verdict {_style(plan)}"><b>{_MARKS[plan.verdict]} {word}</b> {escape(said + tail)}</p>'
+    said = plan.figures + (f" free on {plan.budget.name}" if _is_here(plan) else "")
+    tail = f"; {plan.remark}" if plan.remark else ""
+    return f'<p class="fit-verdict {_style(plan)}"><b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(said + tail)}</p>'
 
 
 def line(plan: MemoryPlan) -> str:
     """The verdict in one short line."""
-    words = f"<b>{_MARKS[plan.verdict]} {_VERDICTS[plan.verdict]}</b> {escape(_against(plan))}"
+    words = f"<b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(plan.figures)}"
     return f'<p class="fit-verdict {_style(plan)}">{words}</p>'
 
 
@@ -63,12 +55,12 @@ def unknown(sentence: str) -> str:
     return html.hint(f"No estimate of the memory: {sentence}")
 
 
-def panel(plan: MemoryPlan, seen: Calibration | None = None) -> str:
-    """The verdict, the bar with its key, the moment of the peak, and that it is an estimate."""
+def panel(plan: MemoryPlan, seen: Calibration | None = None, source: str = "") -> str:
+    """The verdict, the bar with its key, the moment of the peak, and where the figures come from: an estimate."""
     rows = f"{plan.rows} × {plan.length:,} tokens"
     moment = f"Peak {plan.moment}, with the longest batch ({rows}); gradient checkpointing: {plan.checkpointing}."
-    estimate = "An estimate from the shape of the base, not a measurement."
-    if seen is not None and seen.runs:
+    estimate = source or "An estimate from the shape of the base, not a measurement."
+    if seen is not None and seen.runs and not source:
         estimate = (
             f"An estimate, corrected by {seen.factor:.2f}: so far {_count(seen.runs, 'run')} on this GPU "
             f"had been predicted {seen.error:.0%} off."
@@ -156,17 +148,8 @@ def autopsy(found: Mapping[str, Any]) -> str:
 
 
 def retries(found: Mapping[str, Any]) -> list[Offer]:
-    """The changes of an autopsy, those that fit first."""
-    offered = [
-        Offer(dict(one["knobs"]), str(one.get("text", "")), bool(one.get("fits")))
-        for one in found.get("changes") or []
-        if isinstance(one, dict) and isinstance(one.get("knobs"), dict)
-    ]
-    return sorted(offered, key=lambda offer: not offer.fits)[:MOST_RETRIES]
-
-
-def _against(plan: MemoryPlan) -> str:
-    return f"{gigabytes(plan.total)} of {gigabytes(plan.budget.free)}"
+    """The changes of an autopsy to show, best first."""
+    return offers(found.get("changes") or [], MOST_RETRIES)
 
 
 def _is_here(plan: MemoryPlan) -> bool:

@@ -1,5 +1,6 @@
 """Will it fit, on the page: the plan follows the form, a press changes the form, and a run that died is retried."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from qlora_gui.runs.store import Run
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill, shot, until
 from tests.conftest import TINY, wait_until_ended
+from tests.test_headless_fit import NEOX
 
 pytestmark = pytest.mark.browser
 NASTY = "<img src=x onerror=alert(1)> & co"
@@ -95,6 +97,16 @@ def test_a_base_that_cannot_be_planned_is_one_sentence_and_escaped(open_page: An
     fill(page, "base_model", folder)
     expect(page.locator("#fit-body")).to_contain_text("No estimate of the memory")
     assert page.locator("#fit-body b").count() == 0
+
+
+def test_a_base_of_another_kind_is_simulated(open_page: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
+    page = open_page()
+    choose(page, "#fit-target", "8 GB")
+    fill(page, "base_model", tmp_path)
+    expect(page.locator("#fit-body")).to_contain_text("Simulating a step")
+    expect(page.locator("#fit-body")).to_contain_text("From a simulated step", timeout=SLOW)
+    shot(page, "fit-simulated")
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
