@@ -155,6 +155,12 @@ CONVERSATION = [
 ]
 
 
+def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')  # for which transformers makes an empty one
+    with pytest.raises(UserError, match="its files are missing"):
+        load_tokenizer(tmp_path)
+
+
 def test_only_the_assistants_tokens_and_their_eos_are_learned_in_every_turn(llama: Path, bloom: Path) -> None:
     for base, eos in ((llama, "<|im_end|>"), (bloom, "</s>")):  # with a template, and with the plain one
         tokenizer = load_tokenizer(base)

@@ -94,6 +94,8 @@ def load_tokenizer(path: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"No tokenizer can be loaded from '{path}': {str(error).splitlines()[0]}") from error
+    if not tokenizer("word", add_special_tokens=False)["input_ids"]:  # from a folder without its files: an empty one
+        raise UserError(f"No tokenizer can be loaded from '{path}': its files are missing.")
     if not tokenizer.is_fast:
         raise UserError(
             f"The tokenizer of '{path}' has no fast version, which the loss mask needs: choose another base."

@@ -19,9 +19,9 @@ from qlora_gui.ui.theme import QUIET
 _HERE = "this one"
 _TO_PANEL = "() => { document.getElementById('fit')?.scrollIntoView({behavior: 'smooth'}); }"
 _ASKED_BY = ("base_model", "revision")
-_ROUGH = "A rough estimate, for this kind of base is not known by its formula."
+_ROUGH = "A rough estimate: its formula does not know this kind of base."
 _SIMULATING = f"{_ROUGH} Simulating a step, which takes some seconds."
-_SIMULATED = "From a simulated step, for this kind of base is not known by its formula; not a measurement."
+_SIMULATED = "From a simulated step, since the formula does not know this kind of base; not a measurement."
 
 
 @dataclass
