@@ -211,7 +211,8 @@ def test_packed_rows_hold_every_example_once(llama: Path) -> None:
     rows = batches.share(batches.as_rows(examples), 256)
     assert len(rows) < len(examples)
     assert all(len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= 256 for row in rows)
-    assert sum(row["position_ids"].count(0) for row in rows) == len(examples)
+    assert all(row["position_ids"].count(0) == 1 for row in rows)  # what all begin with stands once
+    assert sum(len(set(row["blocks"]) - {0}) for row in rows) == len(examples)
     learned = sum(label != tokens.IGNORED for row in rows for label in row["labels"])
     assert learned == sum(example.supervised for example in examples)
 
