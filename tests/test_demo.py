@@ -95,7 +95,7 @@ def test_the_demo_adapter_answers_headless(demo_run: tuple[Path, str]) -> None:
 
 def test_one_epoch_of_the_shared_data_lowers_the_held_out_loss(tmp_path: Path) -> None:
     need(SHARED_DATA.exists(), "the shared data set is not beside this checkout")
-    knobs = ["--epochs", "1", "--gradient-accumulation", "1", "--no-gradient-checkpointing", "--dropout", "0"]
+    knobs = ["--epochs", "1", "--gradient-accumulation", "1", "--gradient-checkpointing", "none", "--dropout", "0"]
     knobs += ["--eval-steps", "1000", "--save-steps", "1000", "--max-length", "256", "--batch-size", "8"]
     knobs += ["--name", "shared", "--answers", "0"]
     command = [sys.executable, str(ROOT / "app.py"), "--headless-train", "--dataset", str(SHARED_DATA), *knobs]
