@@ -7,7 +7,7 @@ from qlora_gui.memory import activations
 from qlora_gui.memory.step import Step
 
 # Logits a chunk of the loss: as in model/loss.py, which this side of the house does not import.
-CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**27
+CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**26
 _SMALL = 4096  # bitsandbytes keeps states of smaller parameters in fp32 (min_8bit_size)
 MIB = 2**20
 # Assumed: what CUDA and its libraries hold besides tensors (context, kernels), 0.4 to 0.6 GB on current cards.

@@ -18,6 +18,8 @@ from transformers.models.bloom import modeling_bloom
 
 # Tokens a row: up to here eager is the faster one on CPUs in 16 bits, in fp32 never (benchmarks/bloom_attention.py).
 CPU_EAGER_UP_TO = 128
+# Queries at once on a CPU: each such block only reads the keys up to its end, five eighths of them at 1,024 tokens.
+CPU_QUERIES = 256
 
 
 def hidden_by(blocks: torch.Tensor) -> torch.Tensor:
@@ -148,15 +150,31 @@ def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]
         query, key, value = self._reshape(self.query_key_value(hidden_states))
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
-        out = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=bias.of(query, key.shape[2], attention_mask),
-            dropout_p=self.attention_dropout.p if self.training else 0.0,
-            scale=self.inv_norm_factor,
-        )
+        dropout = self.attention_dropout.p if self.training else 0.0
+        mask = bias.of(query, key.shape[2], attention_mask)
+        out = _attend(query, key, value, mask, dropout, self.inv_norm_factor)
         out = self.dense(out.transpose(1, 2).flatten(2))
         return modeling_bloom.dropout_add(out, residual, self.hidden_dropout, self.training), None
 
     return forward
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float, scale: float
+) -> torch.Tensor:
+    """SDPA of [rows, heads, tokens, width] under an additive mask that hides what comes later.
+
+    CUDA's kernels read all keys in one call; a CPU's time goes with the keys it reads.
+    """
+    attend = functional.scaled_dot_product_attention
+    queries, keys = query.shape[2], key.shape[2]
+    if query.device.type != "cpu" or queries != keys or queries <= CPU_QUERIES:
+        return attend(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    blocks = []
+    for first in range(0, queries, CPU_QUERIES):
+        end = first + CPU_QUERIES
+        seen = mask[..., first:end, :end]
+        blocks.append(
+            attend(query[:, :, first:end], key[:, :, :end], value[:, :, :end], seen, dropout_p=dropout, scale=scale)
+        )
+    return torch.cat(blocks, dim=2)

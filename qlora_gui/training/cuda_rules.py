@@ -1,7 +1,8 @@
 """On the CPU, let operations allocate as they do on CUDA, and answer what fake tensors, having no values, cannot."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
+from qlora_gui.model import attention as attentions
 from qlora_gui.model import fused, loss
 
 # What CUDA's autocast does in fp32 and the CPU's does not (aten/src/ATen/autocast_mode.h), as far as models use it.
@@ -73,12 +75,13 @@ def cuda_rules(plain_logits: bool = True, only_causal: bool = True) -> Iterator[
     padded on the left or packed, so attention needs no mask of its own.
     """
     autocast, tracing, rows = torch.is_autocast_enabled, masking_utils.is_tracing, loss.chunk_rows
-    answers: list[tuple[Any, str, Callable[..., Any]]] = [
+    answers: list[tuple[Any, str, Any]] = [
         (torch, "is_autocast_enabled", lambda device="cpu": autocast(device)),  # PEFT asks for CUDA's by naming none
         # transformers makes every mask for tensors that have no values
         (masking_utils, "is_tracing", lambda tensor=None: tracing(tensor) and not only_causal),
         (loss, "chunk_rows", lambda vocabulary, device: rows(vocabulary, "cuda")),
         (fused, "_kept", fused._kept_on_gpu),
+        (attentions, "CPU_QUERIES", sys.maxsize),
     ]
     with contextlib.ExitStack() as stack:
         for module, name, answer in answers:
