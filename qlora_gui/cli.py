@@ -42,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_argument(
         "--headless-compare", action="store_true", help="answer a file of prompts with base and adapters"
     )
+    verbs.add_argument(
+        "--headless-evaluate", action="store_true", help="is an adapter better than its base, with intervals"
+    )
+    verbs.add_argument(
+        "--headless-report", nargs="*", metavar="RUN", help="a report on these runs (default: all), .md or .html, to --out"
+    )
     verbs.add_argument("--headless-fit", action="store_true", help="will the run fit into memory, and what to change")
     verbs.add_argument("--headless-cache", action="store_true", help="place and size of the kept quantized bases")
     page = parser.add_argument_group("page")
@@ -72,10 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cache = parser.add_argument_group("headless cache")
     cache.add_argument("--clear", action="store_true", help="delete them; the next load quantizes again")
+    evaluate = parser.add_argument_group("headless evaluate (with --adapters, --max-new-tokens and --out)")
+    evaluate.add_argument("--data", metavar="FILE", help="rows to measure on (default: those that the run held out)")
+    evaluate.add_argument("--rows", type=int, metavar="N", help="measure on at most so many rows (default: 100)")
     compare = parser.add_argument_group("headless compare")
     compare.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
     compare.add_argument("--prompts", metavar="FILE", type=Path, help="JSONL with prompt or messages, or plain lines")
-    compare.add_argument("--out", metavar="FILE", type=Path, help="where the answers go, as JSON")
+    compare.add_argument("--out", metavar="FILE", type=Path, help="where the result goes: JSON, or the report")
     compare.add_argument("--base", help="base model (default: the one the first adapter was trained on)")
     compare.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
     for name, field in Decoding.model_fields.items():
@@ -93,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(arguments, store)
         if arguments.headless_compare:
             return _compare(arguments)
+        if arguments.headless_evaluate:
+            return _evaluate(arguments)
+        if arguments.headless_report is not None:
+            return _report(arguments, store)
         if arguments.headless_fit:
             return _fit(arguments)
         if arguments.headless_cache or arguments.clear:
@@ -157,6 +170,35 @@ def _compare(arguments: argparse.Namespace) -> int:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     return EXIT_FINISHED
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from qlora_gui import headless_evaluate
+    from qlora_gui.judge.evaluate import Settings
+
+    if not arguments.adapters:
+        raise UserError("--headless-evaluate needs --adapters: see python app.py --help.")
+    asked = {"rows": arguments.rows, "max_new_tokens": _whole(arguments, "max_new_tokens")}
+    settings = Settings(**{name: value for name, value in asked.items() if value is not None})
+    return headless_evaluate.run(arguments.adapters, arguments.data, arguments.out, settings)
+
+
+def _report(arguments: argparse.Namespace, store: RunStore) -> int:
+    from qlora_gui.headless_report import report
+
+    if not arguments.out:
+        raise UserError("--headless-report needs --out: see python app.py --help.")
+    return report(store, arguments.headless_report, arguments.out, print)
+
+
+def _whole(arguments: argparse.Namespace, name: str) -> int | None:
+    """A flag of decoding as a whole number; None where it was not given. Raises UserError."""
+    text = getattr(arguments, name, None)
+    if text is None:
+        return None
+    if not str(text).isdecimal():
+        raise UserError(f"{_flag(name)} is no whole number (it is '{text}'): give one like 256.")
+    return int(text)
 
 
 def _cache(arguments: argparse.Namespace) -> int:

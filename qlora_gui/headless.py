@@ -17,7 +17,7 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import FINAL, Event
 from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.runs.wording import autopsy_lines, clock, describe
+from qlora_gui.runs.wording import autopsy_lines, clock, describe, loss_of
 
 _POLL_SECONDS = 0.3
 EXIT_CODES = {"finished": 0, "failed": 1, "died": 1, "stopped": 130}
@@ -162,7 +162,7 @@ class _Bar:
         if event["kind"] == "step":
             if self.bar is None:
                 self.bar = tqdm(total=event["max_steps"], unit="step", dynamic_ncols=True)
-            self.bar.set_postfix_str(f"loss {event['loss']:.3f}, {clock(event['eta'])} left", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss_of(event, 3)}, {clock(event['eta'])} left", refresh=False)
             self.bar.update(event["step"] - self.bar.n)
         elif text := describe(event):
             tqdm.write(text, file=sys.stderr)

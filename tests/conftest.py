@@ -25,6 +25,7 @@ TINY: dict[str, object] = {
     "logging_steps": 1,
     "eval_steps": 3,
     "save_steps": 3,
+    "probe_prompts": 0,
 }
 
 

@@ -1,6 +1,7 @@
 """Write the generated parts of the README: `python -m tests.readme`. A test checks that they are up to date."""
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -45,6 +46,32 @@ def fit_table() -> str:
     return "\n".join(lines)
 
 
+_TOOLS = {
+    "ours": "**ours**",
+    "trainer": "transformers' Trainer, k-bit preparation",
+    "trl": "TRL's SFTTrainer, padded",
+    "trl-packed": "TRL's SFTTrainer, packed",
+    "llamafactory": "LLaMA-Factory",
+}
+
+
+def speed_table() -> str:
+    """One epoch of every tool as benchmarks/train_speed.py measured it, in bf16."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "train_speed.json").read_text())
+    measured = {line["contestant"]: line for line in found["medians"]}
+    best = min(line["held_out_loss"] for line in measured.values())
+    lines = ["| | examples/s | ours is | peak memory | held-out loss after |", "|---|---|---|---|---|"]
+    for tool, name in _TOOLS.items():
+        line = measured[f"{tool}:bf16"]
+        times = line["seconds"] / measured["ours:bf16"]["seconds"]
+        loss = f"{line['held_out_loss']:.3f} ({line['held_out_loss'] / best - 1:+.1%})"
+        faster = f"{times:.2f}x as fast" if tool != "ours" else ""
+        lines.append(
+            f"| {name} | {line['examples_per_second']:.1f} | {faster} | {line['peak_mib']:,.0f} MiB | {loss} |"
+        )
+    return "\n".join(lines)
+
+
 def file_tree() -> str:
     """One line per file of the program: its docstring's first sentence; presets and data by their place."""
     listed = subprocess.run(
@@ -78,7 +105,8 @@ def _first_sentence(path: Path) -> str:
 
 def filled(text: str) -> str:
     """The README with its generated parts made anew."""
-    for part, body in (("settings", settings_table()), ("fit", fit_table()), ("files", file_tree())):
+    made = {"settings": settings_table(), "fit": fit_table(), "speed": speed_table(), "files": file_tree()}
+    for part, body in made.items():
         pattern = rf"(<!-- {part}:.*?-->\n).*?(<!-- /{part} -->)"
         text = re.sub(pattern, lambda found, body=body: found.group(1) + body + "\n" + found.group(2), text, flags=re.S)
     return text

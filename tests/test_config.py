@@ -17,7 +17,7 @@ KNOBS = (
     "name base_model revision dataset dataset_format dataset_split system_prompt max_length eval_fraction rank alpha "
     "dropout bias target_modules use_rslora quant_type double_quant epochs max_steps learning_rate lr_scheduler "
     "warmup_ratio weight_decay max_grad_norm optimizer batch_size gradient_accumulation gradient_checkpointing attention auto_fit packing "
-    "logging_steps eval_steps save_steps seed report_to"
+    "logging_steps eval_steps probe_prompts probe_tokens save_steps seed report_to"
 ).split()
 
 
@@ -144,6 +144,8 @@ OTHER: dict[str, Any] = {
     "packing": True,
     "logging_steps": 2,
     "eval_steps": 3,
+    "probe_prompts": 1,
+    "probe_tokens": 9,
     "save_steps": 4,
     "seed": 5,
     "report_to": "wandb",

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_gui.data import batches, read, tokens
+from qlora_gui.data import batches, facts, read, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.model.base import load_tokenizer
 from tests.conftest import SHARED_DATA, need
@@ -221,3 +221,58 @@ def test_the_shared_data_set_is_read_as_alpaca() -> None:
     need(SHARED_DATA.exists(), "the shared data set is not beside this checkout")
     found = read.load(str(SHARED_DATA))
     assert found.format == "alpaca" and len(found.train) == 1100
+
+
+def facts_of(rows: list[dict[str, Any]], tokenizer: Any, max_length: int = 512) -> dict[str, Any]:
+    examples = [row | {"row": number} for number, row in enumerate(rows, 1)]
+    kept, _ = tokens.encode_all(examples, tokenizer, max_length)
+    return facts.of(kept, tokenizer, "messages", "digest", has_template=True)
+
+
+def test_facts_of_rows_that_are_learned_to_their_end(llama: Path, bloom: Path) -> None:
+    for base in (llama, bloom):
+        tokenizer = load_tokenizer(base)
+        found = facts_of([{"messages": CONVERSATION}, {"messages": CHAT}], tokenizer)
+        assert (found["rows"], found["eos_supervised"], found["truncated_answers"]) == (2, 1.0, 0)
+        assert 0 < found["supervised_share"] < 1 and not found["pad_is_eos"] and not found["double_bos"]
+        assert found["longest"] == len(tokenizer(tokens.render(CONVERSATION, tokenizer)[0])["input_ids"])
+    text = facts_of([{"text": "A whole story."}], load_tokenizer(llama))
+    assert text["supervised_share"] == text["eos_supervised"] == 1
+
+
+def test_facts_of_cut_answers_and_of_cut_turns_after_an_answer(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    long = {"messages": [*CHAT[:1], {"role": "assistant", "content": "word " * 300}]}
+    more = {"messages": [*CHAT, {"role": "user", "content": "word " * 300}, CHAT[1]]}
+    found = facts_of([long, more, {"messages": CHAT}], tokenizer, 64)
+    assert (found["truncated"], found["truncated_answers"]) == (2, 1)
+    assert found["eos_supervised"] == pytest.approx(2 / 3) and found["longest"] == 64
+
+
+def test_facts_of_a_template_without_an_end_mark_and_of_one_that_is_not_eos(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert facts.end_marks(tokenizer) == {tokenizer.eos_token_id}
+    assert facts_of([{"messages": CHAT}], tokenizer)["eos_supervised"] == 0
+    tokenizer = load_tokenizer(llama)
+    mark, tokenizer.eos_token = tokenizer.eos_token_id, "</s>"
+    assert facts.end_marks(tokenizer) == {mark, tokenizer.eos_token_id} and mark != tokenizer.eos_token_id
+    assert facts_of([{"messages": CHAT}], tokenizer)["eos_supervised"] == 1
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert facts.end_marks(tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_facts_see_a_double_bos_and_padding_by_eos(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    tokenizer.bos_token, tokenizer.pad_token = "</s>", tokenizer.eos_token
+    assert facts_of([{"text": "</s></s>Twice."}], tokenizer)["double_bos"]
+    found = facts_of([{"text": "</s>Once."}], tokenizer)
+    assert found["pad_is_eos"] and not found["double_bos"]
+
+
+def test_facts_of_no_rows_are_zeros(llama: Path) -> None:
+    found = facts_of([], load_tokenizer(llama))
+    assert (found["rows"], found["supervised_share"], found["eos_supervised"], found["longest"]) == (0, 0, 0, 0)

@@ -18,7 +18,8 @@ FLOORS = [
     {"training", "compare"},
     {"compare.client"},
     {"compare.batch"},
-    {"headless", "fit", "ui"},
+    {"judge"},
+    {"headless", "headless_evaluate", "headless_report", "fit", "ui"},
     {"cli"},
 ]
 FRONT = {
@@ -31,7 +32,10 @@ FRONT = {
     "compare.settings",
     "compare.client",
     "compare.batch",
+    "judge",
     "headless",
+    "headless_evaluate",
+    "headless_report",
     "fit",
     "ui",
     "cli",

@@ -16,10 +16,12 @@ import yaml
 from qlora_gui.cli import build_parser
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
+from qlora_gui.runs import curves
 from qlora_gui.runs.command import command_line
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
+from qlora_gui.runs.wording import describe
 from qlora_gui.ui import app, asking, chart, columns, form, html, links, offers, preview, views
 from qlora_gui.ui.session import Session
 from qlora_gui.ui.summary import summaries
@@ -56,12 +58,12 @@ def test_headline_says_state_progress_and_time_in_words() -> None:
 
 def test_steps_that_a_resumed_run_did_again_replace_the_old_ones() -> None:
     events = [step(5, 3.0), step(10, 2.5), step(15, 9.9), {"t": 0.0, "kind": "started"}, step(11, 2.4), step(15, 2.2)]
-    assert views.series(events, "step", "loss") == [(5, 3.0), (10, 2.5), (11, 2.4), (15, 2.2)]
+    assert curves.points(events, "step", "loss") == [(5, 3.0), (10, 2.5), (11, 2.4), (15, 2.2)]
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap_and_no_error() -> None:
     events = [step(5), step(10, None)]  # type: ignore[arg-type]
-    assert views.series(events, "step", "loss") == [(5, 2.0)]
+    assert curves.points(events, "step", "loss") == [(5, 2.0)]
     views.curves(events), views.tiles(events), views.numbers(events)
 
 
@@ -417,3 +419,10 @@ def test_every_update_of_the_columns_has_something_new(monkeypatch: pytest.Monke
 def test_a_run_of_a_preset_is_known_as_such() -> None:
     assert form.preset_of(configs.resolve(preset="experiment-2")) == "experiment-2"
     assert form.preset_of(configs.resolve({"rank": 3}, preset="demo")) == form.OWN
+
+
+def test_a_loss_that_is_no_number_is_said() -> None:
+    step = {"step": 3, "max_steps": 9, "loss": None, "learning_rate": 1e-3, "grad_norm": None, "tokens_per_second": 1.0}
+    assert "loss not a number" in describe({"kind": "step", "memory": 0, "eta": 5.0, **step})
+    assert "held-out loss not a number" in describe({"kind": "eval", "step": 3, "loss": None})
+    assert curves.points([{"kind": "step", **step}], "step", "loss") == []

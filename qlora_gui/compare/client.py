@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -81,6 +81,34 @@ class CompareClient:
         Raises as `columns` does.
         """
         request = {"do": "answer", "conversations": list(conversations), "decoding": decoding.model_dump()}
+        yield from self._asked(request)
+
+    def evaluate(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        foreign: Sequence[Mapping[str, Any]],
+        general: str,
+        max_length: int,
+        max_new_tokens: int,
+        system_prompt: str = "",
+    ) -> Iterator[dict[str, Any]]:
+        """Measure examples under every column: yields the events of compare/evidence.py, then done.
+
+        `foreign` are examples whose answers belong to other prompts, `general` a text in no template; both may be empty.
+        Raises as `columns` does.
+        """
+        request = {
+            "do": "evaluate",
+            "examples": list(examples),
+            "foreign": list(foreign),
+            "general": general,
+            "max_length": max_length,
+            "max_new_tokens": max_new_tokens,
+            "system_prompt": system_prompt,
+        }
+        yield from self._asked(request)
+
+    def _asked(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with self._busy:
             if not self.is_loaded and self._last_load:
                 self._load(self._last_load, None)

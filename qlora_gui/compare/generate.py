@@ -17,7 +17,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass
-class _Row:
+class Row:
     """One column's answer in the making."""
 
     ids: list[int] = field(default_factory=list)
@@ -25,12 +25,12 @@ class _Row:
     ended: str = ""
 
 
-class _Rows:
+class Rows:
     """transformers' streamer contract: `put` gets the prompt [rows, tokens], then one new token a row; then `end`."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[Sequence[str]], eos: Collection[int], emit: Emit):
         self.tokenizer, self.stops, self.eos, self.emit = tokenizer, stops, eos, emit
-        self.rows = [_Row() for _ in stops]
+        self.rows = [Row() for _ in stops]
         self.prompt_seen = False
         self.began = time.monotonic()
 
@@ -99,7 +99,7 @@ def _overlap(text: str, stop: str) -> int:
 class _Ended(StoppingCriteria):
     """Per row: it has ended, or everything was cancelled."""
 
-    def __init__(self, rows: _Rows, cancelled: Callable[[], bool]):
+    def __init__(self, rows: Rows, cancelled: Callable[[], bool]):
         self.rows, self.cancelled = rows, cancelled
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -157,7 +157,7 @@ def answer(
     mask = torch.tensor(
         [[0] * gap + [1] * len(row) for gap, row in zip(padding, ids, strict=True)], device=model.device
     )
-    rows = _Rows(tokenizer, stops, base.eos, emit)
+    rows = Rows(tokenizer, stops, base.eos, emit)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=decoding.max_new_tokens,

@@ -7,6 +7,7 @@ base's. Nothing of the base is changed, rows of the base are not touched, and le
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class _Stack:
     bias: torch.Tensor | None
 
     def of(self, adapters: torch.Tensor) -> "_Stack":
-        """The stack of some rows' adapters, one entry a row."""
+        """The stack of some adapters, in this order."""
         a = None if self.a is None else self.a.transpose(1, 2)[adapters].transpose(1, 2)
         b, bias = (None if part is None else part[adapters] for part in (self.b, self.bias))
         return _Stack(a, b, bias)
@@ -51,32 +52,51 @@ class RowAdapters:
 
     @contextmanager
     def worn(self, rows: Sequence[int]) -> Iterator[None]:
-        """While this lasts, row i of every batch wears adapter number rows[i], or none where that is BASE."""
-        positions = [number for number, adapter in enumerate(rows) if adapter != BASE]
+        """While this lasts, row i of every batch wears adapter number rows[i], or none where that is BASE.
+
+        Rows of one adapter side by side are computed as one: let them be, where an adapter has many.
+        """
+        blocks = _blocks(rows)
         handles: list[Any] = []
         try:
-            for name, stack in self.stacks.items() if positions else ():
+            for name, stack in self.stacks.items() if blocks else ():
                 module = self.modules[name]
                 device = next(module.parameters()).device
-                worn = stack.of(torch.tensor([rows[number] for number in positions], device=device))
-                hook = _hook(name, worn, _place(positions, device), len(rows))
-                handles.append(module.register_forward_hook(hook))
+                worn = [(block, stack.of(torch.tensor(block.adapters, device=device))) for block in blocks]
+                handles.append(module.register_forward_hook(_hook(name, worn, len(rows))))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def _place(positions: Sequence[int], device: torch.device) -> "slice | torch.Tensor":
-    """Rows side by side as a slice, which is a view and not a copy; others as an index."""
-    first, last = positions[0], positions[-1]
-    if list(positions) == list(range(first, last + 1)):
-        return slice(first, last + 1)
-    return torch.tensor(positions, device=device)
+@dataclass(frozen=True)
+class _Block:
+    """Rows side by side: `each` of the first adapter, then as many of the next, and so on."""
+
+    place: slice
+    each: int
+    adapters: list[int]
 
 
-def _hook(name: str, worn: _Stack, place: "slice | torch.Tensor", count: int) -> Any:
-    """Add to the rows at `place`, in fp32 and in the output itself: x is [rows, tokens, in], it [rows, tokens, out]."""
+def _blocks(rows: Sequence[int]) -> list[_Block]:
+    """Neighbouring runs of rows with one adapter each, joined as long as they are equally long."""
+    blocks: list[_Block] = []
+    start = 0
+    for adapter, run in groupby(rows):
+        each = len(list(run))
+        if adapter != BASE:
+            last = blocks[-1] if blocks else None
+            if last and last.place.stop == start and last.each == each:
+                blocks[-1] = _Block(slice(last.place.start, start + each), each, [*last.adapters, adapter])
+            else:
+                blocks.append(_Block(slice(start, start + each), each, [adapter]))
+        start += each
+    return blocks
+
+
+def _hook(name: str, worn: "Sequence[tuple[_Block, _Stack]]", count: int) -> Any:
+    """Add to the rows of every block, in fp32 and in the output itself: x is [rows, tokens, in], it [rows, tokens, out]."""
 
     def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         x = inputs[0]
@@ -84,13 +104,16 @@ def _hook(name: str, worn: _Stack, place: "slice | torch.Tensor", count: int) ->
             raise UserError(
                 f"This base mixes the rows of a batch in '{name}', so adapters cannot share one batch on it."
             )
-        rows = output[place].float()
-        if worn.a is not None and worn.b is not None:
-            rows.baddbmm_(torch.bmm(x[place].float(), worn.a), worn.b)
-        if worn.bias is not None:
-            rows += worn.bias
-        if output.dtype != torch.float32 or not isinstance(place, slice):  # else `rows` is a view of the output
-            output[place] = rows.to(output.dtype)
+        for block, stack in worn:
+            part = output[block.place]
+            together = len(block.adapters), block.each * x.shape[1]
+            rows = part.reshape(*together, -1).float()
+            if stack.a is not None and stack.b is not None:
+                rows.baddbmm_(torch.bmm(x[block.place].reshape(*together, -1).float(), stack.a), stack.b)
+            if stack.bias is not None:
+                rows += stack.bias
+            if rows.data_ptr() != part.data_ptr():  # else `rows` is a view of the output
+                part.copy_(rows.view_as(part))
 
     return add
 

@@ -1,8 +1,9 @@
 """`python -m qlora_gui.compare.worker`: requests as JSON lines on stdin, events as JSON lines on stdout.
 
 Requests: {"do": "load", "base_model", "revision", "quant_type", "double_quant", "adapters"},
-{"do": "answer", "conversations", "decoding"}, {"do": "stop"}. Each load and answer ends with one `columns`, `done`
-or `error` event. The end of stdin ends the process: a worker never outlives its page.
+{"do": "answer", "conversations", "decoding"}, {"do": "evaluate", ...} (see evidence.py), {"do": "stop"}.
+Each load ends with one `columns` event, each answer and evaluation with `done`, or any with `error`.
+The end of stdin ends the process: a worker never outlives its page.
 """
 
 import json
@@ -31,6 +32,7 @@ def main() -> None:
     stop = threading.Event()
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
 
+    from qlora_gui.compare import evidence
     from qlora_gui.compare.columns import Columns  # torch: a second after the process is there
 
     columns = Columns()
@@ -42,6 +44,9 @@ def main() -> None:
             elif request["do"] == "answer":
                 columns.answer(request["conversations"], Decoding(**request["decoding"]), emit, stop.is_set)
                 emit({"kind": "done"})
+            elif request["do"] == "evaluate":
+                evidence.evaluate(columns, request, emit, stop.is_set)
+                emit({"kind": "done"})
         except UserError as error:
             emit({"kind": "error", "message": str(error), "bug": False})
         except Exception as error:
@@ -50,13 +55,13 @@ def main() -> None:
 
 
 def _listen(requests: "queue.Queue[dict[str, Any]]", stop: threading.Event) -> None:
-    """Read requests; a stop is for the answer that was asked for before it."""
+    """Read requests; a stop is for what was asked for before it."""
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "stop":
             stop.set()
             continue
-        if request["do"] == "answer":
+        if request["do"] in ("answer", "evaluate"):
             stop.clear()
         requests.put(request)
     os._exit(0)  # the page is gone, and with it whoever would read an answer

@@ -2,6 +2,7 @@
 
 import os
 
+import psutil
 import torch
 
 
@@ -41,6 +42,11 @@ def memory_in_use(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, the resident size of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import psutil
-
     return psutil.Process().memory_info().rss
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes: what a GPU has free, or what this machine can still give."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

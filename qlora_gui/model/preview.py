@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from qlora_gui import hub
-from qlora_gui.data import read, tokens
+from qlora_gui.data import facts, read, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.model import base as bases
+from qlora_gui.model import template
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
 
@@ -25,6 +26,8 @@ _LONGEST = 1200  # tokens shown of one row
 def preview(config: RunConfig, say: Any = print) -> dict[str, Any]:
     """The first rows as pieces of text, each learned from or not, and what becomes of the first `COUNTED` rows.
 
+    `facts` are those of `data.facts` and say besides whether they are of all rows (`whole`), and whether rows to
+    measure on will still be split off (`splits`).
     Raises UserError when base or data cannot be used.
     """
     hub.go_offline_if_unreachable()
@@ -35,18 +38,22 @@ def preview(config: RunConfig, say: Any = print) -> dict[str, Any]:
     kept, report = tokens.encode_all(rows, tokenizer, config.max_length, config.system_prompt)
     by_row = {example.row: example for example in kept}
     reasons = dict(report.dropped)
+    whole, own_held_out = len(rows) < COUNTED, found.held_out is not None
+    chat = tokenizer.chat_template
+    about = facts.of(kept, tokenizer, found.format, template.digest(chat), has_template=chat != template.PLAIN)
     return {
         "format": found.format,
         "counted": len(rows),
-        "whole": len(rows) < COUNTED,
-        "own_held_out": found.held_out is not None,
+        "whole": whole,
+        "own_held_out": own_held_out,
         "used": report.used,
         "truncated": report.truncated,
         "dropped": len(report.dropped),
         "dropped_rows": [{"row": row, "reason": reason} for row, reason in report.dropped[:20]],
         "tokens": report.tokens,
         "supervised": report.supervised,
-        "longest": max((len(example.input_ids) for example in kept), default=0),
+        "longest": about["longest"],
+        "facts": about | {"whole": whole, "splits": not own_held_out},
         "rows": [_row(row, by_row.get(row), reasons.get(row), tokenizer) for row in [r["row"] for r in rows[:SHOWN]]],
     }
 

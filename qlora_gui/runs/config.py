@@ -74,6 +74,8 @@ class RunConfig(BaseModel):
 
     logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1)
     eval_steps: int = knob(50, "Steps between two held-out measurements.", "Logging", ge=1)
+    probe_prompts: int = knob(3, "Held-out prompts answered at every held-out measurement, to see when answers get better or break.", "Logging", ge=0, le=20)
+    probe_tokens: int = knob(48, "Longest such answer, in tokens.", "Logging", ge=1, le=512)
     save_steps: int = knob(50, "Steps between two checkpoints.", "Logging", ge=1)
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = knob("none", "Also report to a tracker that is installed.", "Logging")
     # fmt: on

@@ -1,6 +1,6 @@
 """events.jsonl: one JSON object a line, append only. The trainer writes; everybody else follows from an offset.
 
-Kinds: started, stage, data, base, fit, memory, step, eval, saved, then finished | stopped | failed. Readers ignore kinds
+Kinds: started, stage, data, base, fit, memory, step, eval, probe, saved, then finished | stopped | failed. Readers ignore kinds
 they do not know and a last line that is not finished.
 """
 

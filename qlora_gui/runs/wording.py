@@ -23,16 +23,21 @@ def describe(event: Event) -> str:
         )
     if kind == "step":
         return (
-            f"step {event['step']}/{event['max_steps']}  loss {event['loss']:.4f}  lr {event['learning_rate']:.2e}  "
+            f"step {event['step']}/{event['max_steps']}  loss {loss_of(event)}  lr {event['learning_rate']:.2e}  "
             f"grad {event['grad_norm'] or 0:.2f}  {event['tokens_per_second']:.0f} tok/s  "
             f"{event['memory'] / 2**30:.1f} GB  {clock(event['eta'])} left"
         )
     if kind == "eval":
         base = " (the base)" if event["step"] == 0 else ""
-        return f"step {event['step']}: held-out loss {event['loss']:.4f}{base}"
+        return f"step {event['step']}: held-out loss {loss_of(event)}{base}"
     if kind == "memory":
         return f"Longest batch: {predicted_and_measured(event)}"
     return ""
+
+
+def loss_of(event: Event, digits: int = 4) -> str:
+    """The loss of a step or of a held-out measurement; JSON has no word for NaN, so an event says null."""
+    return "not a number" if event["loss"] is None else f"{event['loss']:.{digits}f}"
 
 
 def predicted_and_measured(event: Event) -> str:

@@ -3,12 +3,13 @@
 from qlora_gui.model.base import Base
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run
+from qlora_gui.runs.wording import loss_of
 
 
 def model_card(run: Run, config: RunConfig, base: Base) -> str:
     """The card, in the hub's format: YAML header, then Markdown. Losses come from the run's events."""
     evals = [event for event in run.events()[0] if event["kind"] == "eval"]
-    rows = "\n".join(f"| {event['step']} | {event['loss']:.4f} |" for event in evals)
+    rows = "\n".join(f"| {event['step']} | {loss_of(event)} |" for event in evals)
     measured = f"| step | held-out loss |\n|---|---|\n{rows}" if evals else "No rows were held out."
     knobs = "\n".join(f"| {name} | {value} |" for name, value in config.model_dump().items() if value not in ("", None))
     name = base.name if base.revision is not None else base.path

@@ -6,15 +6,16 @@ from typing import Any
 from transformers import set_seed
 
 from qlora_gui import hub
-from qlora_gui.data import tokens
+from qlora_gui.data import facts, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
+from qlora_gui.model import template
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run
-from qlora_gui.training import fitting, limit, setup
+from qlora_gui.training import fitting, limit, probes, setup
 from qlora_gui.training.save import save_adapter
 from qlora_gui.training.trainer import RunTrainer, arguments
 
@@ -43,7 +44,7 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
         base = bases.locate(config.base_model, config.revision, stage)
         tokenizer = bases.load_tokenizer(base.path)
         stage("Reading the data")
-        examples, held_out = _data(config, tokenizer, log)
+        examples, held_out, prompts = _data(config, tokenizer, log)
         stage("Loading the base model in 4 bits")
         ready = setup.prepare(config, base, tokenizer, examples, device, log, stage.say)
         checkpoint = run.last_checkpoint() if resume else None
@@ -56,6 +57,7 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
             run=run,
             log=log,
             held_out=held_out,
+            probes=probes.Probes(tokenizer, prompts, config.probe_tokens) if prompts else None,
             model=ready.model,
             args=arguments(ready.config, str(run.checkpoints), device, ready.rows_a_batch),
             train_dataset=ready.rows,
@@ -98,12 +100,15 @@ class _Stages:
         self.log.append("stage", text=text)
 
 
-def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[tokens.Encoded], list[tokens.Encoded]]:
-    """Examples to train on and held-out ones; what became of every row goes into a `data` event."""
+def _data(
+    config: RunConfig, tokenizer: Any, log: EventLog
+) -> tuple[list[tokens.Encoded], list[tokens.Encoded], list[probes.Turns]]:
+    """Examples to train on, held-out ones, and the prompts to probe; what became of every row goes into a `data` event."""
     found = rows_of(config)
     examples, report = tokens.encode_all(found.train, tokenizer, config.max_length, config.system_prompt)
     measured, held_report = tokens.encode_all(found.held_out, tokenizer, config.max_length, config.system_prompt)
     dropped = report.dropped + held_report.dropped
+    chat = tokenizer.chat_template
     log.append(
         "data",
         format=found.format,
@@ -114,10 +119,11 @@ def _data(config: RunConfig, tokenizer: Any, log: EventLog) -> tuple[list[tokens
         dropped_rows=[{"row": row, "reason": reason} for row, reason in dropped[:20]],
         tokens=report.tokens,
         supervised=report.supervised,
+        facts=facts.of(examples, tokenizer, found.format, template.digest(chat), has_template=chat != template.PLAIN),
     )
     if not examples:
         reason = f"row {dropped[0][0]}: {dropped[0][1]}" if dropped else "all rows are held out"
         raise UserError(
             f"No row of '{config.dataset}' can be learned from ({reason}): raise max_length or mend the data."
         )
-    return examples, measured
+    return examples, measured, probes.prompts_of(found.held_out, config.probe_prompts, config.system_prompt)

@@ -66,6 +66,7 @@ def prepare(
         revision=base.revision,
         fingerprint=base.fingerprint,
         template=template.digest(tokenizer.chat_template),
+        vocabulary=model.get_input_embeddings().num_embeddings,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtype=str(dtype).removeprefix("torch."),
         rows=len(rows),

@@ -18,6 +18,7 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
 from qlora_gui.runs.wording import describe
+from qlora_gui.training.probes import Probes
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch: int) -> TrainingArguments:
@@ -48,6 +49,7 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # a NaN is told, not replaced
         eval_strategy="steps",
         eval_steps=config.eval_steps,
         save_strategy="steps",
@@ -61,17 +63,20 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
 
 
 class RunTrainer(Trainer):
-    """Trains on dict rows of `data.batches`; measures on `held_out`; writes `step` and `eval` events.
+    """Trains on dict rows of `data.batches`; measures on `held_out` and answers `probes`; writes `step`, `eval` and
+    `probe` events.
 
     `last_eval_step` is the step of the last held-out measurement, -1 before the first.
     """
 
-    def __init__(self, run: Run, log: EventLog, held_out: list[Encoded], **kwargs: Any):
+    def __init__(self, run: Run, log: EventLog, held_out: list[Encoded], probes: Probes | None = None, **kwargs: Any):
         # The Trainer refuses eval_strategy without a data set; `evaluate` below reads its own.
         super().__init__(eval_dataset=held_out or kwargs["train_dataset"], **kwargs)
         self.run, self.log_events, self.held_out = run, log, held_out
+        self.probes = probes
         self.last_eval_step = -1
         self.tokens_seen = 0
+        self.measuring_seconds = 0.0  # spent on held-out rows and probes, no training
         self.model_accepts_loss_kwargs = True  # model/loss.py divides by the whole step's labels
         self._loss_shifts_labels = True
         if not held_out:
@@ -88,6 +93,7 @@ class RunTrainer(Trainer):
         """Mean loss over all supervised tokens of the held-out rows, each token weighing the same."""
         if not self.held_out:
             return {}
+        began = time.monotonic()
         model = self.model
         model.eval()
         rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
@@ -104,6 +110,9 @@ class RunTrainer(Trainer):
         print(
             describe(self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=count)), flush=True
         )
+        if self.probes:
+            self.log_events.append("probe", step=self.state.global_step, answers=self.probes.answers(model))
+        self.measuring_seconds += time.monotonic() - began
         metrics = {"eval_loss": loss}
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -127,9 +136,11 @@ class _Reporter(TrainerCallback):
         self.trainer = trainer
         self.began = self.last = time.monotonic()
         self.first_step = self.last_tokens = 0
+        self.last_measuring = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = self.last = time.monotonic()
+        self.last_measuring = self.trainer.measuring_seconds
         self.first_step = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -142,6 +153,7 @@ class _Reporter(TrainerCallback):
             return
         now, step = time.monotonic(), state.global_step
         done = max(step - self.first_step, 1)
+        trained = now - self.last - (self.trainer.measuring_seconds - self.last_measuring)
         event = {
             "step": step,
             "max_steps": state.max_steps,
@@ -149,9 +161,10 @@ class _Reporter(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
-            "tokens_per_second": round((self.trainer.tokens_seen - self.last_tokens) / max(now - self.last, 1e-9), 1),
+            "tokens_per_second": round((self.trainer.tokens_seen - self.last_tokens) / max(trained, 1e-9), 1),
             "memory": devices.memory_in_use(args.device),
             "eta": round((now - self.began) / done * (state.max_steps - step), 1),
         }
         self.last, self.last_tokens = now, self.trainer.tokens_seen
+        self.last_measuring = self.trainer.measuring_seconds
         print(describe(self.trainer.log_events.append("step", **event)), flush=True)

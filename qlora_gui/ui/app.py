@@ -15,7 +15,7 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import compare_tab, links, runs_tab, train_tab
+from qlora_gui.ui import compare_tab, links, report_tab, runs_tab, train_tab
 from qlora_gui.ui.header import header
 from qlora_gui.ui.session import Session
 from qlora_gui.ui.theme import CSS, QUIET, theme
@@ -43,7 +43,9 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
                 runs_tab.tab(store, link, session.close)
             with gr.Tab("Compare", id="compare") as compare:
                 compare_tab.tab(store, link, session)
-        for name, one in zip(links.TABS, (train, runs, compare), strict=True):
+            with gr.Tab("Report", id="report") as report:
+                report_tab.tab(store, link)
+        for name, one in zip(links.TABS, (train, runs, compare, report), strict=True):
             one.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
         link.change(
             lambda link: (gr.Tabs(selected=link["tab"]), links.address(link)), link, [tabs, address], **QUIET

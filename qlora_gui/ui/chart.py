@@ -4,23 +4,12 @@ Not Gradio's LinePlot: that of 6.31 keeps the colours of the lines it saw first,
 first training loss after the base's held-out loss, another run) is drawn without a stroke.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
-MAX_POINTS = 160
+from qlora_gui.runs.curves import MAX_POINTS, Series, short, thinned, ticks
+
 SERIES_COLOURS = 6
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line: its name, its points by rising x; dots for few, separate measurements."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    dashed: bool = False
-    dotted: bool = False
 
 
 def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: str = "step") -> str:
@@ -40,7 +29,7 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
     grid = "".join(f"M0 {at(left, y)[1]:.1f}H1000" for y in y_ticks)
     lines, keys = "", ""
     for number, one in shown:
-        points = [at(x, y) for x, y in thinned(one.points)]
+        points = [at(x, y) for x, y in thinned(one.points, MAX_POINTS)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         style = f"s{number % SERIES_COLOURS}" + (" dashed" if one.dashed else "")
         lines += f'<path class="{style}" d="{path}"/>'
@@ -70,7 +59,7 @@ def _spots(series: Sequence[Series], left: float, right: float, x_name: str) -> 
     """Invisible strips, one an x, that show the values there when pointed at."""
     values: dict[float, list[str]] = {}
     for one in series:
-        for x, y in thinned(one.points):
+        for x, y in thinned(one.points, MAX_POINTS):
             values.setdefault(x, []).append(f"{one.name} {short(y)}".strip())
     xs = sorted(values)
     spots = ""
@@ -81,35 +70,3 @@ def _spots(series: Sequence[Series], left: float, right: float, x_name: str) -> 
         told = escape(f"{x_name} {short(x)}\n" + "\n".join(values[x]))
         spots += f'<i class="spot{side}" style="left:{where:.2f}%;width:{after - where:.2f}%"><span>{told}</span></i>'
     return spots
-
-
-def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means of even groups, with the first and the last point kept as they are."""
-    if len(points) <= most:
-        return list(points)
-    size = math.ceil((len(points) - 2) / (most - 2))
-    kept = [points[0]]
-    for first in range(1, len(points) - 1, size):
-        group = points[first : min(first + size, len(points) - 1)]
-        kept.append((group[len(group) // 2][0], sum(y for _, y in group) / len(group)))
-    return [*kept, points[-1]]
-
-
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers, about `count` of them, that enclose low and high."""
-    if high <= low:
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, high + room
-    step = 10 ** math.floor(math.log10((high - low) / count))
-    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def short(value: float) -> str:
-    """A number in few characters: 1200, 1.25, 2.0e-04."""
-    if value == 0:
-        return "0"
-    if 0.01 <= abs(value) < 1e6:
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return f"{value:.1e}"

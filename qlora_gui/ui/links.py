@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-TABS = ("train", "runs", "compare")
+TABS = ("train", "runs", "compare", "report")
 Link = dict[str, Any]  # what `to` gives
 
 

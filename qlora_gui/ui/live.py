@@ -9,7 +9,7 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, fit_views, html, links, retry, views
+from qlora_gui.ui import actions, evidence, findings, fit_views, html, links, retry, views
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
 
 LOG_LINES = 40
@@ -35,6 +35,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
         head = gr.HTML(elem_id="live-head")
         told = gr.HTML(elem_id="live-told")
         again_with = retry.build(store, link, before_start, "live")
+        doctor = findings.build("live", "Train again:")
         data = gr.HTML()  # alone, so that what is unfolded in it stays so while the rest is drawn anew
         with gr.Row(elem_classes=["tight", "actions"]):
             hidden: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0, "visible": False}
@@ -44,11 +45,13 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
             compare = gr.Button("Compare with the base", elem_id="to-compare", **hidden)
             close = gr.Button("Back to the data preview", elem_id="close", **hidden)
         plots = gr.HTML(elem_id="live-plots")
+        probes = gr.HTML(elem_id="live-probes")  # alone, too: it changes only with a new measurement
         log = gr.HTML(elem_id="live-log")
         with gr.Accordion("Numbers", open=False):
             numbers = gr.HTML()
-    outputs = [followed, seen, box, idle, head, told, data, stop, kill, resume, compare, close, plots, log, numbers]
-    outputs += again_with.outputs
+    outputs = [followed, seen, box, idle, head, told, data, stop, kill, resume, compare, close, plots, probes, log]
+    outputs += [numbers]
+    outputs += again_with.outputs + doctor.outputs
 
     def look(run_id: str, last_seen: str) -> Any:
         run = _which(store, run_id)
@@ -72,6 +75,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
             head: views.headline(run.id, state, events),
             told: doing + fit_views.told(events) + views.tiles(events),
             **again_with.updates(run.id, state, events),
+            **doctor.updates(findings.of_run(run, events), offer=not live),
             data: views.data_told(events),
             stop: _shown(state in ("starting", "running")),
             kill: _shown(state == "stopping"),
@@ -79,6 +83,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
             compare: _shown(not live and run.has_adapter()),
             close: _shown(not live),
             plots: views.curves(events),
+            probes: evidence.timeline(events),
             numbers: views.numbers(events),
         }
 
@@ -88,6 +93,9 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
     kill.click(partial(actions.kill, store), followed, None, **QUIET).then(**again)
     resume.click(partial(actions.resume, store), followed, None, **QUIET).then(**again)
     compare.click(lambda run_id: links.to("compare", run_id), followed, link, **QUIET)
+    for number, button in enumerate(doctor.buttons):
+        mending = findings.again(store, before_start, number)
+        button.click(mending, [followed, doctor.offered], link, concurrency_limit=1, trigger_mode="once", **QUIET)
     close.click(lambda: links.to("train"), None, link, **QUIET)
     return Panel(followed, seen, again)
 

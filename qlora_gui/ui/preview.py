@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from qlora_gui.data import read
@@ -27,8 +27,11 @@ _PATIENCE_SECONDS = 900.0  # a base may have to be fetched first
 _SHOWN = 3
 
 
-def steps(config: RunConfig) -> Iterator[str]:
-    """HTML, better and better: plain text, what the child is doing, the marked rows. Errors are sentences in it."""
+def steps(config: RunConfig, learn: Callable[[dict[str, Any]], None] = lambda facts: None) -> Iterator[str]:
+    """HTML, better and better: plain text, what the child is doing, the marked rows. Errors are sentences in it.
+
+    `learn` is given the facts of the rows (`data.facts`) before the last HTML comes.
+    """
     try:
         plain = "" if read.find(config.dataset).is_hub else _plain(config)
     except UserError as error:
@@ -41,7 +44,13 @@ def steps(config: RunConfig) -> Iterator[str]:
         elif "error" in answer:
             yield html.note(answer["error"], bad=True) + plain
         else:
+            learn(answer["facts"])
             yield marked(answer, config)
+
+
+def key(config: RunConfig) -> str:
+    """What decides what the rows are and how they are encoded: equal for configs whose rows have the same facts."""
+    return config.model_dump_json(include=set(KNOBS))
 
 
 def _saying(text: str) -> str:

@@ -5,9 +5,12 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_gui.compare.settings import MAX_ADAPTERS
 from qlora_gui.errors import UserError
+from qlora_gui.judge import doctor, job
+from qlora_gui.runs.curves import points
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, disk, fit_views, html, links, retry, views
+from qlora_gui.ui import actions, disk, evidence, findings, fit_views, html, links, offers, retry, views
 from qlora_gui.ui.chart import Series, line_chart
 from qlora_gui.ui.summary import COLUMNS, KINDS, Summary, summaries, summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
@@ -39,13 +42,14 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         stop = gr.Button("Stop and save", variant="stop", **_SMALL)
         resume = gr.Button("Resume", **_SMALL)
         again = gr.Button("Train again with changes", elem_id="again", **_SMALL)
+        evaluate = gr.Button("Evaluate", elem_id="evaluate", **_SMALL)
         compare = gr.Button("Compare the answers", variant="primary", **_SMALL)
         delete = gr.Button("Delete…", elem_id="delete", **_SMALL)
     with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="confirm") as confirm:
         question = gr.HTML(elem_id="question")
         sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
         keep = gr.Button("Keep it", **_SMALL)
-    told = gr.HTML(elem_id="runs-told")
+    told, judged = gr.HTML(elem_id="runs-told"), gr.HTML(elem_id="runs-judged")
     again_with = retry.build(store, link, before_start, "runs")
     data, plots = gr.HTML(), gr.HTML(elem_id="runs-plots")
     with gr.Column(visible=False, elem_classes="tight") as more:
@@ -56,7 +60,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         with gr.Accordion("End of the log", open=False):
             log = gr.HTML()
     disk.build()
-    body = [told, data, plots, more, numbers, settings, log, *again_with.outputs]
+    body = [told, judged, data, plots, more, numbers, settings, log, *again_with.outputs]
     seen, detail_seen = gr.State(""), gr.State("")
     doomed = gr.State("")
 
@@ -78,7 +82,12 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     def detail(picked: list[str], before: str) -> Any:
         runs = _found(store, picked)
         all_told = [summary(run) for run in runs]
-        now = repr((all_told, [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs]))
+        working = next((state for state in map(job.state, runs) if state.running or state.fault), job.State(False))
+        found = {run.id: job.result(run) for run in runs}
+        made = [one and one["made"] for one in found.values()]
+        now = repr(
+            (all_told, working, made, [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs])
+        )
         if now == before:
             return gr.skip()
         one = all_told[0] if len(all_told) == 1 else None
@@ -87,6 +96,8 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         return {
             detail_seen: now,
             **_body(runs, all_told),
+            judged: evidence.working(working) + _judged(runs, found),
+            evaluate: gr.update(visible=_can_be_evaluated(all_told), interactive=not working.running),
             buttons: gr.update(visible=bool(all_told)),
             show: gr.update(visible=one is not None),
             stop: gr.update(visible=live),
@@ -110,12 +121,19 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             told: views.headline(run.id, one.state, events) + doing + fit_views.told(events) + views.tiles(events),
             **again_with.updates(run.id, one.state, events),
             data: views.data_told(events),
-            plots: views.curves(events),
+            plots: views.curves(events) + evidence.timeline(events),
             more: gr.update(visible=True),
             numbers: views.numbers(events),
             settings: html.table(("setting", "value"), views.knobs(one.config)) if one.config else "",
             log: html.log(run.log_tail(60)),
         }
+
+    def begin_evaluation(picked: list[str]) -> None:
+        try:
+            before_start()  # the compare worker's memory
+            job.start([store.get(run_id) for run_id in picked])
+        except UserError as error:
+            actions.warn(error)
 
     def toggle(picked: list[str], event: gr.SelectData) -> list[str]:
         run_id = str(event.row_value[0])
@@ -140,7 +158,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     detailing: dict[str, Any] = {
         "fn": detail,
         "inputs": [chosen, detail_seen],
-        "outputs": [*body, detail_seen, buttons, show, stop, resume, again, compare, delete],
+        "outputs": [*body, detail_seen, buttons, show, stop, resume, again, evaluate, compare, delete],
     } | RAW
     later = refreshing | {"fn": lambda before, picked: refresh(before, picked) if before else gr.skip()}
     gr.Timer(2 * TICK_SECONDS).tick(**later).then(**detailing)
@@ -150,6 +168,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     show.click(lambda picked: links.to("train", picked[0]), chosen, link, **RAW)
     again.click(lambda picked: links.to("train", picked[0], show=False, fill=True), chosen, link, **RAW)
     compare.click(lambda picked: links.to("compare", *picked), chosen, link, **RAW)
+    evaluate.click(begin_evaluation, chosen, None, **RAW).then(**detailing)
     stop.click(lambda picked: actions.stop(store, picked[0]), chosen, None, **RAW).then(**detailing)
     resume.click(lambda picked: actions.resume(store, picked[0]), chosen, None, **RAW).then(**detailing)
     delete.click(ask, chosen, [confirm, question, doomed], **RAW)
@@ -167,12 +186,34 @@ def _found(store: RunStore, ids: list[str]) -> list[Run]:
     return runs
 
 
+def _judged(runs: list[Run], found: dict[str, dict[str, Any] | None]) -> str:
+    """What evaluations, and the doctor, say of the chosen runs."""
+    if len(runs) != 1:
+        return evidence.several(found)
+    (run,) = runs
+    try:
+        told = findings.told(doctor.after(run.config(), run.events()[0], found[run.id]))
+    except UserError:  # its run.json is damaged
+        told = ""
+    judged = evidence.told(one) if (one := found[run.id]) else ""
+    return judged + (f'<h3 class="part">What the doctor says</h3>{told}' if told else "")
+
+
+def _can_be_evaluated(chosen: list[Summary]) -> bool:
+    """Up to five adapters of one base, none of them in training."""
+    ready = [one for one in chosen if one.adapter and one.config and one.state not in views.LIVE]
+    return (
+        0 < len(ready) == len(chosen) <= MAX_ADAPTERS
+        and len({offers.key(one.config) for one in ready if one.config}) == 1
+    )
+
+
 def _several(runs: list[Run], all_told: list[Summary]) -> str:
     """Several runs: their held-out and training curves in one plot each, and the knobs that differ."""
     events = [run.events()[0] for run in runs]
     named = list(zip(runs, events, strict=True))
-    held = [Series(run.id, views.series(found, "eval", "loss"), dotted=True) for run, found in named]
-    loss = [Series(run.id, views.series(found, "step", "loss")) for run, found in named]
+    held = [Series(run.id, points(found, "eval", "loss"), dotted=True) for run, found in named]
+    loss = [Series(run.id, points(found, "step", "loss")) for run, found in named]
     body = line_chart("Held-out loss", held, height=200) + line_chart("Training loss", loss, height=200)
     configs = {one.id: one.config for one in all_told if one.config}
     differ = views.differing(configs)

@@ -12,25 +12,31 @@ from qlora_gui import hub
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import actions, fit_panel, form, html, links, live, preview
+from qlora_gui.ui import actions, findings, fit_panel, form, html, links, live, preview
 from qlora_gui.ui.theme import QUIET
 
 _FIRST = "demo"
+_NO_REMARKS = "The settings leave nothing to remark on."
+_NO_REMARKS_ON_ROWS = "Settings and rows leave nothing to remark on."
 
 
 def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
     """Draw the tab and wire it; `before_start` frees what a training run may need."""
     config = configs.resolve(preset=_FIRST)
+    first_found = findings.of_form(config, None)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="tight"):
             fields = form.build(config, _FIRST)
             with gr.Column(elem_classes=["startbar", "tight"]):
                 status = gr.HTML(elem_id="form-status")
+                doctor_line = gr.HTML(findings.brief(first_found), elem_id="doctor-line")
                 fit_line = fit_panel.brief()
                 start = gr.Button("Start training", variant="primary", elem_id="start")
         with gr.Column(scale=6, min_width=320, elem_classes="tight"):
             with gr.Column(elem_classes="tight") as idle:
                 fit = fit_panel.build(config, fields, fit_line, store)
+                gr.HTML('<h3 class="part">What may go wrong</h3>')
+                doctor = findings.build("form", "Mend:", first_found, _NO_REMARKS)
                 gr.HTML('<h3 class="part">What it will learn from</h3>')
                 rows = gr.HTML(elem_id="preview")
             panel = live.panel(store, link, idle, before_start)
@@ -45,6 +51,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             )
     faults = gr.State({})  # {knob: sentence} as marked now, so that only what changes is drawn again
     previewed = gr.State("")
+    facts = gr.State({})  # of the rows previewed last, by their preview.key
     everything = list(fields.knobs.values())
 
     def check(seen: dict[Any, Any]) -> dict[Any, Any]:
@@ -53,6 +60,10 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         updates |= {faults: found, status: html.faults(map(form.sentence, found.values()))}
         if good:
             updates[command] = form.command(good, seen[fields.preset], store)
+            of_rows = seen[facts].get(preview.key(good))
+            said = findings.of_form(good, of_rows)
+            updates |= doctor.updates(said, _NO_REMARKS_ON_ROWS if of_rows else _NO_REMARKS)
+            updates[doctor_line] = findings.brief(said)
         return updates
 
     def begin(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
@@ -86,9 +97,17 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         key = good.model_dump_json(include=set(preview.KNOBS) | {"eval_fraction"})
         if key == seen[previewed] or any(run.is_locked() for run in store.all()):
             return  # shown already, or hidden behind a live run that needs the processor more
-        for body in preview.steps(good):
+        of_rows: dict[str, Any] = {}
+        for body in preview.steps(good, of_rows.update):
             yield {rows: body}
-        yield {previewed: key}
+        yield {previewed: key, facts: {preview.key(good): of_rows} if of_rows else {}}
+
+    def mend(number: int) -> Any:
+        def put(offered: list[dict[str, Any]]) -> dict[Any, Any]:
+            knobs = offered[number] if number < len(offered) else {}
+            return {fields.knobs[name]: value for name, value in knobs.items()} or gr.skip()
+
+        return put
 
     def choose(name: str) -> Any:
         return gr.skip() if name == form.OWN else fields.filled(configs.resolve(preset=name), name)
@@ -108,18 +127,20 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
 
     checking: dict[str, Any] = {
         "fn": check,
-        "inputs": fields.inputs() | {faults},
-        "outputs": [*everything, faults, status, command],
+        "inputs": fields.inputs() | {faults, facts},
+        "outputs": [*everything, faults, status, command, doctor_line, *doctor.outputs],
     } | QUIET
     previewing: dict[str, Any] = {
         "fn": show_rows,
         "inputs": fields.inputs() | {previewed},
-        "outputs": [rows, previewed],
+        "outputs": [rows, previewed, facts],
         "trigger_mode": "always_last",
     } | QUIET
-    gr.on([field.change for field in everything], trigger_mode="always_last", **checking)
+    gr.on([*(field.change for field in everything), facts.change], trigger_mode="always_last", **checking)
     gr.on(_settled(fields), **previewing)
     fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**fit.ask).then(**previewing)
+    for number, button in enumerate(doctor.buttons):
+        button.click(mend(number), doctor.offered, everything, **QUIET).then(**previewing)
     for button in fit.buttons:
         button.click(**previewing)
     fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)

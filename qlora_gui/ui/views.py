@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.curves import by_step, points
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.runs.wording import clock
 from qlora_gui.ui import html
@@ -16,23 +17,6 @@ _ENDINGS = {
     "length": "cut at the length limit!",
     "stopped": "stopped by you",
 }
-
-
-def of_kind(events: Sequence[Event], kind: str) -> list[Event]:
-    """Events of one kind by rising step; what a resumed run did again replaces what it had done."""
-    kept: list[Event] = []
-    for event in events:
-        if event["kind"] != kind:
-            continue
-        while kept and kept[-1]["step"] >= event["step"]:
-            kept.pop()
-        kept.append(event)
-    return kept
-
-
-def series(events: Sequence[Event], kind: str, value: str) -> list[tuple[float, float]]:
-    """(step, value) of the events that have the value."""
-    return [(event["step"], event[value]) for event in of_kind(events, kind) if event.get(value) is not None]
 
 
 def headline(run_id: str, state: str, events: Sequence[Event]) -> str:
@@ -78,20 +62,20 @@ def curves(events: Sequence[Event]) -> str:
     loss = line_chart(
         "Loss",
         [
-            Series("training", series(events, "step", "loss")),
-            Series("held-out", series(events, "eval", "loss"), dashed=True, dotted=True),
+            Series("training", points(events, "step", "loss")),
+            Series("held-out", points(events, "eval", "loss"), dashed=True, dotted=True),
         ],
         height=190,
     )
-    rate = line_chart("Learning rate", [Series("", series(events, "step", "learning_rate"))], height=70)
-    memory = [(step, value / 2**30) for step, value in series(events, "step", "memory")]
+    rate = line_chart("Learning rate", [Series("", points(events, "step", "learning_rate"))], height=70)
+    memory = [(step, value / 2**30) for step, value in points(events, "step", "memory")]
     return f'{loss}<div class="two">{rate}{line_chart("Memory, GB", [Series("", memory)], height=70)}</div>'
 
 
 def numbers(events: Sequence[Event]) -> str:
     """The numbers of the charts as a table, newest first."""
-    held = {event["step"]: event["loss"] for event in of_kind(events, "eval")}
-    steps = {event["step"]: event for event in of_kind(events, "step")}
+    held = {event["step"]: event["loss"] for event in by_step(events, "eval")}
+    steps = {event["step"]: event for event in by_step(events, "step")}
     rows = []
     for step in sorted(held.keys() | steps.keys(), reverse=True)[:200]:
         event = steps.get(step, {})

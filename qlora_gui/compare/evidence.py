@@ -1,0 +1,133 @@
+"""The worker's side of an evaluation: rows encoded as in training, measured under all columns; what is known of each adapter."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from qlora_gui.compare import measure
+from qlora_gui.compare.adapter_file import Adapter
+from qlora_gui.compare.clean_base import CleanBase
+from qlora_gui.compare.columns import Columns
+from qlora_gui.data import tokens
+from qlora_gui.errors import UserError
+from qlora_gui.model import fused, template
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: Callable[[], bool]) -> None:
+    """Measure the request's `examples` under every column: one `rows` event with what became of them, then `measured`.
+
+    `foreign` are examples whose answers belong to other prompts: only their losses are measured (`foreign` events, with
+    the `row` whose answer it is).
+    `general` is a text (a `general` event). First comes a `facts` event, a dict an adapter. Raises UserError.
+    """
+    base, rows = columns.base, columns.rows
+    if base is None or rows is None:
+        raise UserError("No base is loaded: choose one first.")
+    count = len(columns.adapters) + 1
+    emit({"kind": "facts", "adapters": [facts(columns, adapter) for adapter in columns.adapters]})
+    limit, system = request["max_length"], request["system_prompt"]
+    with _template(base, columns.adapters) as chat:
+        encoded, report = tokens.encode_all(request["examples"], base.tokenizer, limit, system)
+        foreign, _ = tokens.encode_all(request["foreign"], base.tokenizer, limit, system)
+        bos = base.tokenizer.bos_token_id
+        emit(
+            {
+                "kind": "rows",
+                "rows": [one.row for one in encoded],
+                "tokens": [one.supervised for one in encoded],
+                "dropped": report.dropped,
+                "truncated": report.truncated,
+                "prompts": [_prompt(base, one) for one in encoded],
+                "double_bos": bool(bos is not None and any(one.input_ids[:2] == [bos, bos] for one in encoded)),
+            }
+        )
+        chatting = request["max_new_tokens"] and all("messages" in example for example in request["examples"])
+        task = measure.Task(request["max_new_tokens"] if chatting else 0, template.stop_strings(chat))
+        measure.rows(base, rows, count, encoded, task, emit, cancelled)
+
+        def as_foreign(event: dict[str, Any]) -> None:
+            row = foreign[event["number"]]
+            emit(event | {"kind": "foreign", "row": row.row, "tokens": row.supervised})
+
+        measure.rows(base, rows, count, foreign, measure.Task(0), as_foreign, cancelled)
+    if request["general"]:
+        emit({"kind": "general", **measure.text_loss(base, rows, count, request["general"])})
+
+
+@contextmanager
+def _template(base: CleanBase, adapters: Sequence[Adapter]) -> Iterator[str]:
+    """The template that all adapters were trained with, as the tokenizer's own. Raises UserError where they differ."""
+    own = base.tokenizer.chat_template
+    asked = {adapter.template or own for adapter in adapters}
+    if len(asked) > 1:
+        raise UserError(
+            "These adapters were trained with different chat templates, so their losses are on different tokens: "
+            "evaluate them one at a time."
+        )
+    base.tokenizer.chat_template = next(iter(asked), own)
+    try:
+        yield base.tokenizer.chat_template
+    finally:
+        base.tokenizer.chat_template = own
+
+
+def _prompt(base: CleanBase, row: tokens.Encoded) -> str:
+    return str(base.tokenizer.decode(row.input_ids[: measure.answer_begins(row)]))
+
+
+def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
+    """What an adapter's tensors and folder say of how it sits on the loaded base; the doctor reads it."""
+    base, key = columns.base, columns.key
+    assert base is not None and key is not None
+    modules: dict[str, Any] = dict(base.model.named_modules())
+    told, config = adapter.trained_on, adapter.config
+    on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
+    quantization = told.get("quant_type"), told.get("double_quant")
+    return {
+        "b_zero_share": _share([not lora.b.any() for lora in adapter.loras.values()]),
+        "delta_ratio": _delta_ratio(modules, adapter),
+        "linears": len(adapter.loras),
+        "linears_available": _linears(base.model),
+        "trained_biases": len(adapter.biases),
+        "lora_only_lost": config.get("bias") == "lora_only" and not adapter.biases and on_biases,
+        "embeddings_in_file": any(_is_embedding(base.model, modules[name]) for name in adapter.loras),
+        "vocab_differs": told.get("vocabulary") not in (None, base.model.get_input_embeddings().num_embeddings),
+        "template_differs": adapter.template is not None and adapter.template != base.tokenizer.chat_template,
+        "no_base_template": base.tokenizer.chat_template == template.PLAIN,
+        "quantization_differs": quantization[0] is not None and quantization != key[2:],
+        "revision_differs": told.get("revision") not in (None, base.located.revision),
+    }
+
+
+def _is_embedding(model: Any, part: Any) -> bool:
+    """The embedding, or the head, which often is the embedding."""
+    return part is model.get_output_embeddings() or isinstance(part, torch.nn.Embedding)
+
+
+def _share(marks: Sequence[bool]) -> float:
+    return sum(marks) / len(marks) if marks else 0.0
+
+
+def _linears(model: torch.nn.Module) -> int:
+    """Linears that could carry LoRA: all but the head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return sum(hasattr(part, "in_features") and part is not head for part in model.modules())
+
+
+def _delta_ratio(modules: dict[str, Any], adapter: Adapter) -> float:
+    """The median over linears of ||scaling B A|| / ||W||, Frobenius: ||B A||^2 = trace(A A^T B^T B), both small."""
+    ratios = []
+    for name, lora in adapter.loras.items():
+        square = torch.trace((lora.a @ lora.a.T) @ (lora.b.T @ lora.b)).clamp_min(0)
+        ratios.append(float(abs(lora.scaling) * square.sqrt() / _norm(modules[name]).cpu()))
+    return float(torch.tensor(ratios).median()) if ratios else 0.0
+
+
+def _norm(linear: Any) -> torch.Tensor:
+    packed = getattr(linear.weight, "quant_state", None) is not None
+    weight = fused.dense(linear, torch.float32) if packed else linear.weight
+    return weight.float().norm().clamp_min(1e-12)

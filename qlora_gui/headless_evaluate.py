@@ -1,0 +1,35 @@
+"""`--headless-evaluate`: is an adapter better than its base, on rows that it did not learn from."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from qlora_gui.errors import UserError
+from qlora_gui.judge.evaluate import Settings, evaluate
+from qlora_gui.judge.wording import lines
+from qlora_gui.runs.store import write_whole
+
+
+def run(adapters: Sequence[Path], data: str | None, out: Path | None, settings: Settings) -> int:
+    """Evaluate, print verdicts and figures, write everything to `out`. Returns 0. Raises UserError for bad input."""
+    if out is not None and (not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
+        raise UserError(f"The result cannot be written to '{out}': choose a file in an existing, writable folder.")
+    if out is not None and out.is_dir():
+        raise UserError(f"The result cannot be written to '{out}': it is a folder.")
+    with tqdm(disable=not sys.stderr.isatty(), unit="row", leave=False) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        found = evaluate(adapters, data, settings, lambda text: tqdm.write(text, file=sys.stderr), progress)
+    for one in found["evaluations"]:
+        print("\n".join(lines(one)), flush=True)
+    if out is not None:
+        write_whole(out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        print(f"Everything measured is in {out}")
+    return 0

@@ -1,0 +1,1 @@
+"""Is it better: evidence, votes, statistics, the doctor and the report."""

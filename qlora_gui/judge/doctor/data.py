@@ -1,0 +1,149 @@
+"""Checks of the tokenized data: is the right text learned, to its end, and often enough."""
+
+from math import ceil
+from typing import Any
+
+from qlora_gui.judge.doctor.finding import TINKER, UNSLOTH_TROUBLES, Check, Finding
+from qlora_gui.judge.doctor.seen import Seen
+from qlora_gui.judge.doctor.settings import MOST_EPOCHS
+from qlora_gui.runs.config import RunConfig
+
+FEW_STEPS, VERY_FEW_STEPS = 100, 30
+MANY_TRUNCATED = 0.05  # of the rows
+_LONGEST = 131_072  # what max_length allows
+
+
+def looked_at(seen: Seen) -> str:
+    """How many rows the evidence is of."""
+    rows = f"{seen.facts['rows']:,} rows"
+    return rows if seen.facts.get("whole", True) else f"the first {rows}"
+
+
+def nothing_learned(seen: Seen) -> Finding | None:
+    """A mask that leaves nothing to learn."""
+    if not seen.facts or (seen.facts["rows"] and seen.facts["supervised_share"] > 0):
+        return None
+    return Finding(
+        "nothing_learned",
+        "bad",
+        "No token of the data is learned from (0%).",
+        "The loss is taken on answers only; where none is left, nothing can be learned.",
+        "TRL's documentation of completion-only and assistant-only loss",
+        "See why rows are dropped, then mend the data or raise max_length.",
+    )
+
+
+def prompts_learned(seen: Seen) -> Finding | None:
+    """A mask that leaves out nothing, though the data are conversations."""
+    facts = seen.facts
+    if not facts or facts.get("format") == "text" or not facts["rows"] or facts["supervised_share"] < 1:
+        return None
+    return Finding(
+        "prompts_learned",
+        "warn",
+        f"All tokens are learned from (100% of {looked_at(seen)}), the prompts too.",
+        "The adapter then learns to write prompts as much as to answer them; right for plain text, not for answers.",
+        "TRL's documentation of completion-only and assistant-only loss",
+        "Give prompts and answers in columns of their own, and not as one text.",
+    )
+
+
+def eos_not_supervised(seen: Seen) -> Finding | None:
+    """Answers whose end is not learned, beyond those that were cut."""
+    facts = seen.facts
+    if not facts or not facts["rows"]:
+        return None
+    without = round((1 - facts["eos_supervised"]) * facts["rows"]) - facts["truncated_answers"]
+    if without <= 0:
+        return None
+    same = " Padding is the same token here, which other trainers mask together with it." if facts["pad_is_eos"] else ""
+    return Finding(
+        "eos_not_supervised",
+        "warn",
+        f"In {without:,} of {looked_at(seen)} the last token learned is no end mark.",
+        f"Who never learns the end of an answer writes on until the length limit.{same}",
+        "trl issues 976, 1623 and 3091; transformers issue 23530",
+        "Use a base whose chat template ends an answer with its EOS token, or mend the template.",
+    )
+
+
+def truncated_answers(seen: Seen) -> Finding | None:
+    """Answers that lost their end to max_length."""
+    facts, config = seen.facts, seen.config
+    if not facts or not facts["truncated_answers"]:
+        return None
+    share = facts["truncated_answers"] / facts["rows"]
+    longer = min(2 * config.max_length, _LONGEST)
+    return Finding(
+        "truncated_answers",
+        "warn" if share > MANY_TRUNCATED else "note",
+        f"{facts['truncated_answers']:,} of {looked_at(seen)} ({share:.1%}) are cut at {config.max_length:,} tokens "
+        "before their answer ends.",
+        "From such rows the adapter learns answers without an end.",
+        "TRL's documentation of max_length",
+        f"Allow {longer:,} tokens, if memory does, or shorten the rows.",
+        {"max_length": longer} if longer > config.max_length else {},
+    )
+
+
+def double_bos(seen: Seen) -> Finding | None:
+    """Two beginnings of a sequence, in training or where the adapter was measured."""
+    if not (seen.facts.get("double_bos") or seen.part("adapter_facts").get("double_bos")):
+        return None
+    return Finding(
+        "double_bos",
+        "warn",
+        "Rows begin with two BOS tokens.",
+        "The base never saw that; what answers with a single one, or the other way round, gives worse answers.",
+        UNSLOTH_TROUBLES,
+        "Take BOS out of the texts, or out of the chat template: the tokenizer adds its own.",
+    )
+
+
+def few_steps(seen: Seen) -> Finding | None:
+    """Too few optimizer steps to learn much."""
+    steps = seen.optimizer_steps()
+    if steps is None or steps >= FEW_STEPS:
+        return None
+    config, rows = seen.config, seen.rows()
+    size = config.batch_size * config.gradient_accumulation
+    passes = f", {rows:,} rows" if rows else ""
+    return Finding(
+        "few_steps",
+        "warn" if steps < VERY_FEW_STEPS else "note",
+        f"The run has {steps} optimizer steps ({size} rows a step{passes}).",
+        "Every step moves the adapter by about the learning rate, from zero; a hundred steps are a usual least, "
+        "and small steps of few rows cost LoRA nothing.",
+        f"{TINKER}, which calls its figure uncertain",
+        f"Make it {FEW_STEPS} steps or more: fewer rows a step, more epochs, or more data.",
+        _more_steps(seen),
+    )
+
+
+def _more_steps(seen: Seen) -> dict[str, Any]:
+    """Less accumulation, then up to three epochs: the mildest change that gives steps enough, or else the largest."""
+    config = seen.config
+    if config.max_steps:
+        return {"max_steps": FEW_STEPS}
+    if seen.steps_an_epoch() is None:
+        return {}
+    for epochs in (config.epochs, max(config.epochs, MOST_EPOCHS)):
+        for accumulation in range(config.gradient_accumulation, 0, -1):
+            if ceil(epochs * (seen.steps_an_epoch(accumulation) or 0)) >= FEW_STEPS:
+                return _changed(config, epochs, accumulation)
+    return _changed(config, max(config.epochs, MOST_EPOCHS), 1)
+
+
+def _changed(config: RunConfig, epochs: float, accumulation: int) -> dict[str, Any]:
+    knobs = {"epochs": epochs, "gradient_accumulation": accumulation}
+    return {name: value for name, value in knobs.items() if value != getattr(config, name)}
+
+
+CHECKS: tuple[Check, ...] = (
+    nothing_learned,
+    prompts_learned,
+    eos_not_supervised,
+    truncated_answers,
+    double_bos,
+    few_steps,
+)

@@ -1,0 +1,101 @@
+"""An evaluation as a child process: started, followed, and its result read, by files alone. It outlives the page."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs import events
+from qlora_gui.runs.launch import child_environment
+from qlora_gui.runs.store import Run
+
+MODULE = "qlora_gui.judge.evaluate"
+FILE, PROGRESS = "evaluation.json", "evaluate.jsonl"
+_START_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What the last evaluation begun from a run's folder is doing: `share` is 0 to 1; `fault` a sentence or ""."""
+
+    running: bool
+    text: str = ""
+    share: float = 0.0
+    fault: str = ""
+
+
+def lock(folder: Path) -> filelock.BaseFileLock:
+    """Held while an evaluation lives that was begun from this run."""
+    return filelock.FileLock(folder / ".evaluate.lock", timeout=0)
+
+
+def start(runs: Sequence[Run]) -> None:
+    """Evaluate runs in a child; its progress is found in the first one's folder. Raises UserError."""
+    for run in runs:
+        if not run.has_adapter():
+            raise UserError(f"The run '{run.id}' has no adapter yet: train it first.")
+    if state(runs[0]).running:
+        raise UserError(f"The run '{runs[0].id}' is being evaluated already.")
+    (runs[0].path / PROGRESS).unlink(missing_ok=True)
+    with (runs[0].path / "evaluate.log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", MODULE, *(str(run.path) for run in runs)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=child_environment(),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and child.poll() is None and not _is_locked(runs[0].path):
+        time.sleep(0.05)
+
+
+def state(run: Run) -> State:
+    """How the evaluation begun from this run is getting on."""
+    found, _ = events.read(run.path / PROGRESS)
+    running = _is_locked(run.path)
+    if not found:
+        return State(running, "Starting" if running else "")
+    progress, stage = events.last(found, "progress"), events.last(found, "stage")
+    share = progress["done"] / progress["of"] if progress else 0.0
+    end = found[-1]
+    if running:
+        return State(True, str(stage["text"]) if stage else "Starting", share)
+    if end["kind"] == "failed":
+        return State(False, fault=str(end["message"]))
+    if end["kind"] == "finished":
+        return State(False, share=1.0)
+    return State(False, fault="The evaluation is gone without a word (killed, or out of memory): evaluate again.")
+
+
+def _is_locked(folder: Path) -> bool:
+    if not (folder / ".evaluate.lock").exists():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # a read-only folder: nothing can be evaluated in it
+        return False
+
+
+def result(run: Run) -> dict[str, Any] | None:
+    """The latest evaluation of this run's adapter; None where there is none, or it was of another adapter."""
+    try:
+        found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    saved = events.last(run.events()[0], "saved")
+    if not isinstance(found, dict) or not {"loss", "verdict", "adapter"} <= found.keys():
+        return None
+    stale = saved and saved.get("sha256") not in (None, found["adapter"].get("sha256"))
+    return None if stale else found

@@ -1,0 +1,68 @@
+"""The curves of a run: its points by rising step, thinned for drawing, with round numbers for the axes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qlora_gui.runs.events import Event
+
+MAX_POINTS = 160
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its name, its points by rising x; dots for few, separate measurements."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+    dotted: bool = False
+
+
+def by_step(events: Sequence[Event], kind: str) -> list[Event]:
+    """Events of one kind by rising step; what a resumed run did again replaces what it had done."""
+    kept: list[Event] = []
+    for event in events:
+        if event["kind"] != kind:
+            continue
+        while kept and kept[-1]["step"] >= event["step"]:
+            kept.pop()
+        kept.append(event)
+    return kept
+
+
+def points(events: Sequence[Event], kind: str, value: str) -> list[tuple[float, float]]:
+    """(step, value) of the events that have the value."""
+    return [(event["step"], event[value]) for event in by_step(events, kind) if event.get(value) is not None]
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: means of even groups, with the first and the last point kept as they are."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil((len(points) - 2) / (most - 2))
+    kept = [points[0]]
+    for first in range(1, len(points) - 1, size):
+        group = points[first : min(first + size, len(points) - 1)]
+        kept.append((group[len(group) // 2][0], sum(y for _, y in group) / len(group)))
+    return [*kept, points[-1]]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers, about `count` of them, that enclose low and high."""
+    if high <= low:
+        room = abs(low) * 0.1 or 1.0
+        low, high = low - room, high + room
+    step = 10 ** math.floor(math.log10((high - low) / count))
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number in few characters: 1200, 1.25, 2.0e-04."""
+    if value == 0:
+        return "0"
+    if 0.01 <= abs(value) < 1e6:
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.1e}"

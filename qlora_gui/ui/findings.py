@@ -1,0 +1,135 @@
+"""What the doctor found, as HTML, and a button for each change that mends something."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.errors import UserError
+from qlora_gui.judge import doctor
+from qlora_gui.judge.doctor import Finding
+from qlora_gui.memory import known
+from qlora_gui.runs import config as configs
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.ui import actions, form, html, links
+
+MOST_BUTTONS = 4
+_WORDS = {"bad": "✕ Breaks the run", "warn": "⚠ Warning", "note": "Note"}
+
+
+@dataclass
+class Panel:
+    """The drawn place; `outputs` are what `updates` may change."""
+
+    told: gr.HTML
+    buttons: list[gr.Button]
+    offered: gr.State  # the knobs of each button
+    verb: str
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.told, *self.buttons, self.offered]
+
+    def updates(self, found: Sequence[Finding], otherwise: str = "", offer: bool = True) -> dict[Any, Any]:
+        """Show findings, or `otherwise` where there are none, and if asked their changes."""
+        changes = mends(found) if offer else []
+        updates: dict[Any, Any] = {self.told: told(found) or html.hint(otherwise), self.offered: changes}
+        return updates | {
+            button: gr.update(**_button(changes, number, self.verb)) for number, button in enumerate(self.buttons)
+        }
+
+
+def build(prefix: str, verb: str, found: Sequence[Finding] = (), otherwise: str = "") -> Panel:
+    """Draw the place. `prefix` begins the ids on the page, `verb` the captions of the buttons."""
+    changes = mends(found)
+    body = gr.HTML(told(found) or html.hint(otherwise), elem_id=f"{prefix}-doctor")
+    buttons = [
+        gr.Button(**_button(changes, number, verb), size="sm", elem_id=f"{prefix}-mend-{number}", elem_classes="change")
+        for number in range(MOST_BUTTONS)
+    ]
+    return Panel(body, buttons, gr.State(changes), verb)
+
+
+def _button(changes: Sequence[Mapping[str, Any]], number: int, verb: str) -> dict[str, Any]:
+    there = number < len(changes)
+    return {"value": f"{verb} {words(changes[number])}" if there else "", "visible": there}
+
+
+def mends(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The changes to offer, those of the worst findings first, none twice."""
+    changes: list[dict[str, Any]] = []
+    for finding in found:
+        if finding.knobs and finding.knobs not in changes:
+            changes.append(finding.knobs)
+    return changes[:MOST_BUTTONS]
+
+
+def words(knobs: Mapping[str, Any]) -> str:
+    """{"use_rslora": True, "alpha": 8.0} -> `Use rsLoRA → yes · Alpha → 8`."""
+    parts = []
+    for name, value in knobs.items():
+        plain = ("yes" if value else "no") if isinstance(value, bool) else value
+        parts.append(f"{form.label(name)} → {f'{plain:g}' if isinstance(plain, float) else plain}")
+    return " · ".join(parts)
+
+
+def told(found: Sequence[Finding]) -> str:
+    """Findings as boxes: level, name and evidence in the open; why, remedy and source to unfold. "" for none."""
+    return "".join(map(_box, found))
+
+
+def _box(finding: Finding) -> str:
+    name = finding.check.replace("_", " ").replace("eos", "EOS").replace("bos", "BOS").replace("lora", "LoRA")
+    style = {"bad": " bad", "warn": " warn", "note": ""}[finding.level]
+    return (
+        f'<details class="note finding{style}"><summary><b>{_WORDS[finding.level]} · {escape(name)}</b> '
+        f"{escape(finding.evidence)}</summary><p>{escape(finding.why)}</p>"
+        f'<p><b>Remedy:</b> {escape(finding.mend)}</p><p class="hint">Source: {escape(finding.source)}.</p></details>'
+    )
+
+
+def brief(found: Sequence[Finding]) -> str:
+    """One line for narrow screens, where findings lie below the form; "" where none of them is a warning."""
+    count = sum(finding.level != "note" for finding in found)
+    if not count:
+        return ""
+    said = f"⚠ {count} warning{'s' if count > 1 else ''}: see what may go wrong"
+    return f'<p class="hint"><a href="#form-doctor">{said}</a></p>'
+
+
+def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]:
+    """What is found about the run in the form; asks no hub."""
+    try:
+        shape = known.find(config, ask=False)
+    except UserError:
+        shape = None
+    return doctor.before(config, shape, facts)
+
+
+def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
+    """What is found in a run's events; nothing of a run whose run.json is damaged."""
+    try:
+        return doctor.during(run.config(), events)
+    except UserError:
+        return []
+
+
+def again(store: RunStore, before_start: Callable[[], None], number: int) -> Callable[[str, list[dict[str, Any]]], Any]:
+    """A listener of button `number`: train the run of an id again with the change offered there, and go to it."""
+
+    def start(run_id: str, offered: list[dict[str, Any]]) -> Any:
+        try:
+            run = store.get(run_id)
+            as_it_ran = (last(run.events()[0], "fit") or {}).get("knobs", {})  # what the preflight had made of it
+            config = configs.make(run.config().model_dump() | as_it_ran | offered[number] | {"name": ""})
+            before_start()
+            return links.to("train", actions.start(store, config).id)
+        except UserError as error:
+            actions.warn(error)
+            return gr.skip()
+
+    return start

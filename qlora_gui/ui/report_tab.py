@@ -1,0 +1,110 @@
+"""Report: choose runs, read the report on them in the page, and take it along as Markdown or as one HTML file."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.errors import UserError
+from qlora_gui.judge.report import RENDERERS, page, written
+from qlora_gui.judge.report.blocks import Block
+from qlora_gui.runs.store import RunStore, write_whole
+from qlora_gui.ui import actions, html, links
+from qlora_gui.ui.theme import QUIET, RAW, TICK_SECONDS
+
+_EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled in already.")
+_HINT = html.empty("Press Write the report: it is made from what the runs' folders hold, and takes a moment.")
+_SMALL: dict[str, Any] = {"size": "md", "min_width": 110, "scale": 0}
+# In the page the report takes the page's colours and letters, and keeps its own tables and lists.
+_HERE = """<style>
+.gradio-container .report { --ink: var(--body-text-color); --soft: var(--body-text-color-subdued); --ground: transparent;
+  --line: var(--border-color-primary); --tint: var(--background-fill-secondary); --accent: var(--primary-600);
+  font-family: inherit; padding: 8px 0 24px; margin: 0; }
+.gradio-container .report :is(table, tr) { border: 0; }
+.gradio-container .report :is(th, td) { border: 0; border-bottom: 1px solid var(--line); padding: 5px 14px 5px 0; }
+.gradio-container .report ul { list-style: disc; }
+.gradio-container .report a { margin: 0; }
+</style>"""
+# The page has a base address, from which "#place" leads away: its links are followed here instead.
+_FOLLOW = """() => document.querySelectorAll('#report a[href^="#"]').forEach((link) => {
+  link.onclick = (event) => {
+    event.preventDefault();
+    document.getElementById(link.hash.slice(1)).scrollIntoView({behavior: 'smooth'});
+  };
+})"""
+
+
+def tab(store: RunStore, link: gr.State) -> None:
+    """Draw the tab and wire it."""
+    empty = gr.HTML(_EMPTY, elem_id="no-report")
+    with gr.Column(visible=False, elem_classes="tight") as room:
+        chosen = gr.Dropdown(
+            [], value=[], multiselect=True, label="Runs to report on (none chosen: all)", elem_id="report-runs"
+        )
+        with gr.Row(elem_classes=["tight", "actions"]):
+            write = gr.Button("Write the report", variant="primary", elem_id="write-report", **_SMALL)
+            as_markdown = gr.DownloadButton("Download .md", visible=False, elem_id="report-md", **_SMALL)
+            as_page = gr.DownloadButton("Download .html", visible=False, elem_id="report-html", **_SMALL)
+        status = gr.HTML(elem_id="report-status")
+        shown = gr.HTML(_HINT, elem_id="report")
+    seen = gr.State("")
+
+    def refresh(before: str, picked: list[str]) -> Any:
+        ids = [run.id for run in store.all()]
+        now = repr(ids)
+        if now == before:
+            return gr.skip()
+        kept = [run_id for run_id in picked if run_id in ids]
+        return {
+            seen: now,
+            empty: gr.update(visible=not ids),
+            room: gr.update(visible=bool(ids)),
+            chosen: gr.update(choices=ids, value=kept),
+        }
+
+    def follow(link: links.Link, picked: list[str]) -> Any:
+        return link["runs"] if link["tab"] == "report" and link["runs"] else picked
+
+    def make(picked: list[str]) -> Iterator[dict[Any, Any]]:
+        yield {status: html.hint("Reading the folders…")}
+        try:
+            blocks = written(store, picked)
+        except UserError as error:
+            actions.warn(error)
+            yield {status: html.faults([str(error)])}
+            return
+        yield {
+            status: "",
+            shown: _HERE + page.body(blocks),
+            as_markdown: gr.update(value=_kept(as_markdown, blocks, ".md"), visible=True),
+            as_page: gr.update(value=_kept(as_page, blocks, ".html"), visible=True),
+        }
+
+    def make_if_asked(link: links.Link) -> Iterator[dict[Any, Any]]:
+        """An address that names runs shows their report at once."""
+        if link["tab"] == "report" and link["runs"]:
+            yield from make(link["runs"])
+
+    looking: dict[str, Any] = {
+        "fn": refresh,
+        "inputs": [seen, chosen],
+        "outputs": [seen, empty, room, chosen],
+    } | RAW
+    made = [status, shown, as_markdown, as_page]
+    gr.Timer(2 * TICK_SECONDS).tick(**looking)
+    following: dict[str, Any] = {"fn": None, "js": _FOLLOW} | QUIET
+    link.change(**looking).then(follow, [link, chosen], chosen, **RAW).then(make_if_asked, link, made, **RAW).then(
+        **following
+    )
+    write.click(make, chosen, made, trigger_mode="once", **RAW).then(**following)
+
+
+def _kept(button: gr.DownloadButton, blocks: list[Block], suffix: str) -> str:
+    """The report as a file that the page may hand out, in Gradio's own cache: the same report is the same file."""
+    body = RENDERERS[suffix](blocks)
+    folder = Path(button.GRADIO_CACHE) / f"report-{hashlib.sha256(body.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"report{suffix}", body)
+    return str(folder / f"report{suffix}")

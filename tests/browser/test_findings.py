@@ -1,0 +1,61 @@
+"""The doctor on the page: findings follow the form and the rows, one press mends, and a run shows what went wrong."""
+
+from typing import Any
+
+import pytest
+
+from qlora_gui.runs import config as configs
+from qlora_gui.runs.events import EventLog
+from tests.browser.conftest import DESK, PHONE, SLOW, Site
+from tests.browser.page import expect, fill, shot, unfold
+from tests.test_doctor import healthy_events, held_out_losses, of_kind
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_findings_follow_the_form_and_a_press_mends(open_page: Any, size: dict[str, int]) -> None:
+    page = open_page("", size)
+    said = page.locator("#form-doctor")
+    expect(said).to_contain_text("Settings and rows leave nothing to remark on", timeout=SLOW)
+    fill(page, "learning_rate", 0.01)
+    fill(page, "gradient_accumulation", 4)
+    expect(said).to_contain_text("The learning rate is 0.01")
+    expect(said).to_contain_text("29 optimizer steps (16 rows a step, 301 rows)")
+    expect(page.locator("#doctor-line")).to_contain_text("2 warnings")
+    said.locator("summary").first.click()
+    expect(said).to_contain_text("Remedy: Start at 0.0002")
+    shot(page, f"doctor-form-{size['width']}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    page.locator("#form-mend-0").click()
+    expect(page.locator("#knob-learning_rate input")).to_have_value("0.0002")
+    expect(said).not_to_contain_text("is 0.01")
+    expect(page.locator("#form-mend-1")).to_be_hidden()
+    page.locator("#form-mend-0").click()
+    expect(page.locator("#knob-gradient_accumulation input")).to_have_value("1")
+    expect(said).to_contain_text("leave nothing to remark on")
+    expect(page.locator("#doctor-line")).to_be_empty()
+
+
+def test_what_the_rows_say_is_found_when_they_are_marked(open_page: Any) -> None:
+    page = open_page()
+    expect(page.locator("#preview mark").last).to_be_visible(timeout=SLOW)
+    unfold(page, "what-to-train")
+    fill(page, "max_length", 96)
+    expect(page.locator("#form-doctor")).to_contain_text("are cut at 96 tokens", timeout=SLOW)
+    page.locator("#form-mend-0").click()
+    expect(page.locator("#knob-max_length input")).to_have_value("192")
+    expect(page.locator("#form-doctor")).to_contain_text("Settings and rows leave nothing", timeout=SLOW)
+
+
+def test_a_run_shows_what_went_wrong(open_page: Any, site: Site) -> None:
+    run = site.store.create(configs.resolve({"name": "overfit"}, preset="demo"))
+    events, log = healthy_events(), EventLog(run.events_file)
+    held_out_losses(1.62, 0.86, 0.71, 0.79)(events)
+    of_kind(events, "data")[0]["dropped_rows"] = []
+    for event in events:
+        log.append(event["kind"], **{key: value for key, value in event.items() if key not in ("kind", "t")})
+    page = open_page("?tab=train&run=overfit")
+    expect(page.locator("#live-doctor")).to_contain_text("was 0.710 at step 76 and is 0.790 at step 114")
+    expect(page.locator("#live-mend-0")).to_have_text("Train again: Max steps → 76")
+    shot(page, "doctor-run")
