@@ -87,8 +87,12 @@ def evaluate(
     if len(measured.rows) < 2:
         raise UserError(f"Of {question.source} only {len(measured.rows)} rows can be measured: give more with --data.")
     say("Computing intervals")
-    references = {example["row"]: _answer(example) for example in question.examples if "messages" in example}
-    found = evaluation.put_together(measured, columns, references, question.grams, question.source, asdict(settings))
+    chats = [example for example in question.examples if "messages" in example]
+    questions = {example["row"]: _last(example, "user") for example in chats}
+    references = {example["row"]: _last(example, "assistant") for example in chats}
+    found = evaluation.put_together(
+        measured, columns, questions, references, question.grams, question.source, asdict(settings)
+    )
     for folder, one in zip(folders, found, strict=True):
         one["data"]["trained_on"] = question.shared
         if (folder / "run.json").is_file():
@@ -140,9 +144,12 @@ def _key(example: Example) -> str:
 
 def _answer(example: Example) -> str:
     """The last answer of an example, or its whole text."""
-    if "messages" not in example:
-        return str(example.get("text", ""))
-    return next((turn["content"] for turn in reversed(example["messages"]) if turn["role"] == "assistant"), "")
+    return _last(example, "assistant") if "messages" in example else str(example.get("text", ""))
+
+
+def _last(example: Example, role: str) -> str:
+    """The last turn of a role; "" where there is none."""
+    return next((turn["content"] for turn in reversed(example["messages"]) if turn["role"] == role), "")
 
 
 def foreign(examples: Sequence[Example]) -> list[Example]:

@@ -49,6 +49,7 @@ class Measured:
 def put_together(
     measured: Measured,
     columns: Sequence[Mapping[str, Any]],
+    questions: Mapping[int, str],
     references: Mapping[int, str],
     trained_on: Sequence[set[tuple[str, ...]]],
     source: str,
@@ -57,8 +58,8 @@ def put_together(
 ) -> list[dict[str, Any]]:
     """One evaluation an adapter, as its evaluation.json holds it.
 
-    `columns` are the worker's proofs, the base's first; `references` the last answer of a row by its number in the
-    data; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
+    `columns` are the worker's proofs, the base's first; `questions` and `references` the last question and answer of a
+    row by its number in the data; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
     """
     numbers = sorted(measured.rows)
     per_row = [_per_token(measured, number) for number in numbers]
@@ -93,7 +94,7 @@ def put_together(
                 "drift": _drift(measured, numbers, column),
                 "general": _general(measured, column),
                 "adapter_facts": {**measured.facts[column - 1], "double_bos": measured.about["double_bos"]},
-                "examples": _examples(measured, numbers, column, references),
+                "examples": _examples(measured, numbers, column, questions, references),
             }
         )
     corrected = statistics.holm([one["loss"]["p"] for one in found])
@@ -178,12 +179,16 @@ def _general(measured: Measured, column: int) -> dict[str, Any] | None:
 
 
 def _examples(
-    measured: Measured, numbers: Sequence[int], column: int, references: Mapping[int, str]
+    measured: Measured,
+    numbers: Sequence[int],
+    column: int,
+    questions: Mapping[int, str],
+    references: Mapping[int, str],
 ) -> list[dict[str, str]]:
     answered = [number for number in numbers if "text" in measured.rows[number]]
     return [
         {
-            "prompt": measured.about["prompts"][number],
+            "prompt": questions.get(measured.of_row(number), ""),
             "reference": references.get(measured.of_row(number), ""),
             "base": measured.rows[number]["text"][0],
             "adapter": measured.rows[number]["text"][column],

@@ -8,9 +8,9 @@ from qlora_gui.judge.wording import rows as figures
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.events import Event
 from qlora_gui.ui import html
+from qlora_gui.ui.summary import WORDS
 
 _STYLE = {"better": "good", "worse": "bad", "unclear": ""}
-WORDS = {"better": "better", "worse": "worse", "unclear": "not sure"}
 _SHORT = 160
 
 
@@ -49,15 +49,9 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def _side_by_side(example: Mapping[str, str]) -> str:
-    return html.table(
-        ("", "text"),
-        [
-            ("prompt", example["prompt"].strip()),
-            ("data's own answer", example["reference"]),
-            ("base", example["base"].strip()),
-            ("adapter", example["adapter"].strip()),
-        ],
-    )
+    parts = (("prompt", "prompt"), ("data's own answer", "reference"), ("base", "base"), ("adapter", "adapter"))
+    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(example[key].strip())}</dd>" for name, key in parts)
+    return f'<dl class="sides">{told}</dl>'
 
 
 def several(found: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -6,12 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from qlora_gui.errors import UserError
+from qlora_gui.judge import job
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
 
-COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Made")
-KINDS = ("str", "str", "str", "str", "number", "number", "number", "number", "str")
+WORDS = {"better": "better", "worse": "worse", "unclear": "not sure"}
+COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Against its base", "Made")
+KINDS = ("str", "str", "str", "str", "number", "number", "number", "number", "str", "str")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Summary:
     after: float | None
     adapter: bool
     checkpoint: bool
+    verdict: str  # better, worse or unclear; "" where it was not evaluated
     made: float
 
     def row(self) -> list[object]:
@@ -41,6 +44,7 @@ class Summary:
             _rounded(self.before, 3),
             _rounded(self.after, 3),
             _rounded(change, 1),
+            WORDS.get(self.verdict, ""),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(self.made)),
         ]
 
@@ -51,20 +55,25 @@ def summaries(store: RunStore) -> list[Summary]:
 
 
 def summary(run: Run) -> Summary:
-    """One run; cached by the size and age of its events and by whether it lives."""
-    try:
-        stat = run.events_file.stat()
-        seen = (stat.st_size, stat.st_mtime_ns)
-    except OSError:
-        seen = (0, 0)
+    """One run; cached by the size and age of its events and evaluation, and by whether it lives."""
+    seen = _seen(run.events_file) + _seen(run.path / job.FILE)
     # A young or stopping run changes its state without a word in its events.
     return _summary(
         run.path, seen, run.is_locked(), run.stop_file.exists(), time.time() - run.created() >= YOUNG_SECONDS
     )
 
 
+def _seen(file: Path) -> tuple[int, int]:
+    """Size and age of a file, to notice that it changed."""
+    try:
+        stat = file.stat()
+        return stat.st_size, stat.st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
 @lru_cache(maxsize=1000)
-def _summary(path: Path, seen: tuple[int, int], locked: bool, stopping: bool, old: bool) -> Summary:
+def _summary(path: Path, seen: tuple[int, ...], locked: bool, stopping: bool, old: bool) -> Summary:
     run = Run(path)
     events, _ = run.events()
     try:
@@ -73,6 +82,7 @@ def _summary(path: Path, seen: tuple[int, int], locked: bool, stopping: bool, ol
         config = None
     evals = [event for event in events if event["kind"] == "eval"]
     step = last(events, "step", "finished", "stopped")
+    evaluated = job.result(run)
     return Summary(
         id=run.id,
         state=run.state(),
@@ -82,6 +92,7 @@ def _summary(path: Path, seen: tuple[int, int], locked: bool, stopping: bool, ol
         after=evals[-1]["loss"] if len(evals) > 1 else None,
         adapter=run.has_adapter(),
         checkpoint=run.last_checkpoint() is not None,
+        verdict=evaluated["verdict"]["kind"] if evaluated else "",
         made=run.created(),
     )
 
