@@ -46,7 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--headless-evaluate", action="store_true", help="is an adapter better than its base, with intervals"
     )
     verbs.add_argument(
-        "--headless-report", nargs="*", metavar="RUN", help="a report on these runs (default: all), .md or .html, to --out"
+        "--headless-report",
+        nargs="*",
+        metavar="RUN",
+        help="a report on these runs (default: all), .md or .html, to --out",
     )
     verbs.add_argument("--headless-fit", action="store_true", help="will the run fit into memory, and what to change")
     verbs.add_argument("--headless-cache", action="store_true", help="place and size of the kept quantized bases")

@@ -36,9 +36,12 @@ class EventLog:
         return event
 
     def _end_broken_line(self) -> None:
-        """A writer that was killed in mid-line leaves half a line: close it, so that the next one stands alone."""
+        """A writer that was killed in mid-line leaves half a line: close it, so that the next one stands alone.
+
+        Appended, and not written at the end that was seen: meanwhile another writer's line may have begun there.
+        """
         if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb+") as file:
+            with self.path.open("ab+") as file:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")

@@ -16,12 +16,17 @@ _REDRAW_SECONDS = 0.08
 
 @dataclass
 class Answer:
-    """One column's answer: its text so far, a line of HTML about it, the prompt as the model read it."""
+    """One column's answer: its text so far, a line of HTML about it, the prompt as the model read it.
+
+    `tokens` is its length and `reason` what ended it, once it has `ended`.
+    """
 
     text: str = ""
     line: str = "waiting…"
     prompt: str = ""
     ended: bool = False
+    tokens: int = 0
+    reason: str = ""
     fresh: bool = field(default=True, repr=False)
 
 
@@ -55,6 +60,7 @@ def _take(answers: list[Answer], event: dict[str, Any]) -> None:
         answer.line = "writing…"
     elif event["kind"] == "column":
         answer.line, answer.ended = views.ending(event), True
+        answer.tokens, answer.reason = event["tokens"], event["ended"]
     elif event["kind"] == "error":
         answer.line, answer.ended = escape(str(event.get("message", "failed"))), True
 

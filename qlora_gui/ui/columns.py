@@ -31,10 +31,11 @@ class View:
     box: gr.Column
     title: gr.HTML
     chat: gr.Chatbot
+    proof_box: gr.Accordion
     proof: gr.HTML
 
     def parts(self) -> list[Any]:
-        return [self.box, self.title, self.chat, self.proof]
+        return [self.box, self.title, self.chat, self.proof_box, self.proof]
 
 
 def build() -> list[View]:
@@ -56,10 +57,22 @@ def build() -> list[View]:
                     placeholder="Answers appear here.",
                     elem_id=f"chat-{number}",
                 )
-                with gr.Accordion("Proof", open=False, elem_id=f"proof-{number}"):
+                with gr.Accordion("Proof", open=False, elem_id=f"proof-{number}") as proof_box:
                     proof = gr.HTML(NO_PROOF)
-            views.append(View(box, title, chat, proof))
+            views.append(View(box, title, chat, proof_box, proof))
     return views
+
+
+def emptied(shown: Sequence[View], names: Sequence[str], proofs: bool = True) -> dict[Any, Any]:
+    """Updates that give one empty column a name, and hide the others; without `proofs` for a blind judge."""
+    updates: dict[Any, Any] = {}
+    for number, view in enumerate(shown):
+        used = number < len(names)
+        updates[view.box] = gr.update(visible=used)
+        if used:
+            updates |= {view.title: title(names[number]), view.chat: [], view.proof: NO_PROOF}
+            updates[view.proof_box] = gr.update(visible=proofs)
+    return updates
 
 
 def messages(history: Sequence[Mapping[str, str]], answer: str | None = None) -> list[dict[str, str]]:
@@ -71,6 +84,11 @@ def messages(history: Sequence[Mapping[str, str]], answer: str | None = None) ->
 def title(name: str, line: str = "") -> str:
     """A column's name, and below it a line of HTML about its last answer."""
     return f'<div class="column-line"><b>{escape(name)}</b><br><span>{line or "no answer yet"}</span></div>'
+
+
+def length(tokens: int, reason: str) -> str:
+    """An answer's length as HTML, and whether it was cut: what a blind judge may know of it."""
+    return f"{tokens} tokens" + (' · <span class="limit">cut at the length limit!</span>' if reason == "length" else "")
 
 
 def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:

@@ -16,9 +16,14 @@ _CLOSED = "The compare process was closed meanwhile: ask again to start it anew.
 
 
 class Session:
-    """Holds a compare client, and which columns it has loaded. One question at a time is the caller's promise."""
+    """Holds a compare client, and which columns it has loaded.
+
+    Whoever loads and then asks holds `turn` meanwhile, so that nobody else's columns answer. It is no RLock, for a
+    page's generator may be taken up by another thread for every piece.
+    """
 
     def __init__(self, factory: Callable[[], Any]):
+        self.turn = threading.Lock()
         self._factory = factory
         self._client: Any = None
         self._loaded: Any = None
