@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 _OTHERS = {
     "adapters/README.md": "The folder of runs: one folder a run, one adapter a folder.",
     "benchmarks/": "Speed, as ratios measured side by side in one run; results in `benchmarks/results/`.",
-    "docs/": "Screenshots.",
+    "docs/": "Screenshots, and a report of four real runs.",
     "tests/": "Tests; `tests/models.py` makes the small real models they use.",
 }
 

@@ -245,6 +245,13 @@ def test_only_votes_on_the_shown_columns_are_counted_and_each_judge_apart() -> N
     assert "No votes on these columns yet" in vote_views.results(votes, ["base", "nobody"])
 
 
+def test_an_adapter_trained_anew_is_told_from_the_old_one() -> None:
+    new = (BASE, type(OTTER)("otter", "c" * 64))
+    said = vote_views.results([vote(1, 1), vote(2, 1, new)], ["base", "otter"])
+    assert "files cccccccc" in said and "files aaaaaaaa" in said and said.index("cccc") < said.index("aaaa")
+    assert "files" not in vote_views.results([vote(1, 1)], ["base", "otter"])
+
+
 def test_what_models_and_people_write_is_escaped() -> None:
     nasty = [vote(n, 1, (BASE, type(OTTER)(NASTY, "x")), prompt=NASTY, by="human") for n in range(3)]
     for said in (vote_views.results(nasty, ["base", NASTY]), vote_views.rounds(nasty)):

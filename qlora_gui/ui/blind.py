@@ -50,6 +50,11 @@ class Desk:
         }
         return updates
 
+    def news(self, known: Any, picked: list[str], is_blind: bool) -> Any:
+        """The stamp of what there is to draw, when it is another than the one that is known."""
+        now = _stamp(self._of(picked))
+        return now if is_blind and now != known else gr.skip()
+
     def polled(self, stamp: Any, picked: list[str], is_blind: bool) -> Any:
         """Updates when something is new since the page was drawn: all of it, or only how far the answers are."""
         sitting = self._of(picked)
@@ -108,10 +113,10 @@ def _told(one: Sitting) -> str:
         words.append(f"{one.written} answered so far")
     if one.rounds[one.current].retries:
         words.append(f"retry {one.rounds[one.current].retries}")
-    ready = bool(one.rounds[one.current].answers)
-    words.append(
-        "Which answer is best? Press its number, T or B." if ready else f"{one.status or 'Answers are being written'}…"
-    )
+    if one.rounds[one.current].answers:
+        words.append("Which answer is best? Press its number, T or B.")
+    elif not one.error:
+        words.append(f"{one.status or 'Answers are being written'}…")
     if one.plan.aa and one.plan.decoding.greedy:
         words.append("Decoding is greedy, so both answers are the same text: sample, to test your judgement")
     return html.hint(" · ".join(words)) + (html.faults([one.error]) if one.error else "")
@@ -205,7 +210,9 @@ def wire(room: Room, panel: Panel) -> Desk:
         (panel.go_on, "go_on"),
     ):
         button.click(partial(act, what), [panel.at, room.chosen], **drawing)
-    gr.Timer(_POLL_SECONDS).tick(desk.polled, [panel.stamp, room.chosen, room.blind], **drawing)
+    # A tick touches no component that is seen: each of its outputs would be marked as waiting, every second.
+    gr.Timer(_POLL_SECONDS).tick(desk.news, [panel.news, room.chosen, room.blind], panel.news, **RAW)
+    panel.news.change(desk.polled, [panel.stamp, room.chosen, room.blind], **drawing)
     saving.wire(panel.saving, desk.log, room.chosen)
     judge_panel.wire(panel.judge, desk.log, room.chosen, panel.results)
     return desk

@@ -52,6 +52,7 @@ class Panel:
     judge: judge_panel.Panel
     at: gr.State
     stamp: gr.State
+    news: gr.State
 
     def drawn(self) -> list[Any]:
         """What a draw may change."""
@@ -95,4 +96,4 @@ def build() -> Panel:
             status = gr.HTML(elem_id="blind-status")
             judge = judge_panel.build()
     parts = (told, places, tie, bad, undo, retry, reveal, go_on, setup, status, prompts, start, held_out, aa)
-    return Panel(box, bar, *parts, results, rounds, buttons, judge, gr.State(-1), gr.State(None))
+    return Panel(box, bar, *parts, results, rounds, buttons, judge, gr.State(-1), gr.State(None), gr.State(None))

@@ -1,5 +1,6 @@
 """Pure functions: votes -> HTML, each result with its interval, and A/A and LLM judges apart from people."""
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
@@ -30,16 +31,27 @@ def results(votes: Sequence[Vote], names: Sequence[str]) -> str:
     """What all votes on these columns say."""
     found = of_columns(votes, names)
     people = [vote for contest, group in found.items() if contest.by == HUMAN for vote in group]
-    return "".join(_result(contest, group, people) for contest, group in found.items()) or NO_VOTES
+    alike = Counter((contest.names, contest.by, contest.aa) for contest in found)
+    return (
+        "".join(
+            _result(contest, group, people, alike[contest.names, contest.by, contest.aa] > 1)
+            for contest, group in found.items()
+        )
+        or NO_VOTES
+    )
 
 
-def _result(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote]) -> str:
+def _result(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote], with_files: bool) -> str:
     title = "A/A: the base against itself" if contest.aa else " against ".join(contest.names)
     told = "" if contest.by == HUMAN else _agreement(contest, votes, people)
     of_two = len(contest.columns) == 2
     body = of_tally(tally(votes)) if of_two else of_rating(rate(votes))
     who = "people" if contest.by == HUMAN else contest.by.removeprefix("llm:")
-    head = f'<h3 class="part">{escape(title)} <span>· votes of {escape(who)}</span></h3>'
+    said = f"votes of {who}"
+    if with_files:  # the same names: an adapter was trained anew, or its base is another
+        files = [contest.base, *(column.sha256 or "" for column in contest.columns)]
+        said += " · files " + ", ".join(file[:8] for file in files if file)
+    head = f'<h3 class="part">{escape(title)} <span>· {escape(said)}</span></h3>'
     return f'<section class="votes">{head}{told}{body}</section>'
 
 
