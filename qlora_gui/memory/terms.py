@@ -176,7 +176,7 @@ def _loss(step: Step) -> dict[str, int]:
 
 def _chunk(step: Step) -> int:
     """Logits of a chunk in fp32, and in the compute dtype where that is another."""
-    rows = max((CHUNK_LOGITS if step.cuda else CHUNK_LOGITS_CPU) // step.shape.vocab, 16)
+    rows = max((CHUNK_LOGITS if step.cuda else CHUNK_LOGITS_CPU) // step.shape.vocab // 8 * 8, 16)
     return min(rows, step.tokens) * step.shape.vocab * (4 + (step.number if step.number < 4 else 0))
 
 

@@ -18,9 +18,9 @@ _PROBE_TOKENS = 8
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
-    """Hidden states a chunk: 133 with BLOOM's 250,880 words on a GPU; twice that on a CPU, where it is faster."""
+    """Hidden states a chunk, a multiple of 8: 128 with BLOOM's 250,880 words on a GPU; twice that on a CPU, where it is faster."""
     logits = 2**26 if device == "cpu" else 2**25
-    return max(logits // vocabulary, 16)
+    return max(logits // vocabulary // 8 * 8, 16)
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -63,8 +63,20 @@ def _chunk(
     if gradient is not None:
         # softmax - onehot, left unscaled so that fp16 does not underflow
         logits.div_(normalizer).scatter_add_(1, wanted, torch.full_like(normalizer, -1.0))
-        torch.mm(logits.to(part.dtype), weight, out=gradient)
+        _product(logits.to(part.dtype), weight, gradient)
     return losses.sum()
+
+
+def _product(rows: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """out = rows @ weight; on a CPU for a multiple of eight rows, for of others some kernels are less exact.
+
+    Seen in fp32 on an EPYC, 300,000 words: 1 and 7 rows 5e-5 off, 4, 8, 16 and 32 rows below 1e-6.
+    """
+    lacking = -len(rows) % 8
+    if lacking and rows.device.type == "cpu":
+        out.copy_((functional.pad(rows, (0, 0, 0, lacking)) @ weight)[: len(rows)])
+    else:
+        torch.mm(rows, weight, out=out)
 
 
 def summed_loss(

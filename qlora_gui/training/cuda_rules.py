@@ -80,6 +80,7 @@ def cuda_rules(plain_logits: bool = True, only_causal: bool = True) -> Iterator[
         # transformers makes every mask for tensors that have no values
         (masking_utils, "is_tracing", lambda tensor=None: tracing(tensor) and not only_causal),
         (loss, "chunk_rows", lambda vocabulary, device: rows(vocabulary, "cuda")),
+        (loss, "_product", lambda rows, weight, out: torch.mm(rows, weight, out=out)),
         (fused, "_kept", fused._kept_on_gpu),
         (attentions, "CPU_QUERIES", sys.maxsize),
     ]
