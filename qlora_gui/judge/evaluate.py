@@ -31,7 +31,10 @@ _NO_RUN: dict[str, Any] = {"max_length": 1024, "system_prompt": ""}
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: at most so many rows, and greedy answers of at most so many tokens (0: no answers)."""
+    """What is measured: at most so many rows, and greedy answers of at most so many tokens (0: no answers).
+
+    `seed` is that of the resampling behind the intervals.
+    """
 
     rows: int = 100
     max_new_tokens: int = 256

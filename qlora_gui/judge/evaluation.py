@@ -61,12 +61,12 @@ def put_together(
     `columns` are the worker's proofs, the base's first; `questions` and `references` the last question and answer of a
     row by its number in the data; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
     """
-    numbers = sorted(measured.rows)
+    numbers, seed = sorted(measured.rows), settings["seed"]
     per_row = [_per_token(measured, number) for number in numbers]
     found: list[dict[str, Any]] = []
     for column in range(1, len(columns)):
         differences = [losses[column] - losses[0] for losses in per_row]
-        paired = statistics.paired(differences, resamples=resamples)
+        paired = statistics.paired(differences, resamples=resamples, seed=seed)
         found.append(
             {
                 "schema": SCHEMA,
@@ -88,7 +88,7 @@ def put_together(
                     "p": paired.p,
                     "rows": paired.n,
                 },
-                "dependence": _dependence(measured, column, resamples),
+                "dependence": _dependence(measured, column, resamples, seed),
                 "texts": _texts(measured, numbers, column, references, trained_on[column - 1]),
                 "eos": _eos(measured, numbers, column),
                 "drift": _drift(measured, numbers, column),
@@ -114,7 +114,7 @@ def _base(proof: Mapping[str, Any]) -> dict[str, Any]:
     return {name: proof.get(key) for name, key in names.items()}
 
 
-def _dependence(measured: Measured, column: int, resamples: int) -> dict[str, Any] | None:
+def _dependence(measured: Measured, column: int, resamples: int, seed: int) -> dict[str, Any] | None:
     """How much a prompt says about its answer: loss of the answer after another row's prompt - after its own, nats a token.
 
     The mean is an estimate of the mutual information of prompt and answer under the model.
@@ -127,7 +127,7 @@ def _dependence(measured: Measured, column: int, resamples: int) -> dict[str, An
             gains.append([(foreign["loss"][which] - own[which]) / count for which in (0, column)])
     if len(gains) < 2:
         return None
-    paired = statistics.paired([adapter - base for base, adapter in gains], resamples=resamples)
+    paired = statistics.paired([adapter - base for base, adapter in gains], resamples=resamples, seed=seed)
     means = [plain.fmean(values) for values in zip(*gains, strict=True)]
     told = {"base": means[0], "adapter": means[1], "difference": paired.mean}
     return told | {"low": paired.low, "high": paired.high, "p": paired.p, "rows": paired.n}
