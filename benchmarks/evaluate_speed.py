@@ -28,7 +28,7 @@ from transformers.utils import logging as chatter  # noqa: E402
 from qlora_gui.compare import evidence  # noqa: E402
 from qlora_gui.compare.columns import Columns  # noqa: E402
 from qlora_gui.data import read  # noqa: E402
-from qlora_gui.judge import evaluate  # noqa: E402
+from qlora_gui.judge import evaluate, job  # noqa: E402
 from qlora_gui.runs import launch  # noqa: E402
 from qlora_gui.runs.config import make  # noqa: E402
 from qlora_gui.runs.store import RunStore  # noqa: E402
@@ -79,7 +79,7 @@ def main() -> None:
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     rows = read.load(str(given.data)).train
-    settings = evaluate.Settings(rows=given.rows)
+    settings = job.Settings(rows=given.rows)
     examples = rows[TRAINED_ROWS : TRAINED_ROWS + given.rows]
     request = {
         "examples": examples,

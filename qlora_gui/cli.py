@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
+from qlora_gui.runs import sweep
 from qlora_gui.runs.store import RunStore
 
 EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
@@ -51,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="a report on these runs (default: all), .md or .html, to --out",
     )
+    verbs.add_argument(
+        "--headless-sweep", action="store_true", help="queue a run for every combination of settings given as lists"
+    )
+    verbs.add_argument(
+        "--headless-queue", action="store_true", help="who runs, who waits; goes on with those that wait"
+    )
     verbs.add_argument("--headless-fit", action="store_true", help="will the run fit into memory, and what to change")
     verbs.add_argument("--headless-cache", action="store_true", help="place and size of the kept quantized bases")
     page = parser.add_argument_group("page")
@@ -71,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="print the events as JSON lines, or the plan as JSON")
     for name, field in configs.fields().items():
         _add_flag(run, name, field)
+    queue = parser.add_argument_group("headless train and sweep: the queue")
+    queue.add_argument("--queue", action="store_true", help="let the run wait until the GPU is free, and return")
+    queue.add_argument("--no-wait", action="store_true", help="let the runs of a sweep wait, and return")
     fit = parser.add_argument_group("headless fit (with the settings of a run)")
     fit.add_argument("--memory", metavar="16GB", help="memory of the card to plan for (default: this machine's device)")
     fit.add_argument(
@@ -92,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
     for name, field in Decoding.model_fields.items():
         if name not in ("greedy", "seed"):  # --seed is the run's flag too
-            compare.add_argument(_flag(name), default=_GIVEN, help=f"{field.description} (default: {field.default})")
+            _add_flag(compare, name, field)
     return parser
 
 
@@ -103,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = RunStore(arguments.adapters_dir)
         if arguments.headless_train:
             return _train(arguments, store)
+        if arguments.headless_sweep:
+            return _sweep(arguments, store)
+        if arguments.headless_queue:
+            return _queue(store)
         if arguments.headless_compare:
             return _compare(arguments)
         if arguments.headless_evaluate:
@@ -130,7 +144,29 @@ def _train(arguments: argparse.Namespace, store: RunStore) -> int:
             raise UserError("--resume goes on with a run as it was configured: leave out the other settings.")
         return headless.train(store, None, arguments.resume, arguments.json, arguments.answers)
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
+    if arguments.queue:
+        from qlora_gui import headless_sweep
+
+        return headless_sweep.add(store, config)
     return headless.train(store, config, None, arguments.json, arguments.answers)
+
+
+def _sweep(arguments: argparse.Namespace, store: RunStore) -> int:
+    from qlora_gui import headless_sweep
+    from qlora_gui.memory import budget
+
+    knobs = _knobs(arguments)
+    values = configs.layered(knobs, arguments.config, preset_of(arguments, knobs))
+    # A flag of a knob that takes one word may name several, with commas: --rank 8,16,64.
+    listed = {name: sweep.listed(value) for name, value in knobs.items() if sweep.names_several(name, value)}
+    device = budget.parse(arguments.memory) if arguments.memory else budget.here()
+    return headless_sweep.sweep(store, sweep.expand(values | listed), device, not arguments.no_wait)
+
+
+def _queue(store: RunStore) -> int:
+    from qlora_gui import headless_sweep
+
+    return headless_sweep.show(store)
 
 
 def _knobs(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -177,7 +213,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from qlora_gui import headless_evaluate
-    from qlora_gui.judge.evaluate import Settings
+    from qlora_gui.judge.job import Settings
 
     if not arguments.adapters:
         raise UserError("--headless-evaluate needs --adapters: see python app.py --help.")

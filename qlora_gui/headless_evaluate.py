@@ -9,7 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge.evaluate import Settings, evaluate
+from qlora_gui.judge.evaluate import evaluate
+from qlora_gui.judge.job import Settings
 from qlora_gui.judge.wording import lines
 from qlora_gui.runs.store import write_whole
 

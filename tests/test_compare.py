@@ -153,14 +153,30 @@ def test_the_same_seed_says_the_same_whatever_the_number_of_columns(bloom: Path,
     assert other != said[2]
 
 
-def test_shared_noise_draws_from_the_distribution() -> None:
+def test_without_the_same_dice_every_column_draws_for_itself(bloom: Path) -> None:
+    """The base twice: one text with the same dice, two without; the first column's does not change with a second."""
+    columns = Columns()
+    columns.load((str(bloom), "", "nf4", True), [], lambda text: None)
+    for same in (True, False):
+        dice = Decoding(temperature=0.9, top_p=0.9, seed=5, max_new_tokens=16, same_dice=same)
+        assert columns.base
+        said = []
+        for count in (1, 2):
+            found: list[dict[str, Any]] = []
+            generate.answer(columns.base, [PROMPTS[1]] * count, [[]] * count, dice, found.append)
+            said.append(["".join(e.get("text", "") for e in found if e["column"] == n) for n in range(count)])
+        [alone], both = said
+        assert both[0] == alone and (both[0] == both[1]) is same
+
+
+def test_gumbel_noise_draws_from_the_distribution() -> None:
     """10,000 draws from three tokens: within five standard errors of their probabilities; top-p cuts the tail."""
     probabilities = torch.tensor([0.6, 0.3, 0.1])
-    noise = generate.SharedNoise(Decoding(temperature=1, top_p=1, seed=1))
+    noise = generate.GumbelNoise(Decoding(temperature=1, top_p=1, seed=1), 1)
     drawn = torch.tensor([int(noise(torch.zeros(1, 1), probabilities.log()[None])[0].argmax()) for _ in range(10_000)])
     for token, share in enumerate(probabilities.tolist()):
         assert abs(float((drawn == token).float().mean()) - share) < 5 * (share * (1 - share) / 10_000) ** 0.5
-    cut = generate.SharedNoise(Decoding(temperature=1, top_p=0.7, seed=1))
+    cut = generate.GumbelNoise(Decoding(temperature=1, top_p=0.7, seed=1), 1)
     assert {int(cut(torch.zeros(1, 1), probabilities.log()[None])[0].argmax()) for _ in range(500)} == {0, 1}
 
 

@@ -221,7 +221,7 @@ def test_rows_that_another_adapter_learned_are_left_out(store: RunStore, llama: 
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     knobs = {"base_model": str(llama), "dataset": str(tmp_path / "rows.json"), "eval_fraction": 0.5, "max_steps": 1}
     runs = [train(store, name=f"run-{seed}", seed=seed, **knobs) for seed in (1, 2)]
-    question = evaluate._question([run.path for run in runs], None, evaluate.Settings())
+    question = evaluate._question([run.path for run in runs], None, job.Settings())
     asked = {example["messages"][0]["content"] for example in question.examples}
     learned = {example["messages"][0]["content"] for run in runs for example in evaluate._trained_rows(run.config())}
     assert asked and not asked & learned and question.shared > 0
@@ -241,7 +241,7 @@ def test_wrong_questions_are_refused(
     adapters: list[str], data: str | None, settings: dict[str, int], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate.evaluate([Path(one) for one in adapters], data, evaluate.Settings(**settings), lambda text: None)
+        evaluate.evaluate([Path(one) for one in adapters], data, job.Settings(**settings), lambda text: None)
 
 
 def test_foreign_answers_follow_other_prompts() -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     {"compare.client"},
     {"compare.batch"},
     {"judge"},
-    {"headless", "headless_evaluate", "headless_report", "fit", "ui"},
+    {"headless", "headless_evaluate", "headless_report", "headless_sweep", "fit", "ui"},
     {"cli"},
 ]
 FRONT = {
@@ -36,6 +36,7 @@ FRONT = {
     "headless",
     "headless_evaluate",
     "headless_report",
+    "headless_sweep",
     "fit",
     "ui",
     "cli",

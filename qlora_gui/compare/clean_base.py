@@ -11,7 +11,7 @@ from bitsandbytes import functional
 from transformers import GenerationConfig
 
 from qlora_gui import hub
-from qlora_gui.compare import few_rows
+from qlora_gui.compare import onednn
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 
@@ -46,7 +46,7 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     model = bases.load_model(located.path, quant_type, double_quant, device, dtype, say)
     unpacked = device.type == "cpu" and unpack_if_it_fits(model)
     if unpacked:
-        few_rows.install(model)
+        onednn.install(model)
     proof = {
         "base": located.name,
         "revision": located.revision,

@@ -109,24 +109,33 @@ class _Ended(StoppingCriteria):
         return torch.tensor([bool(row.ended) for row in self.rows.rows], device=input_ids.device)
 
 
-class SharedNoise(LogitsProcessor):
-    """Sampling by Gumbel noise: argmax(log p / T + noise) is a draw from p. One noise vector a step serves all rows.
+class GumbelNoise(LogitsProcessor):
+    """Sampling by Gumbel noise: argmax(log p / T + noise) is a draw from p.
 
-    So an answer depends on the seed and not on how many columns there are (Coupled Token Generation, 2502.01754).
+    With the same dice one noise vector a step serves all rows (Coupled Token Generation, 2502.01754), else each row has
+    its own. Either way an answer depends on the seed and its column, and not on how many columns there are.
     """
 
-    def __init__(self, decoding: Decoding):
+    def __init__(self, decoding: Decoding, rows: int):
         self.decoding = decoding
-        self.dice = torch.Generator().manual_seed(decoding.seed)
+        # Seeds are below 2**32, so those of rows never meet the seed of another question.
+        self.dice = [
+            torch.Generator().manual_seed(decoding.seed + (row << 32))
+            for row in range(1 if decoding.same_dice else rows)
+        ]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float() / self.decoding.temperature
         ordered, order = scores.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.decoding.top_p)
-        uniform = torch.rand(scores.shape[-1], generator=self.dice, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
-        noise = -torch.log(-torch.log(uniform))
+        noise = torch.stack([_gumbel(scores.shape[-1], dice) for dice in self.dice])
         return scores.masked_fill(dropped, -math.inf) + noise.to(scores.device, scores.dtype)
+
+
+def _gumbel(size: int, dice: torch.Generator) -> torch.Tensor:
+    uniform = torch.rand(size, generator=dice, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
+    return -torch.log(-torch.log(uniform))
 
 
 @torch.no_grad()
@@ -169,7 +178,7 @@ def answer(
         input_ids=batch,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=LogitsProcessorList([] if decoding.greedy else [SharedNoise(decoding)]),
+        logits_processor=LogitsProcessorList([] if decoding.greedy else [GumbelNoise(decoding, len(ids))]),
         stopping_criteria=StoppingCriteriaList([_Ended(rows, cancelled)]),
         streamer=rows,
     )

@@ -6,7 +6,7 @@ MAX_ADAPTERS = 5
 
 
 class Decoding(BaseModel):
-    """Decoding settings of one question; `greedy` makes temperature, top_p and seed idle."""
+    """Decoding settings of one question; `greedy` makes all but max_new_tokens idle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -15,3 +15,6 @@ class Decoding(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1, description="Sample from the likeliest tokens of this total share.")
     max_new_tokens: int = Field(256, ge=1, le=8192, description="Longest answer, in tokens.")
     seed: int = Field(0, ge=0, lt=2**32, description="The same seed gives the same answers.")
+    same_dice: bool = Field(
+        True, description="All columns draw with the same random numbers, so that differences come from the weights."
+    )

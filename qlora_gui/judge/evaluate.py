@@ -30,24 +30,6 @@ _NO_RUN: dict[str, Any] = {"max_length": 1024, "system_prompt": ""}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured: at most so many rows, and greedy answers of at most so many tokens (0: no answers).
-
-    `seed` is that of the resampling behind the intervals.
-    """
-
-    rows: int = 100
-    max_new_tokens: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rows < 2:
-            raise UserError(f"An interval needs at least 2 rows, not {self.rows}: raise --rows.")
-        if not 0 <= self.max_new_tokens <= 4096:
-            raise UserError(f"Answers of {self.max_new_tokens} tokens cannot be asked for: choose 0 to 4096.")
-
-
-@dataclass(frozen=True)
 class Question:
     """The rows to measure on, where they come from, and the n-grams of what each adapter was trained to answer."""
 
@@ -62,7 +44,7 @@ class Question:
 def evaluate(
     adapters: Sequence[Path],
     data: str | None,
-    settings: Settings,
+    settings: job.Settings,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] = lambda done, of: None,
     client: CompareClient | None = None,
@@ -103,7 +85,7 @@ def evaluate(
     return {"columns": columns, "evaluations": found, "rows": _rows(measured)}
 
 
-def _question(folders: Sequence[Path], data: str | None, settings: Settings) -> Question:
+def _question(folders: Sequence[Path], data: str | None, settings: job.Settings) -> Question:
     """The rows to ask. Raises UserError when there are none."""
     runs = [Run(folder) if (folder / "run.json").is_file() else None for folder in folders]
     configs = [run.config() if run else None for run in runs]
@@ -168,7 +150,7 @@ def foreign(examples: Sequence[Example]) -> list[Example]:
 def _measure(
     client: CompareClient,
     question: Question,
-    settings: Settings,
+    settings: job.Settings,
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> evaluation.Measured:
@@ -205,16 +187,16 @@ def _rows(measured: evaluation.Measured) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The page's child: adapters to evaluate; what it does goes into the first one's `evaluate.jsonl`."""
-    folders = [Path(word) for word in argv]
+    """The page's child: settings as JSON, and adapters; what it does goes into the first one's `evaluate.jsonl`."""
+    settings, folders = job.Settings(**json.loads(argv[0])), [Path(word) for word in argv[1:]]
     try:
         with job.lock(folders[0]):
-            return _logged(folders, EventLog(folders[0] / job.PROGRESS))
+            return _logged(folders, settings, EventLog(folders[0] / job.PROGRESS))
     except filelock.Timeout:  # another page was faster
         return 1
 
 
-def _logged(folders: Sequence[Path], log: EventLog) -> int:
+def _logged(folders: Sequence[Path], settings: job.Settings, log: EventLog) -> int:
     log.append("started", adapters=[folder.name for folder in folders])
     last = -1
 
@@ -228,7 +210,7 @@ def _logged(folders: Sequence[Path], log: EventLog) -> int:
             log.append("progress", done=done, of=of)
 
     try:
-        evaluate(folders, None, Settings(), say, progress)
+        evaluate(folders, None, settings, say, progress)
     except UserError as error:
         log.append("failed", message=str(error))
         return 1

@@ -1,11 +1,10 @@
 """An evaluation as a child process: started, followed, and its result read, by files alone. It outlives the page."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,33 @@ import filelock
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs import events
-from qlora_gui.runs.launch import child_environment
+from qlora_gui.runs.launch import detached
 from qlora_gui.runs.store import Run
 
 MODULE = "qlora_gui.judge.evaluate"
 FILE, PROGRESS = "evaluation.json", "evaluate.jsonl"
 _START_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: at most so many rows, and greedy answers of at most so many tokens (0: no answers).
+
+    `seed` is that of the resampling behind the intervals.
+    """
+
+    rows: int = 100
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 2:
+            raise UserError(f"An interval needs at least 2 rows, not {self.rows}: ask for more.")
+        if not 0 <= self.max_new_tokens <= 4096:
+            raise UserError(f"Answers of {self.max_new_tokens} tokens cannot be asked for: choose 0 to 4096.")
+
+
+STANDARD = Settings()
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,7 @@ def lock(folder: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / ".evaluate.lock", timeout=0)
 
 
-def start(runs: Sequence[Run]) -> None:
+def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
     """Evaluate runs in a child; its progress is found in the first one's folder. Raises UserError."""
     for run in runs:
         if not run.has_adapter():
@@ -45,14 +65,8 @@ def start(runs: Sequence[Run]) -> None:
         raise UserError(f"The run '{runs[0].id}' is being evaluated already.")
     (runs[0].path / PROGRESS).unlink(missing_ok=True)
     with (runs[0].path / "evaluate.log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", MODULE, *(str(run.path) for run in runs)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=child_environment(),
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), *(str(run.path) for run in runs)]
+        child = detached(command, log)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and child.poll() is None and not _is_locked(runs[0].path):
         time.sleep(0.05)

@@ -150,10 +150,17 @@ def resolve(
     overrides: Mapping[str, Any] | None = None, file: str | Path | None = None, preset: str | None = None
 ) -> RunConfig:
     """flag > config file > preset > default -> RunConfig. Raises UserError that names the knob."""
+    return make(layered(overrides, file, preset))
+
+
+def layered(
+    overrides: Mapping[str, Any] | None = None, file: str | Path | None = None, preset: str | None = None
+) -> dict[str, Any]:
+    """flag > config file > preset, not yet validated. Raises UserError for a file or preset that cannot be read."""
     values: dict[str, Any] = {}
     for layer in (read_preset(preset) if preset else {}, read_file(file) if file else {}, overrides or {}):
         values |= layer
-    return make(values)
+    return values
 
 
 def make(values: Mapping[str, Any]) -> RunConfig:

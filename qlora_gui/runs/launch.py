@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
+import filelock
 import psutil
 
 from qlora_gui.errors import UserError
@@ -26,15 +30,35 @@ def child_environment() -> dict[str, str]:
     }
 
 
+class BusyError(UserError):
+    """Another run has the GPU."""
+
+
 def start(run: Run, store: RunStore, resume: bool = False) -> None:
     """Start training a run; returns when the child has taken the run's lock.
 
-    Raises UserError when another run of the store is live, when there is nothing to resume from, or when
+    Raises BusyError when another run of the store is live, UserError when there is nothing to resume from, or when
     the child died at once.
     """
+    try:
+        # One start at a time, whoever asks: the second one finds the first one's run live.
+        with filelock.FileLock(store.root / ".start.lock", timeout=2 * _START_SECONDS):
+            _start(run, store, resume)
+    except filelock.Timeout:
+        raise BusyError("Another run is being started: try again in a moment.") from None
+    except OSError as error:
+        raise UserError(f"No run can be started in '{store.root}': {error.strerror or error}.") from None
+
+
+def check_free(store: RunStore, run: Run | None = None) -> None:
+    """Raise BusyError while a run of the store, other than this one, is live."""
     for other in store.all():
-        if other.id != run.id and other.is_locked():
-            raise UserError(f"The run '{other.id}' is {other.state()}: stop it or let it finish first.")
+        if (run is None or other.id != run.id) and other.is_locked():
+            raise BusyError(f"The run '{other.id}' is {other.state()}: stop it or let it finish first.")
+
+
+def _start(run: Run, store: RunStore, resume: bool) -> None:
+    check_free(store, run)
     if run.is_locked():
         raise UserError(f"The run '{run.id}' is already running.")
     if resume and run.last_checkpoint() is None:
@@ -42,14 +66,7 @@ def start(run: Run, store: RunStore, resume: bool = False) -> None:
     run.stop_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", MODULE, str(run.path), *(["--resume"] if resume else [])]
     with run.log_file.open("ab") as log:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=child_environment(),
-            start_new_session=True,  # a Ctrl+C or a closed terminal is for the parent
-        )
+        child = detached(command, log)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and not run.is_locked():
         if child.poll() is not None:
@@ -57,6 +74,20 @@ def start(run: Run, store: RunStore, resume: bool = False) -> None:
                 raise UserError(f"The training process of '{run.id}' ended at once: {run.log_tail(1) or 'no output'}")
             return
         time.sleep(0.05)
+
+
+def detached(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a child that outlives this process; what it says goes into `log`."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=child_environment(),
+        start_new_session=True,  # a Ctrl+C or a closed terminal is for the parent
+    )
+    threading.Thread(target=child.wait, daemon=True).start()  # else it stays a zombie for as long as we live
+    return child
 
 
 def find(run: Run) -> psutil.Process | None:

@@ -1,10 +1,12 @@
 """RunStore and Run: handles on folders. They own no truth of their own; every answer is read from the folder."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from qlora_gui.runs.names import made_up_name
 
 SCHEMA = 1
 YOUNG_SECONDS = 30.0
-State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "died"]
+State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died"]
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 
 
@@ -48,6 +50,21 @@ class Run:
         return self.path / "stop"
 
     @property
+    def queue_file(self) -> Path:
+        """There while the run waits for the GPU; see queue.py."""
+        return self.path / "queued"
+
+    def queue_mark(self) -> dict[str, Any] | None:
+        """`place` (a number, the lowest is next) and `resume` of a run that waits, else None."""
+        try:
+            mark = json.loads(self.queue_file.read_text(encoding="utf-8"))
+            return {"place": float(mark["place"]), "resume": bool(mark["resume"])}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: it still waits, after the others
+            return {"place": math.inf, "resume": False}
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -71,6 +88,14 @@ class Run:
             return RunConfig(**self.manifest()["config"])
         except (KeyError, TypeError, ValidationError):
             raise UserError(f"The run.json of '{self.id}' is damaged or was written by another version.") from None
+
+    def sweep(self) -> tuple[str, tuple[str, ...]] | None:
+        """The name of the sweep this run belongs to and the knobs that vary in it; None where it belongs to none."""
+        try:
+            told = self.manifest()["sweep"]
+            return str(told["name"]), tuple(map(str, told["varies"]))
+        except (KeyError, TypeError, UserError):
+            return None
 
     def events(self, offset: int = 0) -> tuple[list[events.Event], int]:
         """Events after a byte offset, and the offset to go on from."""
@@ -99,6 +124,8 @@ class Run:
         """Derived, never stored: see DESIGN. `died` is a run with no final event and no living trainer."""
         if self.is_locked():
             return "stopping" if self.stop_file.exists() else "running"
+        if self.queue_file.exists():
+            return "queued"
         marks = [event for event in self.events()[0] if event["kind"] in ("started", *events.FINAL)]
         if marks and marks[-1]["kind"] != "started":
             kind: State = marks[-1]["kind"]
@@ -160,8 +187,10 @@ class RunStore:
         """The runs that are starting, running or stopping."""
         return [run for run in self.all() if run.is_live()]
 
-    def create(self, config: RunConfig) -> Run:
+    def create(self, config: RunConfig, sweep: Mapping[str, Any] | None = None) -> Run:
         """Check what can be checked without a model, then make the run's folder with its run.json.
+
+        `sweep` has the `name` of the sweep it belongs to and the knobs it `varies`.
 
         Raises UserError when base, data or the folder are not usable; then nothing is left behind.
         """
@@ -176,7 +205,7 @@ class RunStore:
             "config": _with_whole_paths(config).model_dump(mode="json"),
             "versions": _versions(),
             "dataset": source.fingerprint(),
-        }
+        } | ({"sweep": dict(sweep)} if sweep else {})
         path = self._make_folder(config.name)
         write_whole(path / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return Run(path)

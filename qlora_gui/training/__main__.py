@@ -5,6 +5,7 @@ finished, stopped, failed. Exit code 0 for finished and stopped, 1 for failed.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -13,8 +14,9 @@ from pathlib import Path
 import filelock
 
 from qlora_gui.errors import UserError
+from qlora_gui.runs import queue
 from qlora_gui.runs.events import EventLog
-from qlora_gui.runs.store import Run
+from qlora_gui.runs.store import Run, RunStore
 
 
 def main() -> int:
@@ -26,7 +28,10 @@ def main() -> int:
     try:
         # A moment's patience: a reader that asks whether the run lives holds the lock that long.
         with run.lock(timeout=5):
-            return _train(run, arguments.resume)
+            code = _train(run, arguments.resume)
+        with contextlib.suppress(OSError):  # a full disk is told elsewhere
+            queue.ensure_starter(RunStore(run.path.parent))
+        return code
     except filelock.Timeout:
         print(f"The run '{run.id}' is already being trained by another process.", file=sys.stderr)
         return 1
@@ -35,6 +40,7 @@ def main() -> int:
 def _train(run: Run, resume: bool) -> int:
     log = EventLog(run.events_file)
     log.append("started", pid=os.getpid(), resumed=resume)
+    run.queue_file.unlink(missing_ok=True)  # only now: it waits until it has begun
     try:
         from qlora_gui.training.run import train
 

@@ -1,13 +1,18 @@
 """What a button does to a run. What a person can mend is shown as a message, never as a traceback."""
 
+from collections.abc import Callable, Mapping
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch
+from qlora_gui.runs import config as configs
+from qlora_gui.runs import launch, queue
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.ui import links
 
 
 def warn(message: UserError | str) -> None:
@@ -51,9 +56,7 @@ def delete(store: RunStore, run_id: str) -> None:
 
 def start(store: RunStore, config: RunConfig) -> Run:
     """Create a run and start training it. Raises UserError; then no folder is left behind."""
-    for other in store.all():
-        if other.is_locked():
-            raise UserError(f"The run '{other.id}' is {other.state()}: stop it or let it finish first.")
+    launch.check_free(store)
     run = store.create(config)
     try:
         launch.start(run, store)
@@ -62,3 +65,46 @@ def start(store: RunStore, config: RunConfig) -> Run:
             store.delete(run)
         raise
     return run
+
+
+def enqueue(store: RunStore, config: RunConfig) -> Run:
+    """Create a run and let it wait for the GPU. Raises UserError; then no folder is left behind."""
+    run = store.create(config)
+    try:
+        queue.add(store, [run])
+    except UserError:
+        store.delete(run)
+        raise
+    return run
+
+
+def leave_queue(store: RunStore, run_id: str) -> None:
+    """Take a waiting run out of the queue."""
+    try:
+        queue.leave(store.get(run_id))
+    except UserError as error:
+        warn(error)
+
+
+def move(store: RunStore, run_id: str, by: int) -> None:
+    """Let a waiting run change its place: -1 is one earlier."""
+    try:
+        queue.move(store, store.get(run_id), by)
+    except UserError as error:
+        warn(error)
+
+
+def again(store: RunStore, before_start: Callable[[], None], run_id: str, knobs: Mapping[str, Any]) -> Any:
+    """Train a run anew, as it ran but for these knobs; gives the link to the new run.
+
+    `before_start` frees what a training run may need.
+    """
+    try:
+        run = store.get(run_id)
+        as_it_ran = (last(run.events()[0], "fit") or {}).get("knobs", {})  # what the preflight had made of it
+        config = configs.make(run.config().model_dump() | as_it_ran | knobs | {"name": ""})
+        before_start()
+        return links.to("train", start(store, config).id)
+    except UserError as error:
+        warn(error)
+        return gr.skip()

@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from qlora_gui.errors import UserError
+from qlora_gui.runs import queue
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import compare_tab, links, report_tab, runs_tab, train_tab
 from qlora_gui.ui.header import header
@@ -86,6 +87,7 @@ def launch_page(store: RunStore, host: str, port: int | None, share: bool, auth:
                 "The public link could not be made, for the tunnel's server cannot be reached: "
                 "check the network, or leave out --share."
             )
+        queue.ensure_starter(store)
         print(f"The page is at {app.local_url}" + (f" and {app.share_url}" if share else ""), flush=True)
         if login and auth is None:
             print(f"Log in as {login[0]} with the password {login[1]}", flush=True)

@@ -96,7 +96,8 @@ def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:
     rows = [(_TITLES.get(name, name.replace("_", " ")), _said(value)) for name, value in column.items()]
     settings = "greedy" if decoding.greedy else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
     settings += f", at most {decoding.max_new_tokens} tokens"
-    settings += "" if decoding.greedy else f", seed {decoding.seed}"
+    dice = "the same dice for all" if decoding.same_dice else "dice of its own"
+    settings += "" if decoding.greedy else f", seed {decoding.seed}, {dice}"
     rows.append(("decoding", settings))
     literal = html.hint("The prompt as the model read it:") + html.literal(prompt) if prompt else ""
     return '<div class="proof">' + html.table((), rows) + literal + "</div>"

@@ -11,11 +11,11 @@ from qlora_gui.errors import UserError
 from qlora_gui.judge import doctor
 from qlora_gui.judge.doctor import Finding
 from qlora_gui.memory import known
-from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
-from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, form, html, links
+from qlora_gui.ui import actions, form, html
+from qlora_gui.ui.theme import QUIET
 
 MOST_BUTTONS = 4
 _WORDS = {"bad": "✕ Breaks the run", "warn": "⚠ Warning", "note": "Note"}
@@ -118,18 +118,22 @@ def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
         return []
 
 
-def again(store: RunStore, before_start: Callable[[], None], number: int) -> Callable[[str, list[dict[str, Any]]], Any]:
-    """A listener of button `number`: train the run of an id again with the change offered there, and go to it."""
+def train_again(
+    panel: Panel, store: RunStore, link: gr.State, before_start: Callable[[], None], which: gr.State | gr.Dropdown
+) -> None:
+    """Wire the buttons: train the run named by `which` (an id, or a list of one) again with the change, and go to it."""
+    for number, button in enumerate(panel.buttons):
 
-    def start(run_id: str, offered: list[dict[str, Any]]) -> Any:
-        try:
-            run = store.get(run_id)
-            as_it_ran = (last(run.events()[0], "fit") or {}).get("knobs", {})  # what the preflight had made of it
-            config = configs.make(run.config().model_dump() | as_it_ran | offered[number] | {"name": ""})
-            before_start()
-            return links.to("train", actions.start(store, config).id)
-        except UserError as error:
-            actions.warn(error)
-            return gr.skip()
+        def press(named: str | list[str], offered: list[dict[str, Any]], number: int = number) -> Any:
+            run_id = named if isinstance(named, str) else named[0]
+            return actions.again(store, before_start, run_id, offered[number])
 
-    return start
+        button.click(press, [which, panel.offered], link, concurrency_limit=1, trigger_mode="once", **QUIET)
+
+
+def after_run(run: Run, evaluation: Mapping[str, Any] | None) -> list[Finding]:
+    """What is found in a run that ended and, if there is one, in its evaluation; nothing where run.json is damaged."""
+    try:
+        return doctor.after(run.config(), run.events()[0], evaluation)
+    except UserError:
+        return []

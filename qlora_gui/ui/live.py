@@ -93,9 +93,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
     kill.click(partial(actions.kill, store), followed, None, **QUIET).then(**again)
     resume.click(partial(actions.resume, store), followed, None, **QUIET).then(**again)
     compare.click(lambda run_id: links.to("compare", run_id), followed, link, **QUIET)
-    for number, button in enumerate(doctor.buttons):
-        mending = findings.again(store, before_start, number)
-        button.click(mending, [followed, doctor.offered], link, concurrency_limit=1, trigger_mode="once", **QUIET)
+    findings.train_again(doctor, store, link, before_start, followed)
     close.click(lambda: links.to("train"), None, link, **QUIET)
     return Panel(followed, seen, again)
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.errors import UserError
-from qlora_gui.runs import config as configs
-from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import actions, fit_views, html, links
+from qlora_gui.ui import actions, fit_views, html
 from qlora_gui.ui.theme import QUIET
 
 
@@ -33,14 +31,11 @@ class Retry:
         if found is None:
             return {self.box: gr.update(visible=False)}
         offers = fit_views.retries(found)
-        as_it_ran = (last(list(events), "fit") or {}).get(
-            "knobs", {}
-        )  # the changes are to what the preflight had made of it
         more = html.hint("Retry with this change: a new run, with all other settings as they were.")
         return {
             self.box: gr.update(visible=True),
             self.told: fit_views.autopsy(found) + (more if offers else ""),
-            self.offered: [(run_id, as_it_ran | offer.knobs) for offer in offers],
+            self.offered: [(run_id, offer.knobs) for offer in offers],
         } | {
             button: gr.update(value=f"Retry: {fit_views.caption(offer, True)}" if offer else "", visible=bool(offer))
             for button, offer in zip(self.buttons, [*offers, *[None] * len(self.buttons)], strict=False)
@@ -57,19 +52,10 @@ def build(store: RunStore, link: gr.State, before_start: Callable[[], None], pre
         ]
     offered = gr.State([])
 
-    def start(number: int) -> Any:
-        def again(offered: list[tuple[str, dict[str, Any]]]) -> Any:
-            try:
-                run_id, knobs = offered[number]
-                config = configs.make(store.get(run_id).config().model_dump() | knobs | {"name": ""})
-                before_start()
-                return links.to("train", actions.start(store, config).id)
-            except UserError as error:
-                actions.warn(error)
-                return gr.skip()
-
-        return again
-
     for number, button in enumerate(buttons):
-        button.click(start(number), offered, link, concurrency_limit=1, trigger_mode="once", **QUIET)
+
+        def press(offered: list[tuple[str, dict[str, Any]]], number: int = number) -> Any:
+            return actions.again(store, before_start, *offered[number])
+
+        button.click(press, offered, link, concurrency_limit=1, trigger_mode="once", **QUIET)
     return Retry(box, told, buttons, offered)

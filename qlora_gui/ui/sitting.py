@@ -248,7 +248,7 @@ class Sitting:
             seconds=round(time.monotonic() - one.since, 1),
             retries=one.retries,
             decoding=one.decoding.model_dump(),
-            same_dice=not plan.aa and not one.decoding.greedy,
+            same_dice=one.decoding.same_dice and not plan.aa and not one.decoding.greedy,
             aa=plan.aa,
             base={name: base.get(key) for name, key in names.items()},
         )

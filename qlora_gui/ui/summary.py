@@ -1,12 +1,13 @@
 """A run in one line, read from its folder; read again only when its files have changed."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from qlora_gui.errors import UserError
 from qlora_gui.judge import job
+from qlora_gui.runs import queue
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
@@ -28,6 +29,7 @@ class Summary:
     after: float | None
     adapter: bool
     checkpoint: bool
+    place: int  # in the queue, 1 is next; 0 where it does not wait
     verdict: str  # better, worse or unclear; "" where it was not evaluated
     made: float
 
@@ -37,7 +39,7 @@ class Summary:
         change = 100 * (self.after - self.before) / self.before if self.before and self.after is not None else None
         return [
             self.id,
-            self.state,
+            f"queued, {self.place}." if self.place else self.state,
             Path(base).name,
             Path(data).name,
             self.step,
@@ -51,16 +53,15 @@ class Summary:
 
 def summaries(store: RunStore) -> list[Summary]:
     """All runs, newest first."""
-    return [summary(run) for run in store.all()]
+    places = {run.id: place for place, run in enumerate(queue.waiting(store), 1)}
+    return [replace(summary(run), place=places.get(run.id, 0)) for run in store.all()]
 
 
 def summary(run: Run) -> Summary:
-    """One run; cached by the size and age of its events and evaluation, and by whether it lives."""
-    seen = _seen(run.events_file) + _seen(run.path / job.FILE)
-    # A young or stopping run changes its state without a word in its events.
-    return _summary(
-        run.path, seen, run.is_locked(), run.stop_file.exists(), time.time() - run.created() >= YOUNG_SECONDS
-    )
+    """One run; cached by the size and age of its events and evaluation, and by whether it lives or waits."""
+    seen = (*_seen(run.events_file), *_seen(run.path / job.FILE), run.stop_file.exists(), run.queue_file.exists())
+    # A young run changes its state without a word in its events.
+    return _summary(run.path, seen, run.is_locked(), time.time() - run.created() >= YOUNG_SECONDS)
 
 
 def _seen(file: Path) -> tuple[int, int]:
@@ -73,7 +74,7 @@ def _seen(file: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1000)
-def _summary(path: Path, seen: tuple[int, ...], locked: bool, stopping: bool, old: bool) -> Summary:
+def _summary(path: Path, seen: tuple[int, ...], locked: bool, old: bool) -> Summary:
     run = Run(path)
     events, _ = run.events()
     try:
@@ -92,6 +93,7 @@ def _summary(path: Path, seen: tuple[int, ...], locked: bool, stopping: bool, ol
         after=evals[-1]["loss"] if len(evals) > 1 else None,
         adapter=run.has_adapter(),
         checkpoint=run.last_checkpoint() is not None,
+        place=0,
         verdict=evaluated["verdict"]["kind"] if evaluated else "",
         made=run.created(),
     )

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import gradio as gr
 from qlora_gui import hub
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
-from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import actions, findings, fit_panel, form, html, links, live, preview
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.ui import actions, findings, fit_panel, form, html, links, live, preview, sweep_panel
 from qlora_gui.ui.theme import QUIET
 
 _FIRST = "demo"
@@ -31,7 +33,10 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
                 status = gr.HTML(elem_id="form-status")
                 doctor_line = gr.HTML(findings.brief(first_found), elem_id="doctor-line")
                 fit_line = fit_panel.brief()
-                start = gr.Button("Start training", variant="primary", elem_id="start")
+                with gr.Row(elem_classes="tight", equal_height=True):
+                    start = gr.Button("Start training", variant="primary", elem_id="start", scale=3, min_width=150)
+                    later = gr.Button("Queue it", elem_id="queue", scale=1, min_width=90)
+            sweep_panel.build(fields, store, link, before_start)
         with gr.Column(scale=6, min_width=320, elem_classes="tight"):
             with gr.Column(elem_classes="tight") as idle:
                 fit = fit_panel.build(config, fields, fit_line, store)
@@ -66,7 +71,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             updates[doctor_line] = findings.brief(said)
         return updates
 
-    def begin(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    def begin(made: Callable[[RunStore, RunConfig], Run], seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         values = fields.values(seen)
         good, found = form.judge(values, store)
         if good is None or found:
@@ -75,7 +80,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         yield {start: gr.update(value="Starting…", interactive=False), status: ""}
         try:
             before_start()
-            run = actions.start(store, good)
+            run = made(store, good)
         except UserError as error:
             yield _refused({form.field_of(error, good): str(error)})
             return
@@ -144,14 +149,15 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     for button in fit.buttons:
         button.click(**previewing)
     fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)
-    start.click(
-        begin,
-        fields.inputs(),
-        [*everything, faults, status, start, link],
-        concurrency_limit=1,
-        trigger_mode="once",
-        **QUIET,
-    )
+    for button, made in ((start, actions.start), (later, actions.enqueue)):
+        button.click(
+            partial(begin, made),
+            fields.inputs(),
+            [*everything, faults, status, start, link],
+            concurrency_limit=1,
+            trigger_mode="once",
+            **QUIET,
+        )
     link.change(follow, link, [fields.preset, *everything, panel.followed, panel.seen], **QUIET).then(
         **panel.look
     ).then(**fit.ask).then(**previewing)

@@ -119,6 +119,8 @@ def outcome(state: str, events: Sequence[Event], log_end: str, can_resume: bool,
     """A run that is over: how it ended, what it gained, and what to do next."""
     if state in LIVE:
         return ""
+    if state == "queued":
+        return html.note("It waits for the GPU and starts by itself, also with this page closed.")
     end = last(list(events), *FINAL) or {}
     resume = "Press Resume to go on from the last checkpoint." if can_resume else ""
     if state in ("finished", "stopped"):

@@ -1,5 +1,7 @@
 """The doctor on the page: findings follow the form and the rows, one press mends, and a run shows what went wrong."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from qlora_gui.runs import config as configs
 from qlora_gui.runs.events import EventLog
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill, shot, unfold
+from tests.conftest import train, wait_until_ended
 from tests.test_doctor import healthy_events, held_out_losses, of_kind
 
 pytestmark = pytest.mark.browser
@@ -59,3 +62,22 @@ def test_a_run_shows_what_went_wrong(open_page: Any, site: Site) -> None:
     expect(page.locator("#live-doctor")).to_contain_text("was 0.710 at step 76 and is 0.790 at step 114")
     expect(page.locator("#live-mend-0")).to_have_text("Train again: Max steps → 76")
     shot(page, "doctor-run")
+
+
+def test_what_is_found_after_a_run_is_mended_from_runs(open_page: Any, site: Site, llama: Path) -> None:
+    """An adapter that did nothing: Runs offers a change, and a press trains the run again with it."""
+    run = train(site.store, base_model=str(llama), name="idle", learning_rate=1e-9, max_steps=2)
+    page = open_page("?tab=runs&run=idle")
+    expect(page.locator("#runs-judged")).to_contain_text("What the doctor says", timeout=SLOW)
+    button = page.locator("#runs-mend-0")
+    expect(button).to_contain_text("Train again: ")
+    shot(page, "doctor-after")
+    button.click()
+    expect(page.locator("#live-head")).to_be_visible(timeout=SLOW)
+    deadline = time.monotonic() + 60
+    while len(site.store.all()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    [new] = [one for one in site.store.all() if one.id not in ("idle", "overfit")]
+    changed = {key for key, value in new.config().model_dump().items() if value != run.config().model_dump()[key]}
+    assert "learning_rate" in changed and changed <= {"learning_rate", "name", "max_steps"}
+    wait_until_ended(new)

@@ -1,9 +1,9 @@
-"""The report's order: goal and hardware, comparison, observations, every experiment, failed runs, how to read it."""
+"""The report's order: goal and hardware, comparison, sweeps, observations, every experiment, failed runs, how to read it."""
 
 import time
 from collections.abc import Sequence
 
-from qlora_gui.judge.report import comparison, observations
+from qlora_gui.judge.report import comparison, observations, swept
 from qlora_gui.judge.report.blocks import Block, Bullets, Heading, Paragraph, Table
 from qlora_gui.judge.report.experiment import section
 from qlora_gui.judge.report.facts import Experiment, Facts
@@ -23,6 +23,7 @@ def blocks(facts: Facts) -> list[Block]:
         ),
         *_goal(facts),
         *comparison.blocks(facts),
+        *swept.blocks(facts.experiments),
         *_observations(facts),
     ]
     if others:

@@ -60,6 +60,7 @@ class Experiment:
     no_doctor: str
     has_adapter: bool
     last_words: str
+    sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
 
     def event(self, kind: str) -> Event:
         """The latest event of a kind; {} where there is none."""

@@ -72,6 +72,7 @@ def _experiment(
         no_doctor=no_doctor,
         has_adapter=run.has_adapter(),
         last_words=run.log_tail(_LOG_LINES),
+        sweep=run.sweep(),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import median
 
-from qlora_gui.judge.report import comparable, preferences
+from qlora_gui.judge.report import comparable, preferences, swept
 from qlora_gui.judge.report.facts import Experiment, Facts, Observation
 from qlora_gui.judge.report.reading import Evaluation
 from qlora_gui.judge.report.words import and_, called, change, interval, knob, shortened
@@ -24,6 +24,7 @@ def of(facts: Facts) -> list[tuple[str, list[Observation]]]:
         "Among each other": [
             *_among_evaluated(runs),
             *_by_one_knob(runs),
+            *swept.observations(runs),
             *_while_training(runs),
             *_not_comparable(runs),
         ],

@@ -1,0 +1,131 @@
+"""Runs that wait for the GPU: a marker in each one's folder says its place, and a process of its own starts them in turn.
+
+`python -m qlora_gui.runs.queue ADAPTERS` is that process. It holds no model and needs no page; it lives while something
+waits. Where it is gone (a crash, a restart of the machine), the next page, command or ending run starts it again.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import filelock
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs import launch
+from qlora_gui.runs.events import FINAL, EventLog
+from qlora_gui.runs.store import Run, RunStore, write_whole
+
+MODULE = "qlora_gui.runs.queue"
+LOG = ".queue.log"
+_LOCK = ".queue.lock"
+_POLL_SECONDS = 1.0
+
+
+def waiting(store: RunStore) -> list[Run]:
+    """The runs that wait, the next one first."""
+    marked = [(mark, run) for run in store.all() if (mark := run.queue_mark()) is not None and not run.is_locked()]
+    return [run for _, run in sorted(marked, key=lambda pair: (pair[0]["place"], pair[1].created(), pair[1].id))]
+
+
+def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
+    """Put runs at the end of the queue, in this order, and see that they will be started. Raises UserError."""
+    for run in runs:
+        if run.is_locked() or run.queue_mark() is not None:
+            raise UserError(f"The run '{run.id}' is {run.state()} already.")
+        if resume and run.last_checkpoint() is None:
+            raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+    last = max((mark["place"] for run in store.all() if (mark := run.queue_mark())), default=0)
+    for place, run in enumerate(runs, last + 1):
+        _mark(run, place, resume)
+    ensure_starter(store)
+
+
+def move(store: RunStore, run: Run, by: int) -> None:
+    """Let a waiting run change places: -1 is one earlier. Nothing happens beyond the ends, or where it waits no more."""
+    order = waiting(store)
+    ids = [one.id for one in order]
+    if run.id not in ids:
+        return
+    here = ids.index(run.id)
+    order.insert(min(max(here + by, 0), len(order) - 1), order.pop(here))
+    for place, one in enumerate(order, 1):
+        if (mark := one.queue_mark()) is not None:
+            _mark(one, place, mark["resume"])
+
+
+def leave(run: Run) -> None:
+    """Take a run out of the queue; one that has never started counts as stopped."""
+    mark = run.queue_mark()
+    run.queue_file.unlink(missing_ok=True)
+    if mark is not None and not mark["resume"] and not run.is_locked():
+        EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
+
+
+def ensure_starter(store: RunStore) -> None:
+    """Start the process that starts waiting runs, unless it lives or nothing waits."""
+    if not waiting(store) or _is_held(store):
+        return
+    with (store.root / LOG).open("ab") as log:
+        launch.detached([sys.executable, "-m", MODULE, str(store.root)], log)
+
+
+def _mark(run: Run, place: int, resume: bool) -> None:
+    write_whole(run.queue_file, json.dumps({"place": place, "resume": resume}) + "\n")
+
+
+def _lock(store: RunStore) -> filelock.BaseFileLock:
+    return filelock.FileLock(store.root / _LOCK, timeout=0)
+
+
+def _is_held(store: RunStore) -> bool:
+    try:
+        with _lock(store):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def serve(store: RunStore) -> None:
+    """Start waiting runs one after the other until none is left. A second process returns at once."""
+    while waiting(store):  # asked again without the lock: what is added while it is given back has seen it held
+        try:
+            with _lock(store):
+                _drain(store)
+        except filelock.Timeout:
+            return
+
+
+def _drain(store: RunStore) -> None:
+    while order := waiting(store):
+        if not any(run.is_locked() for run in store.all()):
+            _start(store, order[0])
+        time.sleep(_POLL_SECONDS)
+
+
+def _start(store: RunStore, run: Run) -> None:
+    mark = run.queue_mark()
+    if mark is None:  # taken out meanwhile
+        return
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} starting {run.id}", flush=True)
+    try:
+        launch.start(run, store, resume=mark["resume"])
+    except launch.BusyError:
+        return
+    except UserError as error:
+        print(error, flush=True)
+        with contextlib.suppress(OSError):  # its folder was deleted meanwhile
+            run.queue_file.unlink(missing_ok=True)
+            if run.state() not in FINAL:
+                EventLog(run.events_file).append("failed", message=str(error), bug=False)
+
+
+def main(argv: Sequence[str]) -> int:
+    serve(RunStore(Path(argv[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

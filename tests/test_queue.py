@@ -1,0 +1,134 @@
+"""The queue: real runs that wait for each other, started by a process of its own that may be killed."""
+
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qlora_gui.errors import UserError
+from qlora_gui.runs import launch, queue
+from qlora_gui.runs.config import make
+from qlora_gui.runs.store import Run, RunStore
+from tests.conftest import TINY, train
+
+ROOT = Path(__file__).parents[1]
+ENDED = ("finished", "stopped", "failed", "died")
+
+
+def starters(store: RunStore) -> list[psutil.Process]:
+    words = [queue.MODULE, str(store.root)]
+    return [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[-2:] == words]
+
+
+def until(true: object, seconds: float = 90) -> None:
+    assert callable(true)
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.1)
+
+
+def made(store: RunStore, base: Path, *names: str, **knobs: object) -> list[Run]:
+    return [
+        store.create(make(TINY | {"base_model": str(base), "name": name, "max_steps": 2} | knobs)) for name in names
+    ]
+
+
+def span(run: Run) -> tuple[float, float]:
+    times = [event["t"] for event in run.events()[0]]
+    return times[0], times[-1]
+
+
+def test_runs_wait_in_order_through_a_killed_starter(store: RunStore, llama: Path) -> None:
+    """Reordered while they wait, the starter killed, started again by a run's end: one after the other, all finish."""
+    [first] = made(store, llama, "first", max_steps=12)
+    b, c, d = made(store, llama, "b", "c", "d")
+    launch.start(first, store)
+    queue.add(store, [b, c, d])
+    assert [run.id for run in queue.waiting(store)] == ["b", "c", "d"]
+    assert {run.state() for run in (b, c, d)} == {"queued"}
+    queue.move(store, d, -2)
+    queue.move(store, c, 5)
+    assert [run.id for run in queue.waiting(store)] == ["d", "b", "c"]
+    with pytest.raises(UserError, match="'b' is queued already"):
+        queue.add(store, [b])
+    with pytest.raises(launch.BusyError, match="first"):
+        launch.start(b, store)
+    until(lambda: starters(store))
+    for process in starters(store):
+        process.kill()
+        process.wait(10)
+    assert {run.state() for run in (b, c, d)} == {"queued"}
+    until(lambda: all(run.state() in ENDED for run in (first, b, c, d)))
+    assert [run.state() for run in (first, b, c, d)] == ["finished"] * 4, b.log_tail()
+    spans = [span(run) for run in (first, d, b, c)]
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), spans
+    until(lambda: not starters(store), 10)
+    assert not queue.waiting(store)
+
+
+def test_only_one_starter_lives(store: RunStore, llama: Path) -> None:
+    [first] = made(store, llama, "first", max_steps=8)
+    launch.start(first, store)
+    queue.add(store, made(store, llama, "b"))
+    until(lambda: starters(store))
+    command = [sys.executable, "-m", queue.MODULE, str(store.root)]
+    assert subprocess.run(command, cwd=ROOT, timeout=30).returncode == 0
+    assert len(starters(store)) == 1
+    queue.leave(store.get("b"))
+    assert store.get("b").state() == "stopped"
+    until(lambda: not starters(store), 10)
+
+
+def test_a_run_that_cannot_start_does_not_hold_up_the_others(store: RunStore, llama: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    bad, good = made(store, llama, "bad", dataset=str(data)) + made(store, llama, "good")
+    data.unlink()
+    queue.add(store, [bad, good])
+    until(lambda: bad.state() in ENDED and good.state() in ENDED)
+    assert (bad.state(), good.state()) == ("failed", "finished"), bad.log_tail()
+
+
+def test_a_damaged_mark_waits_at_the_end(store: RunStore, llama: Path) -> None:
+    one, other = made(store, llama, "one", "other")
+    one.queue_file.write_text("{half")
+    other.queue_file.write_text('{"place": 3, "resume": false}')
+    assert [run.id for run in queue.waiting(store)] == ["other", "one"]
+
+
+def test_a_stopped_run_waits_to_be_resumed(store: RunStore, llama: Path) -> None:
+    run = train(store, base_model=str(llama), name="once")
+    with pytest.raises(UserError, match="no checkpoint"):
+        queue.add(store, made(store, llama, "new"), resume=True)
+    queue.add(store, [run], resume=True)
+    assert run.state() == "queued"
+    until(lambda: run.state() == "finished")
+    started = [event for event in run.events()[0] if event["kind"] == "started"]
+    assert [event["resumed"] for event in started] == [False, True]
+
+
+def test_two_starts_at_once_give_the_gpu_to_one(store: RunStore, llama: Path) -> None:
+    """Two processes start a run each in the same moment: one trains, the other is told."""
+    runs = made(store, llama, "a", "b", max_steps=4)
+    code = (
+        "import sys\nfrom qlora_gui.errors import UserError\nfrom qlora_gui.runs import launch\n"
+        "from qlora_gui.runs.store import RunStore\nstore = RunStore(sys.argv[1])\n"
+        "try:\n    launch.start(store.get(sys.argv[2]), store)\nexcept UserError as error:\n    sys.exit(str(error))"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(store.root), run.id], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for run in runs
+    ]
+    said = [child.communicate(timeout=60)[1] for child in children]
+    assert sorted(child.returncode for child in children) == [0, 1]
+    [told] = [text for text in said if text]
+    assert "stop it or let it finish first" in told
+    until(lambda: any(run.state() == "finished" for run in runs))
+    assert sum(bool(run.events()[0]) for run in runs) == 1
