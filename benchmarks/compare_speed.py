@@ -35,6 +35,7 @@ from qlora_gui.compare import generate  # noqa: E402
 from qlora_gui.compare.columns import Columns  # noqa: E402
 from qlora_gui.compare.rows import BASE  # noqa: E402
 from qlora_gui.compare.settings import Decoding  # noqa: E402
+from qlora_gui.data.literal import Text  # noqa: E402
 from qlora_gui.model import base as bases  # noqa: E402
 from qlora_gui.model import demo  # noqa: E402
 from qlora_gui.model import device as devices  # noqa: E402
@@ -71,7 +72,7 @@ def ours(columns: Columns, rows: list[int], prompt: str) -> Timed:
 
         began = time.perf_counter()
         with worn.worn(rows):
-            generate.answer(base, [prompt] * len(rows), [[]] * len(rows), decoding, emit)
+            generate.answer(base, [Text(prompt)] * len(rows), [[]] * len(rows), decoding, emit)
         seconds = time.perf_counter() - began
         assert [event["tokens"] for _, event in said] == [NEW_TOKENS] * len(rows), "a row ended early"
         return seconds, first[0][0] - began

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from qlora_gui.runs import sweep
 from qlora_gui.runs.store import RunStore
 
 EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
+_AUTH = "QLORA_GUI_AUTH"
 _GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
 
 
@@ -64,7 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
     page.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     page.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     page.add_argument("--share", action="store_true", help="also give a public Gradio link, always with a password")
-    page.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login")
+    page.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login (also: QLORA_GUI_AUTH)")
+    page.add_argument(
+        "--allow-dir",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="a folder whose files may be named on a page that others can reach; may be given again",
+    )
+    page.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name that the page goes by"
+    )
     parser.add_argument(
         "--adapters-dir", type=Path, default=Path("adapters"), help="folder of the runs (default: adapters)"
     )
@@ -108,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 3 does not fit, 130 stopped."""
+    if argv is None and os.name == "posix":
+        _hide_password(sys.orig_argv)
     try:
         arguments = build_parser().parse_args(argv)
         store = RunStore(arguments.adapters_dir)
@@ -261,10 +276,25 @@ def _page(arguments: argparse.Namespace, store: RunStore) -> int:
     idle += [_flag(name) for name in ("memory", "way", "simulate") if getattr(arguments, name)]
     if idle or arguments.preset or arguments.config:
         raise UserError(f"{(idle or ['--preset and --config'])[0]} belongs to a headless verb: add --headless-train.")
+    from qlora_gui import hub
+    from qlora_gui.ui.address import Address
     from qlora_gui.ui.app import launch_page
 
-    launch_page(store, arguments.host, arguments.port, arguments.share, arguments.auth)
+    auth = arguments.auth or os.environ.pop(_AUTH, "")  # no child shall have it
+    address = Address(arguments.host, arguments.port, arguments.share, auth, arguments.allow_host)
+    if address.is_reachable:
+        store = RunStore(store.root, [store.root, hub.cache_dir() / "uploads", *arguments.allow_dir])
+    launch_page(store, address)
     return EXIT_FINISHED
+
+
+def _hide_password(argv: Sequence[str]) -> None:
+    """A login on the command line is in every process list: begin this process again, with it in the environment."""
+    for place, word in enumerate(argv):
+        apart = word == "--auth" and place + 1 < len(argv)
+        if apart or word.startswith("--auth="):
+            os.environ[_AUTH] = argv[place + 1] if apart else word.removeprefix("--auth=")
+            os.execv(sys.executable, [*argv[:place], *argv[place + 1 + apart :]])
 
 
 def _flag(name: str) -> str:

@@ -29,6 +29,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("QLORA_GUI_CACHE") or Path(base) / "qlora_gui")
 
 
+def private(name: str) -> Path:
+    """A folder of the cache for what only its owner may read: uploads, reports. It is made if it can be."""
+    folder = cache_dir() / name
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    return folder
+
+
 def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 

@@ -22,6 +22,7 @@ from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.columns import Columns
 from qlora_gui.compare.rows import BASE
 from qlora_gui.compare.settings import Decoding
+from qlora_gui.data.literal import Text
 from qlora_gui.errors import UserError
 from qlora_gui.model import base as bases
 from qlora_gui.runs.store import Run
@@ -158,12 +159,12 @@ def test_without_the_same_dice_every_column_draws_for_itself(bloom: Path) -> Non
     columns = Columns()
     columns.load((str(bloom), "", "nf4", True), [], lambda text: None)
     for same in (True, False):
-        dice = Decoding(temperature=0.9, top_p=0.9, seed=5, max_new_tokens=16, same_dice=same)
+        dice = Decoding(temperature=5, top_p=1, seed=5, max_new_tokens=16, same_dice=same)
         assert columns.base
         said = []
         for count in (1, 2):
             found: list[dict[str, Any]] = []
-            generate.answer(columns.base, [PROMPTS[1]] * count, [[]] * count, dice, found.append)
+            generate.answer(columns.base, [Text(PROMPTS[1])] * count, [[]] * count, dice, found.append)
             said.append(["".join(e.get("text", "") for e in found if e["column"] == n) for n in range(count)])
         [alone], both = said
         assert both[0] == alone and (both[0] == both[1]) is same
@@ -207,7 +208,7 @@ def play(
     found: list[dict[str, Any]] = []
     pieces = iter(range(10_000))
     generate.answer(
-        base, ["x"] * len(texts), [stops] * len(texts), GREEDY, found.append, lambda: next(pieces) >= stop_after
+        base, [Text("x")] * len(texts), [stops] * len(texts), GREEDY, found.append, lambda: next(pieces) >= stop_after
     )
     said = ["".join(e["text"] for e in found if e["kind"] == "text" and e["column"] == n) for n in range(len(texts))]
     return said, sorted((e for e in found if e["kind"] == "column"), key=lambda e: e["column"])

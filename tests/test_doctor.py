@@ -16,7 +16,7 @@ from qlora_gui.memory.shape import Shape
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import findings
+from qlora_gui.ui import actions, findings
 from tests.conftest import train, wait_until_ended
 
 DEMO = configs.resolve(preset="demo")
@@ -34,6 +34,7 @@ def facts(**other: Any) -> Values:
         "truncated": 0,
         "truncated_answers": 0,
         "double_bos": False,
+        "spelled": 0,
         "has_template": True,
         "template": "3c2d07a8f2b1",
         "pad_is_eos": True,
@@ -269,6 +270,7 @@ PLANTED: dict[str, tuple[str, str, Callable[[], list[Finding]]]] = {
         "30 of 301 rows (10.0%) are cut at 256",
         with_facts(truncated=30, truncated_answers=30, eos_supervised=271 / 301),
     ),
+    "spelled tokens": ("spelled_tokens", "3 of 301 rows spell out", with_facts(spelled=3)),
     "double BOS": ("double_bos", "two BOS", with_facts(double_bos=True)),
     "double BOS, evaluated": ("double_bos", "two BOS", with_evaluation(adapter_facts={"double_bos": True})),
     "few steps": (
@@ -564,7 +566,7 @@ def test_a_real_run_brings_the_facts_of_its_rows(store: RunStore, bloom: Path) -
     said = names(doctor.after(run.config(), events, None))
     assert said == {"few_steps", "learning_rate", "lora_only_biases", "base_without_template"}
 
-    mended = findings.again(store, lambda: None, 1)(run.id, [{"rank": 2}, {"max_steps": 3}])
+    mended = actions.again(store, lambda: None, run.id, {"max_steps": 3})
     again = store.get(mended["runs"][0])
     assert wait_until_ended(again) == "finished" and again.id != run.id
     assert again.config() == run.config().model_copy(update={"max_steps": 3})

@@ -23,6 +23,7 @@ from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.runs.wording import describe
 from qlora_gui.ui import app, asking, chart, columns, form, html, links, offers, preview, views
+from qlora_gui.ui.address import Address
 from qlora_gui.ui.session import Session
 from qlora_gui.ui.summary import summaries
 
@@ -371,18 +372,20 @@ def test_a_taken_port_is_told_in_a_sentence() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"Port {port} is in use"):
-            app._port("127.0.0.1", port)
+            Address(port=port).free_port()
 
 
 def test_a_page_that_others_can_reach_always_has_a_password() -> None:
-    assert app._is_this_machine("127.0.0.1") and not app._is_this_machine("0.0.0.0")
-    assert app._login(None, needed=False) is None
-    user, password = app._login(None, needed=True) or ("", "")
+    assert (
+        not Address("127.0.0.1").is_reachable and Address("0.0.0.0").is_reachable and Address(share=True).is_reachable
+    )
+    assert Address().login() is None
+    user, password = Address("0.0.0.0").login() or ("", "")
     assert user == "qlora" and len(password) >= 12
-    assert app._login("me:se:cret", needed=True) == ("me", "se:cret")
+    assert Address(auth="me:se:cret").login() == ("me", "se:cret")
     for wrong in ("me", "me:", ":secret"):
         with pytest.raises(UserError, match="--auth"):
-            app._login(wrong, needed=False)
+            Address(auth=wrong).login()
 
 
 def test_opening_the_page_imports_no_torch(tmp_path: Path) -> None:

@@ -63,8 +63,24 @@ def read(folder: Path) -> Adapter:
         raise UserError(
             f"The weights of the adapter '{folder}' are damaged ({error}): train or copy it again."
         ) from None
+    _refuse_damage(folder, tensors, digest)
     loras, biases = _sort(folder, config, tensors)
     return Adapter(folder, config, digest, loras, biases, _template(folder), _trained_on(folder))
+
+
+def _refuse_damage(folder: Path, tensors: dict[str, torch.Tensor], digest: str) -> None:
+    """Raise UserError for weights that are not what training saved, or no numbers."""
+    saved = events.last(Run(folder).events()[0], "saved")
+    if saved and saved.get("sha256") not in (None, digest):
+        raise UserError(
+            f"The weights of the adapter '{folder}' are not those that were saved (their checksum differs): train or "
+            "copy it again."
+        )
+    if broken := next((name for name, part in tensors.items() if not part.isfinite().all()), None):
+        raise UserError(
+            f"The weights of the adapter '{folder}' hold what is no number ({broken}): train again with a lower "
+            "learning rate."
+        )
 
 
 def _config(folder: Path) -> dict[str, Any]:

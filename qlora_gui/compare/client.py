@@ -91,10 +91,12 @@ class CompareClient:
         max_length: int,
         max_new_tokens: int,
         system_prompt: str = "",
+        control: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Measure examples under every column: yields the events of compare/evidence.py, then done.
 
         `foreign` are examples whose answers belong to other prompts, `general` a text in no template; both may be empty.
+        `control` lets special tokens spelled out in the examples be what they spell.
         Raises as `columns` does.
         """
         request = {
@@ -105,6 +107,7 @@ class CompareClient:
             "max_length": max_length,
             "max_new_tokens": max_new_tokens,
             "system_prompt": system_prompt,
+            "control": control,
         }
         yield from self._asked(request)
 

@@ -10,6 +10,7 @@ from qlora_gui.compare.adapter_file import Adapter, read
 from qlora_gui.compare.clean_base import CleanBase, Key
 from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
+from qlora_gui.data import literal
 from qlora_gui.errors import UserError
 from qlora_gui.model import template
 
@@ -76,9 +77,12 @@ class Columns:
         if len(conversations) != len(self.adapters) + 1:
             raise UserError(f"There are {len(self.adapters) + 1} columns but {len(conversations)} conversations.")
         templates = [self._template(adapter) for adapter in (None, *self.adapters)]
-        prompts = [self._prompt(messages, chat) for messages, chat in zip(conversations, templates, strict=True)]
+        prompts = [
+            self._prompt(messages, chat, decoding.control_tokens)
+            for messages, chat in zip(conversations, templates, strict=True)
+        ]
         for column, prompt in enumerate(prompts):
-            emit({"kind": "prompt", "column": column, "prompt": prompt})
+            emit({"kind": "prompt", "column": column, "prompt": prompt.text})
         stops = [template.stop_strings(chat) for chat in templates]
         with self.rows.worn([BASE, *range(len(self.adapters))]):
             generate.answer(self.base, prompts, stops, decoding, emit, cancelled)
@@ -88,15 +92,12 @@ class Columns:
         own = adapter.template if adapter else None
         return str(own or self.base.tokenizer.chat_template)
 
-    def _prompt(self, messages: list[dict[str, str]], chat: str) -> str:
+    def _prompt(self, messages: list[dict[str, str]], chat: str, control: bool) -> literal.Text:
         assert self.base is not None
         try:
-            text = self.base.tokenizer.apply_chat_template(
-                messages, chat_template=chat, tokenize=False, add_generation_prompt=True
-            )
+            return literal.prompt(messages, self.base.tokenizer, control, chat_template=chat)
         except Exception as error:  # templates are programs; they raise what they like on turns they dislike
             raise UserError(f"The chat template refuses this conversation: {str(error).splitlines()[0]}") from error
-        return str(text)
 
     def _proof(self, adapter: Adapter | None) -> dict[str, Any]:
         assert self.base is not None

@@ -29,10 +29,10 @@ def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: C
         raise UserError("No base is loaded: choose one first.")
     count = len(columns.adapters) + 1
     emit({"kind": "facts", "adapters": [facts(columns, adapter) for adapter in columns.adapters]})
-    limit, system = request["max_length"], request["system_prompt"]
+    how = request["max_length"], request["system_prompt"], request.get("control", False)
     with _template(base, columns.adapters) as chat:
-        encoded, report = tokens.encode_all(request["examples"], base.tokenizer, limit, system)
-        foreign, _ = tokens.encode_all(request["foreign"], base.tokenizer, limit, system)
+        encoded, report = tokens.encode_all(request["examples"], base.tokenizer, *how)
+        foreign, _ = tokens.encode_all(request["foreign"], base.tokenizer, *how)
         bos = base.tokenizer.bos_token_id
         emit(
             {

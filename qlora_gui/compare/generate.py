@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from qlora_gui.compare.clean_base import CleanBase
 from qlora_gui.compare.settings import Decoding
+from qlora_gui.data.literal import Text
 from qlora_gui.errors import UserError
 
 Emit = Callable[[dict[str, Any]], None]
@@ -141,7 +142,7 @@ def _gumbel(size: int, dice: torch.Generator) -> torch.Tensor:
 @torch.no_grad()
 def answer(
     base: CleanBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     stops: Sequence[Sequence[str]],
     decoding: Decoding,
     emit: Emit,
@@ -152,7 +153,7 @@ def answer(
     Raises UserError when a prompt and its answer do not fit into the model's context.
     """
     model, tokenizer = base.model, base.tokenizer
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    ids = [prompt.ids(tokenizer) for prompt in prompts]
     longest = max(map(len, ids))
     room = getattr(model.config, "max_position_embeddings", None)
     if room and longest + decoding.max_new_tokens > room:

@@ -1,10 +1,11 @@
 """Encoded rows -> tensors for the trainer, with as little padding and repetition as the base allows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TypedDict
 
 import torch
+from torch.utils.data import Sampler
 
 from qlora_gui.data.tokens import IGNORED, Encoded
 
@@ -22,6 +23,33 @@ class Row(TypedDict, total=False):
     tokens: int  # of its examples, each counted whole
 
 
+# Fills the last batches of several processes up: nothing is learned from it, and a batch that has other rows drops it.
+BLANK: Row = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "tokens": 0}
+
+
+class WholeSteps(Sampler[int]):
+    """The rows in the order that one process has them in, then row number `rows` (`BLANK`) up to whole steps.
+
+    `step` is how many rows all processes read together. accelerate deals the batches out in turn, so that the same
+    rows make a step however many processes there are.
+    """
+
+    def __init__(self, rows: int, step: int, seed: int):
+        self.rows, self.step, self.seed, self.epoch = rows, step, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """accelerate tells which one it is, also after a resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows + -self.rows % self.step
+
+    def __iter__(self) -> Iterator[int]:
+        dice = torch.Generator().manual_seed(self.seed + self.epoch)  # as accelerate's SeedableRandomSampler
+        yield from torch.randperm(self.rows, generator=dice).tolist()
+        yield from [self.rows] * (-self.rows % self.step)
+
+
 class Collate:
     """Rows -> input_ids, labels, each [rows, tokens], right-padded to the longest, and `tokens`, a count.
 
@@ -37,6 +65,7 @@ class Collate:
         self.pad_id, self.shared_length, self.multiple = pad_id, shared_length, multiple
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        rows = [row for row in rows if row.get("tokens") != 0] or rows
         if self.shared_length and not any("blocks" in row for row in rows):
             rows = level(rows, self.shared_length)
         longest = max(len(row["input_ids"]) for row in rows)

@@ -12,7 +12,7 @@ def of(rows: Sequence[Encoded], tokenizer: Any, format: str, template: str, has_
 
     `format` is what the rows were read as, `template` the digest of the chat template, `has_template` whether the base
     brings it. `supervised_share` is of the tokens that can be learned: all but the first of a row. `truncated_answers`
-    counts rows that were cut before the end mark of their last answer.
+    counts rows that were cut before the end mark of their last answer, `spelled` those that spell out a special token.
     """
     marks = end_marks(tokenizer)
     ended = [_last_label(row) in marks for row in rows]
@@ -25,6 +25,7 @@ def of(rows: Sequence[Encoded], tokenizer: Any, format: str, template: str, has_
         "eos_supervised": sum(ended) / max(len(rows), 1),
         "truncated": sum(row.truncated for row in rows),
         "truncated_answers": sum(row.truncated and not end for row, end in zip(rows, ended, strict=True)),
+        "spelled": sum(row.spelled for row in rows),
         "double_bos": bos is not None and any(row.input_ids[:2] == [bos, bos] for row in rows),
         "has_template": has_template,
         "template": template,
@@ -38,9 +39,10 @@ def end_marks(tokenizer: Any) -> set[int]:
     turns = [{"role": "user", "content": "ok"}, {"role": "assistant", "content": "ok"}]
     marks = {tokenizer.eos_token_id}
     try:
-        text, spans = tokens.render(turns, tokenizer)
+        rendered, spans = tokens.render(turns, tokenizer)
     except Exception:  # templates are programs; one that refuses these turns says nothing of its end mark
         return marks
+    text = rendered.text
     if spans and not text[slice(*spans[-1])].endswith("ok"):
         marks.add(tokenizer(text[: spans[-1][1]], add_special_tokens=False)["input_ids"][-1])
     return marks

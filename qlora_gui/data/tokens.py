@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlora_gui.data import literal
 from qlora_gui.data.formats import Example
 
 IGNORED = -100  # the label that torch's cross entropy skips
@@ -21,6 +22,7 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+    spelled: bool = False  # somebody spelled out a special token in it
 
     @property
     def supervised(self) -> int:
@@ -40,12 +42,15 @@ class Report:
 
 
 def encode_all(
-    examples: Sequence[Example], tokenizer: Any, max_length: int, system_prompt: str = ""
+    examples: Sequence[Example], tokenizer: Any, max_length: int, system_prompt: str = "", control: bool = False
 ) -> tuple[list[Encoded], Report]:
-    """Encode every example; rows that have nothing left to learn are dropped, with the reason."""
+    """Encode every example; rows that have nothing left to learn are dropped, with the reason.
+
+    Special tokens spelled out in an example are text; `control` lets them be what they spell.
+    """
     report, kept = Report(), []
     for example in examples:
-        encoded = encode(example, tokenizer, max_length, system_prompt)
+        encoded = encode(example, tokenizer, max_length, system_prompt, control)
         if isinstance(encoded, str):
             report.dropped.append((example["row"], encoded))
             continue
@@ -57,23 +62,26 @@ def encode_all(
     return kept, report
 
 
-def encode(example: Example, tokenizer: Any, max_length: int, system_prompt: str = "") -> Encoded | str:
+def encode(
+    example: Example, tokenizer: Any, max_length: int, system_prompt: str = "", control: bool = False
+) -> Encoded | str:
     """One example, cut to `max_length` tokens, or the reason why it cannot be used."""
     if "text" in example:
-        ids = tokenizer(example["text"])["input_ids"]
+        ids = literal.ids_with_added(example["text"], tokenizer, control)
         if not ids or ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
         labels = list(ids)
     else:
         messages = with_system(example["messages"], system_prompt)
         try:
-            text, spans = render(messages, tokenizer)
+            text, spans = render(messages, tokenizer, control)
         except Exception as error:  # templates are programs; they raise what they like on turns they dislike
             return f"the chat template refuses it: {str(error).splitlines()[0]}"
         if not spans:
             return "the chat template does not show where the answer begins"
         ids, labels = _mask(text, spans, tokenizer)
-    encoded = Encoded(example["row"], ids[:max_length], labels[:max_length], len(ids) > max_length)
+    spelled = literal.spelled(example, tokenizer)
+    encoded = Encoded(example["row"], ids[:max_length], labels[:max_length], len(ids) > max_length, spelled)
     if not encoded.supervised:
         begins = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
         return f"its answer begins at token {begins + 1}, beyond the {max_length} tokens of max_length"
@@ -87,30 +95,32 @@ def with_system(messages: list[dict[str, str]], system_prompt: str) -> list[dict
     return messages
 
 
-def render(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+def render(
+    messages: list[dict[str, str]], tokenizer: Any, control: bool = False
+) -> tuple[literal.Text, list[literal.Span]]:
     """The whole conversation as text, and the character span of each assistant turn with its end mark.
 
     A span is found by rendering the conversation up to the turn: where a template rewrites earlier turns
     (some drop old reasoning), those turns are left out of the spans, and so not learned.
     """
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    conversation = literal.Conversation(messages, tokenizer, control)
+    whole = conversation.render()
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = tokenizer.apply_chat_template(messages[:number], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(messages[: number + 1], tokenize=False)
-        if text.startswith(before) and text.startswith(after.rstrip()):
-            spans.append((len(before), len(after.rstrip())))
-    return text, spans
+        before = conversation.render(number, add_generation_prompt=True).text
+        after = conversation.render(number + 1).text.rstrip()
+        if whole.text.startswith(before) and whole.text.startswith(after):
+            spans.append((len(before), len(after)))
+    return whole, spans
 
 
-def _mask(text: str, spans: list[tuple[int, int]], tokenizer: Any) -> tuple[list[int], list[int]]:
+def _mask(text: literal.Text, spans: list[literal.Span], tokenizer: Any) -> tuple[list[int], list[int]]:
     """Tokenize once; label the tokens that begin inside a span."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = encoded["input_ids"]
+    ids, places = text.tokens(tokenizer)
     labels = [IGNORED] * len(ids)
-    for position, (start, end) in enumerate(encoded["offset_mapping"]):
+    for position, (start, end) in enumerate(places):
         if start < end and any(first <= start < last for first, last in spans):
             labels[position] = ids[position]
     return ids, labels

@@ -26,7 +26,7 @@ from qlora_gui.runs.store import Run, check_base, write_whole
 
 MOST_FOREIGN = 50  # rows whose answers are also read after another row's prompt
 _GENERAL = Path(__file__).parent / "general.txt"
-_NO_RUN: dict[str, Any] = {"max_length": 1024, "system_prompt": ""}
+_NO_RUN: dict[str, Any] = {"max_length": 1024, "system_prompt": "", "control": False}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Question:
     shared: int  # rows left out, or only counted, because an adapter was trained on them
     max_length: int
     system_prompt: str
+    control: bool
 
 
 def evaluate(
@@ -165,6 +166,7 @@ def _measure(
         max_length=question.max_length,
         max_new_tokens=settings.max_new_tokens,
         system_prompt=question.system_prompt,
+        control=question.control,
     ):
         measured.take(event)
         if event["kind"] in ("measured", "foreign"):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from qlora_gui.errors import UserError
 from qlora_gui.judge.votes import HUMAN, TIE, Choice, Vote
 
-KEY = "QLORA_GUI_JUDGE_KEY"
+KEY, PIN = "QLORA_GUI_JUDGE_KEY", "QLORA_GUI_JUDGE_URL"
 _TASK = (
     "You compare two answers to the same conversation, A and B. Which one serves the person who asked better: is it "
     "right, does it do what was asked, can it be understood? Which answer stands first does not count, nor which is "
@@ -73,7 +73,7 @@ def check(judge: Judge, compared: Iterable[str]) -> None:
     own = _bare(judge.model)
     if any(own == _bare(name) for name in compared if name):
         raise UserError(f"'{judge.model}' is one of the compared models: let another one judge.")
-    _key()
+    _headers(judge)
 
 
 def judge_votes(judge: Judge, votes: Sequence[Vote], keep: Callable[[Vote], None]) -> Iterator[Judged]:
@@ -89,7 +89,7 @@ def judge_votes(judge: Judge, votes: Sequence[Vote], keep: Callable[[Vote], None
     )
     pairs = unjudged(judge, votes)
     judged = Judged(len(pairs))
-    with httpx.Client(timeout=judge.timeout, headers=_headers()) as client:
+    with httpx.Client(timeout=judge.timeout, headers=_headers(judge)) as client:
 
         def post(body: dict[str, Any]) -> Any:
             return client.post(_address(judge), json=body)
@@ -227,9 +227,25 @@ def _place(judge: Judge) -> str:
     return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
 
-def _headers() -> dict[str, str]:
+def is_pinned(judge: Judge) -> bool:
+    """Whether the judge is at the place that QLORA_GUI_JUDGE_URL names in the environment."""
+    return _origin(judge.url) == _origin(os.environ.get(PIN, "")) is not None
+
+
+def _origin(url: str) -> tuple[str, str, int | None] | None:
+    try:
+        parts = urlsplit(url.strip())
+        return (parts.scheme, parts.hostname, parts.port) if parts.hostname else None
+    except ValueError:
+        return None
+
+
+def _headers(judge: Judge) -> dict[str, str]:
+    """The key, for the pinned place alone: whoever can use the page could name another. Raises UserError."""
     key = _key()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    if key and not os.environ.get(PIN):
+        raise UserError(f"The key in {KEY} goes only to the place named in {PIN}: set that too, then start again.")
+    return {"Authorization": f"Bearer {key}"} if key and is_pinned(judge) else {}
 
 
 def _key() -> str:

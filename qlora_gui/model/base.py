@@ -32,10 +32,21 @@ def locate(name: str, revision: str = "", say: Callable[[str], None] = print) ->
         return Base(name, str(path), None, fingerprint(path))
     local = Path(name).expanduser()
     if local.is_dir():
+        _refuse_pickles(local)
         return Base(name, str(local.resolve()), None, fingerprint(local))
     hub.require("models", name, revision)
     hub.go_offline_if_unreachable()
     return _on_hub(name, revision, say)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Weights that are no safetensors are pickles, which run code when they are read."""
+    pickles = [path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in sorted(folder.glob(kind))]
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"The base model folder '{folder}' has its weights in {pickles[0]}, which can run code and is not loaded: "
+            "convert it to safetensors."
+        )
 
 
 def _on_hub(name: str, revision: str, say: Callable[[str], None]) -> Base:

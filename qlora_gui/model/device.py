@@ -7,9 +7,12 @@ import torch
 
 
 def pick() -> torch.device:
-    """CUDA or ROCm first, then XPU and Apple's MPS as torch names them, else the CPU."""
+    """CUDA or ROCm first, then XPU and Apple's MPS as torch names them, else the CPU; of several processes each its own."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device(accelerator.type, 0) if accelerator else torch.device("cpu")
+    if accelerator is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
+    return torch.device(accelerator.type, number)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

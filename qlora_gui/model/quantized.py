@@ -64,7 +64,7 @@ def load(
 
 def _key(path: Path, fingerprint: str, quant_type: str, double_quant: bool, device: torch.device) -> dict[str, Any]:
     """All that the 4-bit values depend on. Kernels of another kind of device may round otherwise."""
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
+    files = sorted(path.glob("*.safetensors"))
     return {
         "fingerprint": fingerprint,
         "revision": path.name if path.parent.name == "snapshots" else None,
@@ -138,7 +138,12 @@ def _quantize(path: Path, quant_type: str, double_quant: bool, device: torch.dev
         load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
     )
     model = AutoModelForCausalLM.from_pretrained(
-        str(path), quantization_config=quantization, dtype="auto", device_map={"": device}, trust_remote_code=False
+        str(path),
+        quantization_config=quantization,
+        dtype="auto",
+        device_map={"": device},
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     if not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()):
         raise UserError(f"The base model in '{path}' has no linear layers that bitsandbytes can quantize.")

@@ -17,7 +17,7 @@ from qlora_gui.errors import UserError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 PRESETS = Path(__file__).parent / "presets"
-GROUPS = ("What to train", "LoRA", "Quantization", "Schedule", "Optimizer", "Memory", "Logging")
+GROUPS = ("What to train", "LoRA", "Quantization", "Schedule", "Optimizer", "Memory", "Several GPUs", "Logging")
 
 
 def knob(default: Any, help: str, group: str, rare: bool = True, **bounds: Any) -> Any:
@@ -41,6 +41,7 @@ class RunConfig(BaseModel):
     dataset_format: FormatName = knob("auto", "How rows are read; auto recognizes the columns.", "What to train")
     dataset_split: str = knob("train", "Split of a hub data set.", "What to train", min_length=1)
     system_prompt: str = knob("", "System prompt put before every conversation that has none.", "What to train")
+    special_tokens: Literal["text", "control"] = knob("text", "What special tokens spelled out in the data are (like </s>): text, or what they spell.", "What to train")
     max_length: int = knob(512, "Longest row, in tokens; longer ones are cut.", "What to train", ge=16, le=131_072)
     eval_fraction: float = knob(0.1, "Share of rows held out to measure on (0 for none); unused where the data brings its own.", "What to train", ge=0, le=0.5)
 
@@ -72,6 +73,9 @@ class RunConfig(BaseModel):
     auto_fit: bool = knob(True, "When a GPU run does not fit, halve the micro-batch, double accumulation, and go on.", "Memory")
     packing: bool = knob(False, "Fill rows with several examples that cannot see each other.", "Memory")
 
+    num_processes: int = knob(1, "Processes, one a GPU, that train together; accelerate launches them.", "Several GPUs", ge=1, le=1024)
+    accelerate_config: str = knob("", "A file made by accelerate config, for FSDP or several machines; empty is data parallel.", "Several GPUs")
+
     logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1)
     eval_steps: int = knob(50, "Steps between two held-out measurements.", "Logging", ge=1)
     probe_prompts: int = knob(3, "Held-out prompts answered at every held-out measurement, to see when answers get better or break.", "Logging", ge=0, le=20)
@@ -85,6 +89,15 @@ class RunConfig(BaseModel):
     def _name(cls, value: str) -> str:
         if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError("use letters, digits, dots, dashes and underscores, beginning with a letter or digit")
+        if value.endswith((".json", ".jsonl")):
+            raise ValueError("a name does not end like a data file")
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def _revision(cls, value: str) -> str:
+        if value and (not re.fullmatch(r"[\w][\w./-]*", value) or ".." in value):
+            raise ValueError("use a branch, a tag or a commit")
         return value
 
     @field_validator("gradient_checkpointing", mode="before")
@@ -108,6 +121,11 @@ class RunConfig(BaseModel):
         if self.revision and (self.base_model == "demo" or Path(self.base_model).expanduser().is_dir()):
             raise ValueError("revision belongs to a hub model: leave it empty for demo or a local folder")
         return self
+
+    @property
+    def control(self) -> bool:
+        """Whether special tokens spelled out in the data are what they spell."""
+        return self.special_tokens == "control"
 
 
 def fields() -> dict[str, FieldInfo]:

@@ -4,6 +4,7 @@ Kinds: started, stage, data, base, fit, memory, step, eval, probe, saved, then f
 they do not know and a last line that is not finished.
 """
 
+import errno
 import json
 import math
 import os
@@ -20,6 +21,7 @@ class EventLog:
 
     def __init__(self, path: Path):
         self.path = path
+        self._broken = False
         self._end_broken_line()
 
     def append(self, kind: str, **fields: Any) -> Event:
@@ -27,10 +29,14 @@ class EventLog:
         event: Event = {"t": round(time.time(), 3), "kind": kind} | {
             key: _plain(value) for key, value in fields.items()
         }
-        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, line)
+            whole = b"\n" + line if self._broken else line
+            written = os.write(file, whole)
+            self._broken = written not in (0, len(whole))
+            if written < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(file)
         return event
@@ -45,6 +51,17 @@ class EventLog:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
+
+
+class Silent(EventLog):
+    """Writes nothing: for processes that help with a run whose folder another one writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def append(self, kind: str, **fields: Any) -> Event:
+        """The event, as it would have been written."""
+        return {"t": round(time.time(), 3), "kind": kind, **fields}
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:

@@ -16,14 +16,17 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
 
 MODULE = "qlora_gui.training"
+SECRETS = ("QLORA_GUI_AUTH", "QLORA_GUI_JUDGE_KEY")
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 20.0
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child: it finds this package from any working directory and prints at once."""
+    """The environment of a child: it finds this package from any working directory, prints at once, has no secret of
+    the page's."""
+    mine = {name: value for name, value in os.environ.items() if name not in SECRETS}
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
+    return mine | {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -64,7 +67,7 @@ def _start(run: Run, store: RunStore, resume: bool) -> None:
     if resume and run.last_checkpoint() is None:
         raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
     run.stop_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", MODULE, str(run.path), *(["--resume"] if resume else [])]
+    command = command_of(run, resume)
     with run.log_file.open("ab") as log:
         child = detached(command, log)
     deadline = time.monotonic() + _START_SECONDS
@@ -74,6 +77,30 @@ def _start(run: Run, store: RunStore, resume: bool) -> None:
                 raise UserError(f"The training process of '{run.id}' ended at once: {run.log_tail(1) or 'no output'}")
             return
         time.sleep(0.05)
+
+
+def command_of(run: Run, resume: bool) -> list[str]:
+    """What trains a run: this package alone, or under accelerate where there are several processes.
+
+    Raises UserError for an accelerate config that is not there.
+    """
+    words = [MODULE, str(run.path), *(["--resume"] if resume else [])]
+    config = run.config()
+    if config.num_processes == 1 and not config.accelerate_config:
+        return [sys.executable, "-m", *words]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    if config.accelerate_config:
+        file = Path(config.accelerate_config).expanduser()
+        if not file.is_file():
+            raise UserError(f"The accelerate config '{config.accelerate_config}' does not exist: check the path.")
+        command += ["--config_file", str(file)]
+    else:
+        # --multi_gpu also on a CPU: it is the launcher of one process a device, and asks for no GPU itself.
+        command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", "0"]  # a free one
+    if config.num_processes > 1:
+        command += ["--num_processes", str(config.num_processes)]
+    return [*command, "-m", *words]
 
 
 def detached(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -91,12 +118,14 @@ def detached(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def find(run: Run) -> psutil.Process | None:
-    """The process that trains this run, found by its command line, or None."""
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if MODULE in words and str(run.path) in words:
-            return process
-    return None
+    """The process that trains this run, found by its command line, or None; of several the one that launched them."""
+    found = [
+        process
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if MODULE in (words := process.info["cmdline"] or []) and str(run.path) in words
+    ]
+    ours = {process.pid for process in found}
+    return next((process for process in found if process.info["ppid"] not in ours), None)
 
 
 def kill(run: Run) -> bool:
@@ -104,10 +133,14 @@ def kill(run: Run) -> bool:
     process = find(run)
     if process is None:
         return False
-    for child in [*process.children(recursive=True), process]:
+    try:
+        family = [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return False
+    for child in family:
         try:
             child.kill()
         except psutil.NoSuchProcess:
             continue
-    process.wait(10)
+    psutil.wait_procs(family, timeout=10)
     return True

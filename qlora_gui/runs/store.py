@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from qlora_gui import hub
 from qlora_gui.data import read as data
 from qlora_gui.errors import UserError
-from qlora_gui.runs import events
+from qlora_gui.runs import checkpoints, events
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.names import made_up_name
 
@@ -130,7 +130,7 @@ class Run:
         if marks and marks[-1]["kind"] != "started":
             kind: State = marks[-1]["kind"]
             return kind
-        young = not marks and time.time() - self.created() < YOUNG_SECONDS
+        young = not marks and 0 <= time.time() - self.created() < YOUNG_SECONDS  # negative: the clock was set back
         return "starting" if young else "died"
 
     def is_live(self) -> bool:
@@ -142,10 +142,7 @@ class Run:
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint folder that was written to its end, or None."""
-        # trainer_state.json is the last file that the Trainer writes into a checkpoint.
-        whole = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
-        numbered = [path for path in whole if path.name.rpartition("-")[2].isdigit()]
-        return max(numbered, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return checkpoints.latest(self.checkpoints)
 
     def request_stop(self) -> None:
         """Ask the trainer to finish this step, save and end."""
@@ -166,8 +163,10 @@ class Run:
 class RunStore:
     """The folder of runs, `adapters/` by default."""
 
-    def __init__(self, root: Path | str = "adapters"):
+    def __init__(self, root: Path | str = "adapters", roots: Sequence[Path] | None = None):
+        """`roots` are the only folders in which data and local bases may be named; None allows all."""
         self.root = Path(root).absolute()
+        self.roots = None if roots is None else tuple(folder.expanduser().resolve() for folder in roots)
 
     def all(self) -> list[Run]:
         """All runs, newest first."""
@@ -179,7 +178,7 @@ class RunStore:
     def get(self, run_id: str) -> Run:
         """The run of this id. Raises UserError when there is none."""
         path = self.root / run_id
-        if not run_id or Path(run_id).name != run_id or not (path / "run.json").is_file():
+        if run_id in ("", ".", "..") or Path(run_id).name != run_id or not (path / "run.json").is_file():
             raise UserError(f"There is no run '{run_id}' in {self.root}.")
         return Run(path)
 
@@ -194,6 +193,8 @@ class RunStore:
 
         Raises UserError when base, data or the folder are not usable; then nothing is left behind.
         """
+        self.check_allowed(config.base_model)
+        self.check_allowed(config.dataset)
         check_base(config.base_model, config.revision)
         source = data.find(config.dataset)
         if source.is_hub:
@@ -209,6 +210,17 @@ class RunStore:
         path = self._make_folder(config.name)
         write_whole(path / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return Run(path)
+
+    def check_allowed(self, named: str) -> None:
+        """Raise UserError for a local file or folder outside of `roots`; it says the same whether that exists or not."""
+        path = Path(named).expanduser()
+        if self.roots is None or named == "demo" or (hub.looks_like_id(named) and not path.exists()):
+            return
+        if not any(path.resolve().is_relative_to(root) for root in self.roots):
+            raise UserError(
+                f"'{named}' is in none of the folders that may be named on this page: upload the file, or let the owner "
+                "start the page with --allow-dir."
+            )
 
     def delete(self, run: Run) -> None:
         """Remove a run's folder. Raises UserError while its trainer lives."""

@@ -10,13 +10,15 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs import queue
-from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.events import EventLog, Silent
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.training import reserve, together
 
 
 def main() -> int:
@@ -25,10 +27,13 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     arguments = parser.parse_args()
     run = Run(arguments.folder.absolute())
+    if together.rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the log is told once; what goes wrong is told by all
+        return _train(run, Silent(), arguments.resume)
     try:
         # A moment's patience: a reader that asks whether the run lives holds the lock that long.
         with run.lock(timeout=5):
-            code = _train(run, arguments.resume)
+            code = _lead(run, arguments.resume)
         with contextlib.suppress(OSError):  # a full disk is told elsewhere
             queue.ensure_starter(RunStore(run.path.parent))
         return code
@@ -37,36 +42,48 @@ def main() -> int:
         return 1
 
 
-def _train(run: Run, resume: bool) -> int:
+def _lead(run: Run, resume: bool) -> int:
+    """Train as the process that writes into the run's folder."""
     log = EventLog(run.events_file)
     log.append("started", pid=os.getpid(), resumed=resume)
     run.queue_file.unlink(missing_ok=True)  # only now: it waits until it has begun
+    together.on_failure_of_others(lambda message: log.append("failed", message=message, bug=False))
+    with reserve.kept(run.path) as room:
+        return _train(run, log, resume, room)
+
+
+def _train(run: Run, log: EventLog, resume: bool, room: reserve.Reserve | None = None) -> int:
     try:
         from qlora_gui.training.run import train
 
         train(run, log, resume)
         return 0
     except Exception as error:
-        from qlora_gui.training import autopsy
-
-        if autopsy.ran_out(error):
-            traceback.print_exc()
-            told = autopsy.of(run)
-            print(f"failed: {told['message']}", file=sys.stderr)
-            log.append("failed", **told)
-        elif isinstance(error, UserError):
-            print(f"failed: {error}", file=sys.stderr)
-            log.append("failed", message=str(error), bug=False)
-        else:
-            _log_bug(error, log)
+        if room is not None:
+            room.give_back()  # a last word needs a place on the disk
+        told = _reason(run, error)
+        log.append("failed", **told)
+        with contextlib.suppress(OSError):  # where even the log finds no place
+            if told.get("bug") is not False:
+                traceback.print_exc()
+            print(f"failed: {told['message']}", file=sys.stderr, flush=True)
+        if together.rank():
+            together.tell_failure(told["message"])
     return 1
 
 
-def _log_bug(error: Exception, log: EventLog) -> None:
-    """The traceback goes to train.log."""
-    traceback.print_exc()
+def _reason(run: Run, error: Exception) -> dict[str, Any]:
+    """The fields of the `failed` event. Of a bug the traceback is in train.log."""
+    from qlora_gui.training import autopsy
+
+    if autopsy.ran_out(error):
+        return autopsy.of(run)
+    if isinstance(error, UserError):
+        return {"message": str(error), "bug": False}
+    if full := reserve.why_not_written(run.path, error):
+        return {"message": full, "bug": False}
     reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    log.append("failed", message=f"{type(error).__name__}: {reason}", bug=True)
+    return {"message": f"{type(error).__name__}: {reason}", "bug": True}
 
 
 if __name__ == "__main__":

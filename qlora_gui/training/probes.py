@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from qlora_gui.data import literal
 from qlora_gui.data.tokens import with_system
 from qlora_gui.model import template
 
@@ -26,8 +27,9 @@ def prompts_of(examples: Sequence[Any], count: int, system_prompt: str) -> list[
 class Probes:
     """Prompts, and how a model in training answers them."""
 
-    def __init__(self, tokenizer: Any, prompts: Sequence[Turns], max_new_tokens: int):
+    def __init__(self, tokenizer: Any, prompts: Sequence[Turns], max_new_tokens: int, control: bool = False):
         self.tokenizer, self.prompts, self.max_new_tokens = tokenizer, prompts, max_new_tokens
+        self.control = control  # whether special tokens spelled out in them are what they spell
 
     @torch.no_grad()
     def answers(self, model: Any) -> list[dict[str, Any]]:
@@ -36,11 +38,7 @@ class Probes:
         Leaves the model in the mode it was in. Draws no random numbers, so a run is the same with and without.
         """
         device, pad = model.device, self.tokenizer.pad_token_id
-        texts = [
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            for turns in self.prompts
-        ]
-        rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        rows = [literal.prompt(turns, self.tokenizer, self.control).ids(self.tokenizer) for turns in self.prompts]
         longest = max(map(len, rows))
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)

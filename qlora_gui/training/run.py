@@ -15,8 +15,9 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run
-from qlora_gui.training import fitting, limit, probes, setup
+from qlora_gui.training import fitting, limit, probes, setup, together
 from qlora_gui.training.save import save_adapter
+from qlora_gui.training.stopping import Interrupted, StopWatch
 from qlora_gui.training.trainer import RunTrainer, arguments
 
 
@@ -27,29 +28,29 @@ class Stopped(Exception):
 def train(run: Run, log: EventLog, resume: bool) -> None:
     """Train a run, writing every event but `started` and `failed`. Raises UserError for what a person can mend."""
     try:
-        _train(run, log, resume)
-    except Stopped:
+        with StopWatch(run, log) as watch:
+            _train(run, log, resume, watch)
+    except (Stopped, Interrupted):
         log.append("stopped", step=0, message="Stopped before the first step; there is no adapter.")
 
 
-def _train(run: Run, log: EventLog, resume: bool) -> None:
+def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
     began = time.monotonic()
     config = run.config()
     hub.go_offline_if_unreachable()
     set_seed(config.seed)
     stage = _Stages(run, log)
     device = devices.pick()
+    together.begin(device.type)
     with limit.kept(device):
         stage("Finding the base model")
-        base = bases.locate(config.base_model, config.revision, stage)
+        base = together.first(lambda: bases.locate(config.base_model, config.revision, stage.say))
         tokenizer = bases.load_tokenizer(base.path)
         stage("Reading the data")
         examples, held_out, prompts = _data(config, tokenizer, log)
         stage("Loading the base model in 4 bits")
         ready = setup.prepare(config, base, tokenizer, examples, device, log, stage.say)
-        checkpoint = run.last_checkpoint() if resume else None
-        if resume and checkpoint is None:
-            raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+        checkpoint = together.agreed(_checkpoint(run)) if resume else None
         if fitting.wanted(device):
             stage("Trying the longest batch")
             ready = setup.fit(ready, device, log, stage.say)
@@ -57,31 +58,62 @@ def _train(run: Run, log: EventLog, resume: bool) -> None:
             run=run,
             log=log,
             held_out=held_out,
-            probes=probes.Probes(tokenizer, prompts, config.probe_tokens) if prompts else None,
+            probes=probes.Probes(tokenizer, prompts, config.probe_tokens, config.control) if prompts else None,
+            watch=watch,
             model=ready.model,
             args=arguments(ready.config, str(run.checkpoints), device, ready.rows_a_batch),
             train_dataset=ready.rows,
             data_collator=ready.collate,
             processing_class=tokenizer,
         )
-        if checkpoint is None and held_out:
+        interrupted = _steps(trainer, stage, checkpoint)
+    watch.saving()
+    step, most = trainer.state.global_step, trainer.state.max_steps
+    if interrupted and not step:
+        raise Stopped
+    stage.say("Saving the adapter")
+    saved = save_adapter(run, ready.config, base, ready.model, tokenizer)
+    if saved:
+        log.append("saved", step=step, **saved)
+    stopped = together.agreed(run.stop_file.exists()) and step < most
+    log.append(
+        "stopped" if stopped else "finished",
+        step=step,
+        seconds=round(time.monotonic() - began, 1),
+        **trainer.losses(),
+        **({"message": "Interrupted in the middle of a step, which is not in the adapter."} if interrupted else {}),
+    )
+    together.end()
+
+
+def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> bool:
+    """Measure the base, train, measure the adapter; gives whether that was interrupted."""
+    try:
+        if checkpoint is None and trainer.held_out:
             stage("Measuring the base on held-out rows")
             trainer.evaluate()
         stage("Training")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if held_out and trainer.last_eval_step != trainer.state.global_step:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.held_out and trainer.last_eval_step != trainer.state.global_step:
             stage.say("Measuring on held-out rows")
             trainer.evaluate()
-    stage.say("Saving the adapter")
-    saved = save_adapter(run, ready.config, base, ready.model, tokenizer)
-    log.append("saved", step=trainer.state.global_step, **saved)
-    stopped = run.stop_file.exists() and trainer.state.global_step < trainer.state.max_steps
-    log.append(
-        "stopped" if stopped else "finished",
-        step=trainer.state.global_step,
-        seconds=round(time.monotonic() - began, 1),
-        **trainer.losses(),
-    )
+        return False
+    except Interrupted:
+        return True
+
+
+def _checkpoint(run: Run) -> str:
+    """The checkpoint to go on from. Raises UserError where there is none."""
+    found = run.last_checkpoint()
+    if found is None:
+        raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+    before = [event.get("processes", 1) for event in run.events()[0] if event["kind"] == "base"]
+    if before and before[0] != together.world():
+        raise UserError(
+            f"The run '{run.id}' was begun with {before[0]} processes and cannot go on with {together.world()}: its "
+            "steps would see other rows."
+        )
+    return str(found)
 
 
 class _Stages:
@@ -91,7 +123,7 @@ class _Stages:
         self.run, self.log = run, log
 
     def __call__(self, text: str) -> None:
-        if self.run.stop_file.exists():
+        if together.agreed(self.run.stop_file.exists()):
             raise Stopped
         self.say(text)
 
@@ -104,9 +136,9 @@ def _data(
     config: RunConfig, tokenizer: Any, log: EventLog
 ) -> tuple[list[tokens.Encoded], list[tokens.Encoded], list[probes.Turns]]:
     """Examples to train on, held-out ones, and the prompts to probe; what became of every row goes into a `data` event."""
-    found = rows_of(config)
-    examples, report = tokens.encode_all(found.train, tokenizer, config.max_length, config.system_prompt)
-    measured, held_report = tokens.encode_all(found.held_out, tokenizer, config.max_length, config.system_prompt)
+    found, how = rows_of(config), (config.max_length, config.system_prompt, config.control)
+    examples, report = tokens.encode_all(found.train, tokenizer, *how)
+    measured, held_report = tokens.encode_all(found.held_out, tokenizer, *how)
     dropped = report.dropped + held_report.dropped
     chat = tokenizer.chat_template
     log.append(

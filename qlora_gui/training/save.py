@@ -8,13 +8,19 @@ from typing import Any
 from qlora_gui.model.base import Base
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run
+from qlora_gui.training import together
 from qlora_gui.training.card import model_card
 
 _LAST = "adapter_config.json"  # its presence says that the adapter is whole
 
 
 def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Save everything into the run's folder; gives the weights' SHA-256 and size for the `saved` event."""
+    """Save everything into the run's folder; gives the weights' SHA-256 and size for the `saved` event.
+
+    Of several processes rank 0 does it; {} for the others.
+    """
+    if together.rank():
+        return {}
     aside = run.path / ".saving"
     shutil.rmtree(aside, ignore_errors=True)
     model.peft_config["default"].base_model_name_or_path = base.path if base.revision is None else base.name

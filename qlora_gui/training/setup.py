@@ -15,7 +15,7 @@ from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
-from qlora_gui.training import fitting
+from qlora_gui.training import fitting, together
 from qlora_gui.training.trainer import arguments
 
 
@@ -71,6 +71,7 @@ def prepare(
         dtype=str(dtype).removeprefix("torch."),
         rows=len(rows),
         rows_a_batch=ready.rows_a_batch,
+        processes=together.world(),
         chunked_loss=not reason,
         gradient_checkpointing=config.gradient_checkpointing,
         **lora.counts(model),

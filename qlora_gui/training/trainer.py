@@ -1,7 +1,10 @@
 """transformers' Trainer, with an exact held-out loss and every step written as an event."""
 
 import time
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,11 +17,14 @@ from qlora_gui.data.tokens import Encoded
 from qlora_gui.errors import UserError
 from qlora_gui.model import device as devices
 from qlora_gui.model.lora import keep_trained_biases_exact
+from qlora_gui.runs.checkpoints import mark_whole
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
 from qlora_gui.runs.wording import describe
+from qlora_gui.training import together
 from qlora_gui.training.probes import Probes
+from qlora_gui.training.stopping import StopWatch
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch: int) -> TrainingArguments:
@@ -43,6 +49,7 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
         seed=config.seed,
+        data_seed=config.seed,  # the order is the same in all processes, whatever dice each of them throws
         fp16=devices.compute_dtype(device)
         == torch.float16,  # for its loss scaling; the prepared model needs no autocast
         use_cpu=device.type == "cpu",
@@ -59,6 +66,7 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False,
     )
 
 
@@ -69,10 +77,21 @@ class RunTrainer(Trainer):
     `last_eval_step` is the step of the last held-out measurement, -1 before the first.
     """
 
-    def __init__(self, run: Run, log: EventLog, held_out: list[Encoded], probes: Probes | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        run: Run,
+        log: EventLog,
+        held_out: list[Encoded],
+        probes: Probes | None = None,
+        watch: StopWatch | None = None,
+        **kwargs: Any,
+    ):
+        self.rows = len(kwargs["train_dataset"])
+        if together.world() > 1:
+            kwargs["train_dataset"] = [*kwargs["train_dataset"], batches.BLANK]
         # The Trainer refuses eval_strategy without a data set; `evaluate` below reads its own.
         super().__init__(eval_dataset=held_out or kwargs["train_dataset"], **kwargs)
-        self.run, self.log_events, self.held_out = run, log, held_out
+        self.run, self.log_events, self.held_out, self.watch = run, log, held_out, watch
         self.probes = probes
         self.last_eval_step = -1
         self.tokens_seen = 0
@@ -96,26 +115,59 @@ class RunTrainer(Trainer):
         began = time.monotonic()
         model = self.model
         model.eval()
-        rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
-        total, count = 0.0, 0
-        for first in range(0, len(rows), self.args.per_device_train_batch_size):
-            batch = self.data_collator(rows[first : first + self.args.per_device_train_batch_size])
-            batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
-            labelled = int((batch["labels"][:, 1:] != -100).sum())
-            total += float(model(**batch).loss) * labelled
-            count += labelled
+        total, count = together.summed(self._held_out_loss(model))
         model.train()
         loss = total / max(count, 1)
         self.last_eval_step = self.state.global_step
-        print(
-            describe(self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=count)), flush=True
-        )
-        if self.probes:
+        told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count))
+        print(describe(told), flush=True)
+        if self.probes and together.rank() == 0:
             self.log_events.append("probe", step=self.state.global_step, answers=self.probes.answers(model))
         self.measuring_seconds += time.monotonic() - began
         metrics = {"eval_loss": loss}
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _held_out_loss(self, model: Any) -> tuple[float, float]:
+        """The sum of losses over this process's share of the held-out rows, and of how many tokens."""
+        size = self.args.per_device_train_batch_size
+        rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
+        parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+        parts += [[batches.BLANK]] * (-len(parts) % together.world())  # all take as many steps, for a shared base
+        total, count = 0.0, 0
+        for part in parts[together.rank() :: together.world()]:
+            batch = self.data_collator(part)
+            batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
+            labelled = int((batch["labels"][:, 1:] != -100).sum())
+            loss = float(model(**batch).loss)
+            total += loss * labelled if labelled else 0.0
+            count += labelled
+        return total, count
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if together.world() > 1:
+            step = together.world() * self.args.per_device_train_batch_size
+            loader.set_sampler(batches.WholeSteps(self.rows, step, self.args.data_seed))  # type: ignore[attr-defined]
+        return loader
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.watch.held() if self.watch else nullcontext():
+            super()._save_checkpoint(*args, **kwargs)
+            if together.rank() == 0:
+                mark_whole(Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Rank 0 writes the random states of all, so that trainer_state.json stays the last file of a checkpoint."""
+        if together.world() == 1:
+            super()._save_rng_state(output_dir)
+            return
+        with TemporaryDirectory() as aside:
+            super()._save_rng_state(aside)
+            mine = (Path(aside) / f"rng_state_{together.rank()}.pth").read_bytes()
+        for number, state in enumerate(together.gathered(mine)):
+            if together.rank() == 0:
+                (Path(output_dir) / f"rng_state_{number}.pth").write_bytes(state)
 
     def losses(self) -> dict[str, float | None]:
         """Held-out loss before the first and after the last step, as far as measured, over the whole run."""
@@ -137,21 +189,34 @@ class _Reporter(TrainerCallback):
         self.began = self.last = time.monotonic()
         self.first_step = self.last_tokens = 0
         self.last_measuring = 0.0
+        self._stepping = ExitStack()  # while it holds something, the optimizer changes the weights
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = self.last = time.monotonic()
         self.last_measuring = self.trainer.measuring_seconds
         self.first_step = state.global_step
+        if together.rank() and not state.global_step:
+            torch.manual_seed(args.seed + together.rank())  # dropout of its own; a resumed run has it in its checkpoint
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.run.stop_file.exists():
+        if together.agreed(self.trainer.run.stop_file.exists()):
             control.should_training_stop = True
             control.should_save = True
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._stepping.enter_context(self.trainer.watch.held() if self.trainer.watch else nullcontext())
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._stepping.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         now, step = time.monotonic(), state.global_step
+        seen, memory = zip(
+            *together.gathered((self.trainer.tokens_seen, devices.memory_in_use(args.device))), strict=True
+        )
+        tokens = sum(seen)
         done = max(step - self.first_step, 1)
         trained = now - self.last - (self.trainer.measuring_seconds - self.last_measuring)
         event = {
@@ -161,10 +226,10 @@ class _Reporter(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
-            "tokens_per_second": round((self.trainer.tokens_seen - self.last_tokens) / max(trained, 1e-9), 1),
-            "memory": devices.memory_in_use(args.device),
+            "tokens_per_second": round((tokens - self.last_tokens) / max(trained, 1e-9), 1),
+            "memory": max(memory),
             "eta": round((now - self.began) / done * (state.max_steps - step), 1),
         }
-        self.last, self.last_tokens = now, self.trainer.tokens_seen
+        self.last, self.last_tokens = now, tokens
         self.last_measuring = self.trainer.measuring_seconds
         print(describe(self.trainer.log_events.append("step", **event)), flush=True)

@@ -214,5 +214,5 @@ def wire(room: Room, panel: Panel) -> Desk:
     gr.Timer(_POLL_SECONDS).tick(desk.news, [panel.news, room.chosen, room.blind], panel.news, **RAW)
     panel.news.change(desk.polled, [panel.stamp, room.chosen, room.blind], **drawing)
     saving.wire(panel.saving, desk.log, room.chosen)
-    judge_panel.wire(panel.judge, desk.log, room.chosen, panel.results)
+    judge_panel.wire(panel.judge, desk.log, room.chosen, panel.results, pinned=room.store.roots is not None)
     return desk

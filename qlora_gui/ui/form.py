@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,8 @@ def label(name: str) -> str:
 
 def marked(field: FieldInfo, fault: str) -> Any:
     """The update of a field that has a fault, or "" for none any more."""
-    info = f"⚠ {escape(sentence(fault), quote=False)}" if fault else field.description
+    # Gradio escapes it, then makes links of [words](address): no fault shall be one.
+    info = f"⚠ {sentence(fault)}".replace("[", "[\u200b") if fault else field.description
     return gr.update(info=info, elem_classes=["fault"] if fault else [])
 
 
@@ -163,6 +163,13 @@ def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
     """Files and folders that are not there. What lies on a hub is asked for later, by the preview and at the start."""
     found = {}
     base, data, name = (str(values.get(knob) or "").strip() for knob in ("base_model", "dataset", "name"))
+    for knob, named in (("base_model", base), ("dataset", data)):
+        try:
+            store.check_allowed(named)
+        except UserError as error:
+            found[knob] = str(error).rstrip(".")
+    if found:
+        return found
     try:
         if base and (
             Path(base).expanduser().is_dir() or base.startswith((".", "/", "~")) or not hub.looks_like_id(base)

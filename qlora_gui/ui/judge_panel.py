@@ -43,8 +43,11 @@ def build() -> Panel:
     return Panel(url, model, ask, told)
 
 
-def wire(panel: Panel, log: VoteLog, chosen: gr.Dropdown, results: gr.HTML) -> None:
-    """The button has all pairs judged that this judge has not seen; what is judged is kept as it comes."""
+def wire(panel: Panel, log: VoteLog, chosen: gr.Dropdown, results: gr.HTML, pinned: bool) -> None:
+    """The button has all pairs judged that this judge has not seen; what is judged is kept as it comes.
+
+    `pinned` lets no other judge be asked than the one that the owner named in the environment.
+    """
 
     def judged(url: str, model: str, picked: list[str]) -> Iterator[dict[Any, Any]]:
         names = ["base", *picked]
@@ -52,6 +55,8 @@ def wire(panel: Panel, log: VoteLog, chosen: gr.Dropdown, results: gr.HTML) -> N
         judge = llm_judge.Judge((url or "").strip(), (model or "").strip())
         try:
             llm_judge.check(judge, names)
+            if pinned and not llm_judge.is_pinned(judge):
+                raise UserError(f"Only the judge that the owner named in {llm_judge.PIN} may be asked from this page.")
             waiting = len(llm_judge.unjudged(judge, votes))
             if not waiting:
                 yield {panel.told: html.hint("There is nothing to judge: vote first; what it has judged it keeps.")}

@@ -61,7 +61,7 @@ def summary(run: Run) -> Summary:
     """One run; cached by the size and age of its events and evaluation, and by whether it lives or waits."""
     seen = (*_seen(run.events_file), *_seen(run.path / job.FILE), run.stop_file.exists(), run.queue_file.exists())
     # A young run changes its state without a word in its events.
-    return _summary(run.path, seen, run.is_locked(), time.time() - run.created() >= YOUNG_SECONDS)
+    return _summary(run.path, seen, run.is_locked(), not 0 <= time.time() - run.created() < YOUNG_SECONDS)
 
 
 def _seen(file: Path) -> tuple[int, int]:

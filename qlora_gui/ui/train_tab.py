@@ -18,6 +18,7 @@ from qlora_gui.ui import actions, findings, fit_panel, form, html, links, live, 
 from qlora_gui.ui.theme import QUIET
 
 _FIRST = "demo"
+_KEEP_FREE = 1 << 30  # bytes that uploads leave free
 _NO_REMARKS = "The settings leave nothing to remark on."
 _NO_REMARKS_ON_ROWS = "Settings and rows leave nothing to remark on."
 
@@ -189,10 +190,12 @@ def _keep(upload: str) -> Any:
     with source.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    kept = hub.cache_dir() / "uploads" / f"{digest.hexdigest()[:12]}-{source.name}"
+    kept = hub.private("uploads") / f"{digest.hexdigest()[:12]}-{source.name}"
     part = kept.with_name(kept.name + ".part")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(kept.parent).free < source.stat().st_size + _KEEP_FREE:
+            actions.warn(f"The file is not kept, for the disk of '{kept.parent}' is nearly full: free some space.")
+            return gr.skip()
         if not kept.is_file():
             shutil.copyfile(source, part)
             part.replace(kept)

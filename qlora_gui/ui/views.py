@@ -110,7 +110,7 @@ def dropped(count: int, rows: Sequence[Mapping[str, Any]]) -> str:
     """Dropped rows with their reasons, folded up."""
     if not count:
         return ""
-    listed = "".join(f"<li>row {row['row']}: {html.escape(str(row['reason']))}</li>" for row in rows)
+    listed = "".join(f"<li>row {html.escape(str(row['row']))}: {html.escape(str(row['reason']))}</li>" for row in rows)
     more = f"<li>and {count - len(rows):,} more</li>" if count > len(rows) else ""
     return f'<details class="hint"><summary>Why rows are dropped ({count:,})</summary><ul>{listed}{more}</ul></details>'
 

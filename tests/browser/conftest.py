@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     store = RunStore(folder / "adapters")
     code = (
         "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
-        "launch_page(RunStore(sys.argv[1]), '127.0.0.1', None, False, None)"
+        "from qlora_gui.ui.address import Address; launch_page(RunStore(sys.argv[1]), Address())"
     )
     cache = folder / "cache"
     demo = Path(os.environ.get("QLORA_GUI_CACHE") or Path.home() / ".cache" / "qlora_gui") / "models"

@@ -10,6 +10,7 @@ from qlora_gui.runs.config import RunConfig
 
 FEW_STEPS, VERY_FEW_STEPS = 100, 30
 MANY_TRUNCATED = 0.05  # of the rows
+MANY_SPELLED = 0.5  # of the rows: then it is no accident
 _LONGEST = 131_072  # what max_length allows
 
 
@@ -100,6 +101,22 @@ def double_bos(seen: Seen) -> Finding | None:
     )
 
 
+def spelled_tokens(seen: Seen) -> Finding | None:
+    """Data made for another program may bring its template, special tokens and all, as text."""
+    count = seen.facts.get("spelled", 0)
+    if not count or seen.config.control:
+        return None
+    return Finding(
+        "spelled_tokens",
+        "warn" if count > MANY_SPELLED * seen.facts["rows"] else "note",
+        f"{count:,} of {looked_at(seen)} spell out a special token, like </s>; it is read as text.",
+        "Right where people wrote it. Where the texts bring a template of their own, the adapter would learn to spell it.",
+        "Hugging Face's documentation of tokenizers: split_special_tokens",
+        "Where they are meant to control, set special_tokens to control.",
+        {"special_tokens": "control"},
+    )
+
+
 def few_steps(seen: Seen) -> Finding | None:
     """Too few optimizer steps to learn much."""
     steps = seen.optimizer_steps()
@@ -145,5 +162,6 @@ CHECKS: tuple[Check, ...] = (
     eos_not_supervised,
     truncated_answers,
     double_bos,
+    spelled_tokens,
     few_steps,
 )

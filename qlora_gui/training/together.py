@@ -1,0 +1,155 @@
+"""Several processes that train one run, started by `accelerate launch`: who is who, and what they must agree on.
+
+Alone, everything here does nothing. Rank 0 is the one that writes to the run's folder.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from qlora_gui.errors import UserError
+
+Value = TypeVar("Value")
+_FAILED = "qlora_gui/failed"
+# Rank 0 may quantize or download for hours while the others wait.
+_PATIENCE = timedelta(hours=6)
+_NOT_SUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+
+
+def rank() -> int:
+    """This process's number over all machines; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world() -> int:
+    """How many processes there are, over all machines."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sharded() -> bool:
+    """Whether the base is spread over the processes (FSDP), instead of being in each of them."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def begin(device_type: str) -> None:
+    """Meet the other processes. Raises UserError for ways of working together that are not supported."""
+    if world() == 1:
+        return
+    for name, what in _NOT_SUPPORTED.items():
+        if os.environ.get(name, "").lower() == "true":
+            raise UserError(
+                f"The accelerate config asks for {what}, which is not supported: use data parallel or FSDP."
+            )
+    if sharded() and device_type != "cuda":
+        raise UserError("FSDP needs GPUs: use a data-parallel accelerate config.")
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the prepared model needs no autocast
+    if device_type == "cpu":
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # "cpu:0" would copy what is mapped from the disk
+    from accelerate import PartialState
+
+    PartialState(cpu=device_type == "cpu", timeout=_PATIENCE)
+
+
+def end() -> None:
+    """Wait for the others, and part."""
+    if world() > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def agreed(value: Value) -> Value:
+    """Rank 0's value, on all."""
+    if world() == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all, by rank."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """The sum over all processes of each value."""
+    return [sum(column) for column in zip(*gathered(list(values)), strict=True)]
+
+
+def first(make: Callable[[], Value]) -> Value:
+    """Let rank 0 make something (a download, a file) before the others make it from what is there then.
+
+    What it raises as UserError is raised by all.
+    """
+    if world() == 1:
+        return make()
+    made: Any = None
+    fault = ""
+    if rank() == 0:
+        try:
+            made = make()
+        except UserError as error:
+            fault = str(error)
+    if fault := agreed(fault):
+        raise UserError(fault)
+    return made if rank() == 0 else make()
+
+
+def tell_failure(message: str) -> None:
+    """Leave word for rank 0, which alone may write why a run failed."""
+    if store := _store():
+        store.set(_FAILED, message)
+
+
+def on_failure_of_others(log: Callable[[str], object]) -> None:
+    """On rank 0: when accelerate ends this process, for another one failed, `log` is given the reason first.
+
+    The signal is read off a pipe, for the main thread may hang in a collective that will never end.
+    """
+    if world() == 1 or rank() != 0:
+        return
+    came, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGTERM not in os.read(came, 64):
+            pass
+        store = _store()
+        told = store.get(_FAILED).decode() if store and store.check([_FAILED]) else ""
+        log(told or "Another process of this run ended, or it was stopped from outside: see the log.")
+        sys.stdout.flush()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _store() -> Any:
+    """The key-value store by which the processes met, None before they have."""
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store() if dist.is_available() and dist.is_initialized() else None

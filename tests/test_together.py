@@ -1,0 +1,166 @@
+"""Two processes on the CPU: the same rows a step, the losses of one process with twice the batch, stop and resume."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_gui.data import batches
+from qlora_gui.runs import launch
+from qlora_gui.runs.config import make
+from qlora_gui.runs.store import Run, RunStore
+from tests.conftest import TINY, wait_until_ended
+
+# 39 rows are in no batch of four whole: the last step of an epoch is filled up. Two epochs, and no dropout.
+KNOBS: dict[str, Any] = TINY | {"max_steps": 0, "epochs": 2, "dropout": 0, "eval_fraction": 0.1, "save_steps": 5}
+KNOBS |= {"eval_steps": 5, "gradient_accumulation": 2, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32, so that sums in another order agree to the sixth digit."""
+    monkeypatch.setenv("QLORA_GUI_COMPUTE_DTYPE", "float32")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"Order {n} of {n * n % 7}", "completion": f"It is {n} " * (n % 5 + 1)} for n in range(43)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def start(store: RunStore, base: Path, rows: Path, **knobs: object) -> Run:
+    run = store.create(make(KNOBS | {"base_model": str(base), "dataset": str(rows)} | knobs))
+    launch.start(run, store)
+    return run
+
+
+def losses(run: Run, kind: str = "step") -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in run.events()[0] if event["kind"] == kind}
+
+
+def close(one: dict[int, float], other: dict[int, float]) -> bool:
+    return one.keys() == other.keys() and all(one[step] == pytest.approx(other[step], rel=2e-4) for step in one)
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(store: RunStore, llama: Path, rows: Path) -> None:
+    runs = []
+    for name, knobs in {
+        "two": {"num_processes": 2, "batch_size": 2},
+        "one": {"batch_size": 4},
+        "longer": {"batch_size": 2, "gradient_accumulation": 4},
+    }.items():
+        runs.append(start(store, llama, rows, name=name, **knobs))
+        assert wait_until_ended(runs[-1]) == "finished", runs[-1].log_tail(60)
+    two, one, longer = runs
+    assert len(losses(two)) == 10 and close(losses(two), losses(one)) and close(losses(two), losses(longer))
+    assert close(losses(two, "eval"), losses(one, "eval"))
+    for kind in ("started", "data", "base", "saved", "finished"):  # only one of them wrote
+        assert sum(event["kind"] == kind for event in two.events()[0]) == 1, kind
+    checkpoint = two.last_checkpoint()
+    assert checkpoint and {path.name for path in checkpoint.glob("rng_state_*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+
+
+def test_a_stop_and_a_resume_end_at_the_same_losses(store: RunStore, llama: Path, rows: Path) -> None:
+    """Stopped in the middle of an epoch, resumed, and then as if nothing had been."""
+    whole = start(store, llama, rows, name="whole", num_processes=2)
+    assert wait_until_ended(whole) == "finished", whole.log_tail(60)
+    run = start(store, llama, rows, name="stopped", num_processes=2)
+    while not losses(run):
+        time.sleep(0.05)
+    run.request_stop()
+    assert wait_until_ended(run) == "stopped", run.log_tail(60)
+    last = max(losses(run))
+    assert last < max(losses(whole)) and run.has_adapter()
+    launch.start(run, store, resume=True)
+    assert wait_until_ended(run) == "finished", run.log_tail(60)
+    assert close(losses(run), losses(whole))
+
+
+def test_killing_leaves_no_process_and_a_failure_of_one_is_told(store: RunStore, llama: Path, rows: Path) -> None:
+    run = start(store, llama, rows, name="killed", num_processes=2, epochs=50)
+    while not losses(run):
+        time.sleep(0.05)
+    agent = launch.find(run)
+    assert agent
+    family = [agent, *agent.children(recursive=True)]
+    assert len(family) >= 3
+    workers = [one for one in family if one.pid != agent.pid and "accelerate.commands.launch" not in one.cmdline()]
+    ranks = {one.environ().get("RANK"): one for one in workers}
+    ranks["1"].kill()  # as the kernel does for want of memory
+    assert wait_until_ended(run, 60) == "failed", run.log_tail(60)
+    assert "Another process of this run ended" in run.events()[0][-1]["message"]
+    deadline = time.monotonic() + 20
+    while any(one.is_running() and one.status() != "zombie" for one in family) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    launch.start(run, store, resume=False)
+    while run.state() != "running" or launch.find(run) is None:
+        time.sleep(0.05)
+    time.sleep(3)
+    found = launch.find(run)
+    assert found
+    family = [found, *found.children(recursive=True)]
+    assert launch.kill(run) and run.state() == "died"
+    assert not [one for one in family if one.is_running() and one.status() != "zombie"]
+
+
+def test_another_number_of_processes_does_not_resume(store: RunStore, llama: Path, rows: Path) -> None:
+    run = start(store, llama, rows, name="two", num_processes=2, epochs=1)
+    assert wait_until_ended(run) == "finished", run.log_tail(60)
+    manifest = json.loads((run.path / "run.json").read_text())
+    manifest["config"]["num_processes"] = 1
+    (run.path / "run.json").write_text(json.dumps(manifest))
+    launch.start(run, store, resume=True)
+    assert wait_until_ended(run) == "failed"
+    assert "begun with 2 processes" in run.events()[0][-1]["message"]
+
+
+def test_an_accelerate_config_is_used_and_what_is_not_supported_is_said(
+    store: RunStore, llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "two.yaml"
+    settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n"
+    file.write_text(settings + "mixed_precision: 'bf16'\nmain_process_port: 0\n")
+    run = start(store, llama, rows, name="by-file", accelerate_config=str(file), epochs=1)
+    assert wait_until_ended(run) == "finished", run.log_tail(60)
+    [base] = [event for event in run.events()[0] if event["kind"] == "base"]
+    assert base["processes"] == 2 and base["dtype"] == "float32"
+    fsdp = tmp_path / "fsdp.yaml"
+    fsdp.write_text(settings.replace("MULTI_GPU", "FSDP") + "mixed_precision: 'no'\nmain_process_port: 0\n")
+    run = start(store, llama, rows, name="fsdp", accelerate_config=str(fsdp))
+    assert wait_until_ended(run) == "failed"
+    assert "FSDP needs GPUs" in run.events()[0][-1]["message"], run.log_tail(60)
+    from qlora_gui.errors import UserError
+
+    with pytest.raises(UserError, match="does not exist"):
+        start(store, llama, rows, name="gone", accelerate_config=str(tmp_path / "no.yaml"))
+
+
+@pytest.mark.parametrize(("count", "world", "size"), [(39, 2, 2), (40, 2, 2), (7, 3, 2), (1, 2, 4), (8, 4, 1)])
+def test_every_row_is_read_once_and_steps_are_whole(count: int, world: int, size: int) -> None:
+    sampler = batches.WholeSteps(count, world * size, seed=5)
+    seen = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert len(order) == len(sampler) and len(order) % (world * size) == 0
+        assert sorted(number for number in order if number < count) == list(range(count))
+        assert set(order[count:]) <= {count}
+        seen.append(order[:count])
+    assert count < 3 or seen[0] != seen[1]
+
+
+def test_a_blank_row_fills_only_a_batch_of_its_own() -> None:
+    collate = batches.Collate(0)
+    row: batches.Row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    assert collate([row, batches.BLANK])["input_ids"].tolist() == [[5, 6, 7]]
+    alone = collate([batches.BLANK, batches.BLANK])
+    assert (alone["labels"] == -100).all() and int(alone["tokens"]) == 0 and os.environ["OMP_NUM_THREADS"] == "1"
