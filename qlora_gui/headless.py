@@ -4,6 +4,8 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
@@ -30,46 +32,67 @@ def train(store: RunStore, config: RunConfig | None, resume: str | None, as_json
     also when only the child finds it: then the folder of a run that never took a step is removed.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if resume:
-        run = store.get(resume)
-        offset = run.events()[1]
-    else:
-        assert config is not None
-        run, offset = store.create(config), 0
     show = _json_line if as_json else (_Bar() if sys.stderr.isatty() else _plain_line)
-    try:
-        launch.start(run, store, resume=resume is not None)
-    except (UserError, KeyboardInterrupt):
-        if not resume and not run.is_locked():
-            store.delete(run)
-        raise
-    if not as_json:
-        print(f"Run {run.id} in {run.path}", flush=True)
-    end = _follow(run, offset, show)
+    with _Interrupts() as interrupts:
+        if resume:
+            run = store.get(resume)
+            offset = run.events()[1]
+        else:
+            assert config is not None
+            run, offset = store.create(config), 0
+        try:
+            launch.start(run, store, resume=resume is not None)
+        except UserError:
+            if not resume and not run.is_locked():
+                store.delete(run)
+            raise
+        if not as_json:
+            print(f"Run {run.id} in {run.path}", flush=True)
+        end = _follow(run, offset, show, interrupts)
+        wait_until_gone(run)
     return _conclude(store, run, end, as_json, answers)
 
 
-def _follow(run: Run, offset: int, show: Any) -> Event:
-    """Show events until a final one comes, or the trainer is gone."""
-    interrupts = 0
+class _Interrupts:
+    """Counts Ctrl+C and SIGTERM instead of being thrown out of whatever is going on, which would leave the run alone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupts":
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            self._before[kind] = signal.signal(kind, self._came)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def _follow(run: Run, offset: int, show: Callable[[Event], None], interrupts: _Interrupts) -> Event:
+    """Show events until a final one comes, or the trainer is gone. The first interrupt stops it, the second kills it."""
+    heeded = 0
     while True:
-        try:
-            gone = not run.is_live()  # asked before reading: what was written until then is read below
-            fresh, offset = run.events(offset)
-            for event in fresh:
-                show(event)
-                if event["kind"] in FINAL:
-                    return event
-            if gone:
-                return {"kind": "died", "message": run.log_tail(5)}
-            time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
-            interrupts += 1
-            if interrupts == 1:
+        if interrupts.count > heeded:
+            heeded = interrupts.count
+            if heeded == 1:
                 print("Stopping: this step is finished and saved (Ctrl+C again to kill)", file=sys.stderr, flush=True)
                 run.request_stop()
             else:
                 launch.kill(run)
+        gone = not run.is_live()  # asked before reading: what was written until then is read below
+        fresh, offset = run.events(offset)
+        for event in fresh:
+            show(event)
+            if event["kind"] in FINAL:
+                return event
+        if gone:
+            return {"kind": "died", "message": run.log_tail(5)}
+        time.sleep(_POLL_SECONDS)
 
 
 def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int) -> int:
@@ -78,7 +101,6 @@ def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int
         print("\n".join([f"The run failed. {end['message']}", *autopsy_lines(end["autopsy"])]), file=sys.stderr)
         return EXIT_CODES[kind]
     if kind == "failed" and not end.get("bug") and not any(event["kind"] == "step" for event in run.events()[0]):
-        wait_until_gone(run)
         store.delete(run)
         raise UserError(end["message"])
     if kind in ("failed", "died"):
@@ -90,7 +112,6 @@ def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int
         if run.has_adapter():
             print(f"Adapter: {run.path}")
         if kind == "finished" and answers > 0:
-            wait_until_gone(run)
             _show_answers(run, answers)
     return EXIT_CODES[kind]
 
@@ -98,7 +119,7 @@ def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int
 def wait_until_gone(run: Run, seconds: float = 10) -> None:
     """Wait until the trainer that has written its last event is really gone, with its memory."""
     deadline = time.monotonic() + seconds
-    while run.is_locked() and time.monotonic() < deadline:
+    while (run.is_locked() or launch.find(run)) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -154,20 +154,15 @@ def test_the_same_seed_says_the_same_whatever_the_number_of_columns(bloom: Path,
     assert other != said[2]
 
 
-def test_without_the_same_dice_every_column_draws_for_itself(bloom: Path) -> None:
-    """The base twice: one text with the same dice, two without; the first column's does not change with a second."""
-    columns = Columns()
-    columns.load((str(bloom), "", "nf4", True), [], lambda text: None)
-    for same in (True, False):
-        dice = Decoding(temperature=5, top_p=1, seed=5, max_new_tokens=16, same_dice=same)
-        assert columns.base
-        said = []
-        for count in (1, 2):
-            found: list[dict[str, Any]] = []
-            generate.answer(columns.base, [Text(PROMPTS[1])] * count, [[]] * count, dice, found.append)
-            said.append(["".join(e.get("text", "") for e in found if e["column"] == n) for n in range(count)])
-        [alone], both = said
-        assert both[0] == alone and (both[0] == both[1]) is same
+@pytest.mark.parametrize("same", [True, False])
+def test_without_the_same_dice_every_column_draws_for_itself(same: bool) -> None:
+    """And the first column draws what it would alone, over all steps."""
+    dice = Decoding(temperature=1, top_p=1, seed=5, same_dice=same)
+    alone, both = generate.GumbelNoise(dice, 1), generate.GumbelNoise(dice, 3)
+    for _ in range(5):
+        one, three = alone(torch.zeros(1, 1), torch.zeros(1, 50)), both(torch.zeros(3, 1), torch.zeros(3, 50))
+        assert torch.equal(one[0], three[0])
+        assert torch.equal(three[0], three[1]) is same and torch.equal(three[1], three[2]) is same
 
 
 def test_gumbel_noise_draws_from_the_distribution() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import events
+from qlora_gui.runs import events, locks
 from qlora_gui.runs.launch import detached
 from qlora_gui.runs.store import Run
 
@@ -91,15 +91,7 @@ def state(run: Run) -> State:
 
 
 def _is_locked(folder: Path) -> bool:
-    if not (folder / ".evaluate.lock").exists():
-        return False
-    try:
-        with lock(folder):
-            return False
-    except filelock.Timeout:
-        return True
-    except OSError:  # a read-only folder: nothing can be evaluated in it
-        return False
+    return locks.is_held(folder / ".evaluate.lock")
 
 
 def result(run: Run) -> dict[str, Any] | None:

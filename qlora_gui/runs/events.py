@@ -70,7 +70,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         with path.open("rb") as file:
             file.seek(offset)
             body = file.read()
-    except FileNotFoundError:
+    except OSError:  # there is none, or what is there is no file
         return [], offset
     whole = body[: body.rfind(b"\n") + 1]
     events = []

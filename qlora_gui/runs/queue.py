@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch
+from qlora_gui.runs import launch, locks
 from qlora_gui.runs.events import FINAL, EventLog
 from qlora_gui.runs.store import Run, RunStore, write_whole
 
@@ -66,7 +66,7 @@ def leave(run: Run) -> None:
 
 def ensure_starter(store: RunStore) -> None:
     """Start the process that starts waiting runs, unless it lives or nothing waits."""
-    if not waiting(store) or _is_held(store):
+    if not waiting(store) or locks.is_held(store.root / _LOCK):
         return
     with (store.root / LOG).open("ab") as log:
         launch.detached([sys.executable, "-m", MODULE, str(store.root)], log)
@@ -78,14 +78,6 @@ def _mark(run: Run, place: int, resume: bool) -> None:
 
 def _lock(store: RunStore) -> filelock.BaseFileLock:
     return filelock.FileLock(store.root / _LOCK, timeout=0)
-
-
-def _is_held(store: RunStore) -> bool:
-    try:
-        with _lock(store):
-            return False
-    except filelock.Timeout:
-        return True
 
 
 def serve(store: RunStore) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from qlora_gui import hub
 from qlora_gui.data import read as data
 from qlora_gui.errors import UserError
-from qlora_gui.runs import checkpoints, events
+from qlora_gui.runs import checkpoints, events, locks
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.names import made_up_name
 
@@ -110,15 +110,7 @@ class Run:
 
     def is_locked(self) -> bool:
         """Whether a trainer lives."""
-        if not (self.path / ".lock").exists():
-            return False
-        try:
-            with self.lock():
-                return False
-        except filelock.Timeout:
-            return True
-        except OSError:  # a read-only folder: nothing can be training in it
-            return False
+        return locks.is_held(self.path / ".lock")
 
     def state(self) -> State:
         """Derived, never stored: see DESIGN. `died` is a run with no final event and no living trainer."""
@@ -178,7 +170,7 @@ class RunStore:
     def get(self, run_id: str) -> Run:
         """The run of this id. Raises UserError when there is none."""
         path = self.root / run_id
-        if run_id in ("", ".", "..") or Path(run_id).name != run_id or not (path / "run.json").is_file():
+        if run_id in ("", ".", "..") or Path(run_id).name != run_id or not (path / "run.json").exists():
             raise UserError(f"There is no run '{run_id}' in {self.root}.")
         return Run(path)
 

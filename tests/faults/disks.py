@@ -93,12 +93,9 @@ def read_only(ground: Ground) -> None:
         ground.start(run)
         wanted = ground.dice.randrange(1, 22)
         until(lambda: max(losses(run), default=0) >= wanted or not run.is_live(), "a step")
-        # The trainer holds files open for writing, so the kernel refuses a plain remount: bind it over itself, read-only.
-
-        done = subprocess.run(
-            ["mount", "-o", "remount,bind,ro", str(ground.store.root)], capture_output=True, text=True
-        )
-        check(done.returncode == 0, f"it could not be made read-only: {done.stderr}")
+        # The trainer holds files open for writing, so the kernel refuses to remount: a read-only view is laid over it.
+        _mount("--bind", str(ground.store.root), str(ground.store.root))
+        _mount("-o", "remount,bind,ro", str(ground.store.root))
         state = ended(run)
         check(state in ("died", "failed", "finished"), f"its state is {state}")
         check_readable(ground.store)
@@ -108,7 +105,7 @@ def read_only(ground: Ground) -> None:
             check(False, "a run was made in a read-only folder")
         except UserError as error:
             check("writable" in str(error), f"it is not said what to do: {error}")
-        subprocess.run(["mount", "-o", "remount,bind,rw", str(ground.store.root)], capture_output=True, check=True)
+        subprocess.run(["umount", "-l", str(ground.store.root)], capture_output=True, check=True)
         check_checkpoint(run)
         finish(ground, run)
 

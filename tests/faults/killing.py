@@ -156,7 +156,7 @@ def _kill_children(*words: str) -> None:
     for process in psutil.Process().children(recursive=True):
         try:
             if set(words) <= set(process.cmdline()):
-                process.kill()
-                process.wait(10)
-        except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+                process.kill()  # who started it waits for it, and shall see how it ended
+        except psutil.NoSuchProcess:
             continue
+    time.sleep(0.2)
