@@ -12,10 +12,11 @@ from qlora_gui.data import batches
 from qlora_gui.memory import known
 from qlora_gui.memory.budget import GIB, card
 from qlora_gui.memory.plan import choose_checkpointing
+from qlora_gui.model import device as devices
 from qlora_gui.runs import events, launch
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.training import autopsy, fitting, limit
+from qlora_gui.training import fitting, limit
 from qlora_gui.training.trainer import arguments
 from tests.conftest import TINY, train, wait_until_ended
 from tests.test_step import config_of, rows_of, trainable
@@ -115,9 +116,9 @@ def test_memory_errors_are_known_by_their_cause() -> None:
         except ValueError as error:
             return error
 
-    assert autopsy.ran_out(torch.OutOfMemoryError("x")) and autopsy.ran_out(wrapped(torch.OutOfMemoryError("x")))
-    assert autopsy.ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
-    assert not autopsy.ran_out(ValueError("shape")) and not autopsy.ran_out(None)
+    assert devices.ran_out(torch.OutOfMemoryError("x")) and devices.ran_out(wrapped(torch.OutOfMemoryError("x")))
+    assert devices.ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not devices.ran_out(ValueError("shape")) and not devices.ran_out(None)
 
 
 def test_a_limit_is_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def test_runs_wait_in_order_through_a_killed_starter(store: RunStore, llama: Pat
     [first] = made(store, llama, "first", max_steps=12)
     b, c, d = made(store, llama, "b", "c", "d")
     launch.start(first, store)
-    queue.add(store, [b, c, d])
+    queue.add(store, [b])
+    queue.add(store, [c, d])
     assert [run.id for run in queue.waiting(store)] == ["b", "c", "d"]
     assert {run.state() for run in (b, c, d)} == {"queued"}
     queue.move(store, d, -2)

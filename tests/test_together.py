@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY, wait_until_ended
 
+ROOT = Path(__file__).parents[1]
 # 39 rows are in no batch of four whole: the last step of an epoch is filled up. Two epochs, and no dropout.
 KNOBS: dict[str, Any] = TINY | {"max_steps": 0, "epochs": 2, "dropout": 0, "eval_fraction": 0.1, "save_steps": 5}
 KNOBS |= {"eval_steps": 5, "gradient_accumulation": 2, "seed": 3}
@@ -137,11 +141,36 @@ def test_an_accelerate_config_is_used_and_what_is_not_supported_is_said(
     fsdp.write_text(settings.replace("MULTI_GPU", "FSDP") + "mixed_precision: 'no'\nmain_process_port: 0\n")
     run = start(store, llama, rows, name="fsdp", accelerate_config=str(fsdp))
     assert wait_until_ended(run) == "failed"
-    assert "FSDP needs GPUs" in run.events()[0][-1]["message"], run.log_tail(60)
+    assert "asks for FSDP, which is not supported yet" in run.events()[0][-1]["message"], run.log_tail(60)
     from qlora_gui.errors import UserError
 
     with pytest.raises(UserError, match="does not exist"):
         start(store, llama, rows, name="gone", accelerate_config=str(tmp_path / "no.yaml"))
+
+
+def test_two_machines_as_the_slurm_script_starts_them(store: RunStore, llama: Path, rows: Path, tmp_path: Path) -> None:
+    """The shipped script with a Slurm of two words: both nodes are this machine, and meet over its network."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text("#!/bin/sh\nprintf '127.0.0.1\\n127.0.0.2\\n'\n")
+    skip = 'while [ "${1#--}" != "$1" ]; do shift; done\n'
+    (tools / "srun").write_text(f'#!/bin/sh\n{skip}SLURM_NODEID=0 exec "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    knobs = KNOBS | {"epochs": 1, "base_model": str(llama), "dataset": str(rows)}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in knobs.items()]
+    env = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_NUM_NODES": "2", "PORT": str(port)}
+    env |= {"PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env |= {"ADAPTERS": str(store.root), "GPUS": "1"}
+    command = ["sh", str(ROOT / "docs" / "cluster" / "slurm.sh"), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    run = store.get("job-7")
+    assert run.state() == "finished", done.stdout + done.stderr + run.log_tail(40)
+    [base] = [event for event in run.events()[0] if event["kind"] == "base"]
+    assert base["processes"] == 2 and done.returncode == 0
 
 
 @pytest.mark.parametrize(("count", "world", "size"), [(39, 2, 2), (40, 2, 2), (7, 3, 2), (1, 2, 4), (8, 4, 1)])

@@ -12,6 +12,7 @@ from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
 from qlora_gui.data import literal
 from qlora_gui.errors import UserError
+from qlora_gui.model import device as devices
 from qlora_gui.model import template
 
 Say = Callable[[str], None]
@@ -84,8 +85,15 @@ class Columns:
         for column, prompt in enumerate(prompts):
             emit({"kind": "prompt", "column": column, "prompt": prompt.text})
         stops = [template.stop_strings(chat) for chat in templates]
-        with self.rows.worn([BASE, *range(len(self.adapters))]):
-            generate.answer(self.base, prompts, stops, decoding, emit, cancelled)
+        try:
+            with self.rows.worn([BASE, *range(len(self.adapters))]):
+                generate.answer(self.base, prompts, stops, decoding, emit, cancelled)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.ran_out(error):
+                raise
+            raise UserError(
+                "There is not memory enough for so long a conversation in so many columns: shorten it, or take fewer."
+            ) from None
 
     def _template(self, adapter: Adapter | None) -> str:
         assert self.base is not None

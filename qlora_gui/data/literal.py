@@ -39,6 +39,7 @@ def plain(text: str, tokenizer: Any) -> Text:
 
 def ids_with_added(text: str, tokenizer: Any, control: bool) -> list[int]:
     """The tokens of a text all of which people wrote, with what the tokenizer adds (a BOS, say)."""
+    text = _valid(text)
     encoded = tokenizer(text, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     literal = () if control else plain(text, tokenizer).literal
@@ -51,7 +52,7 @@ class Conversation:
     def __init__(self, messages: Sequence[Mapping[str, str]], tokenizer: Any, control: bool = False):
         self.tokenizer = tokenizer
         self._spellings: dict[str, str] = {}
-        self.messages = [dict(message) for message in messages]
+        self.messages = [{**message, "content": _valid(message["content"])} for message in messages]
         if not control and any(_pattern(tokenizer).search(turn["content"]) for turn in self.messages):
             used = {character for turn in self.messages for character in turn["content"]}
             self._free = iter(chr(code) for code in _PRIVATE if chr(code) not in used)
@@ -90,6 +91,11 @@ def spelled(example: Mapping[str, Any], tokenizer: Any) -> bool:
 def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Any, control: bool = False, **settings: Any) -> Text:
     """A conversation up to where the answer begins."""
     return Conversation(messages, tokenizer, control).render(add_generation_prompt=True, **settings)
+
+
+def _valid(text: str) -> str:
+    """The text with a mark for every half of a character, which no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _spelled(

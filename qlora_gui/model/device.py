@@ -41,6 +41,15 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory is what an error, or what caused it, is about; a CPU says so only in words."""
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def memory_in_use(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, the resident size of this process on a CPU."""
     if device.type == "cuda":

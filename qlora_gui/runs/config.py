@@ -217,15 +217,24 @@ def types_of(field: FieldInfo) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
+def of_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises ValueError for what is none: the library raises what it likes on dates and keys."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        reason = str(error).splitlines()
+        raise ValueError(reason[0] if reason else type(error).__name__) from None
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        body = path.read_text(encoding="utf-8")
-        value = json.loads(body) if path.suffix == ".json" else yaml.safe_load(body)
+        body = path.read_text(encoding="utf-8-sig")
+        value = json.loads(body) if path.suffix == ".json" else of_yaml(body)
     except FileNotFoundError:
         raise UserError(f"The config file '{path}' does not exist: check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file '{path}' cannot be read: {error}.") from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"The config file '{path}' is neither YAML nor a run.json: {reason}.") from None
     if value is None:

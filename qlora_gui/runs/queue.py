@@ -6,6 +6,7 @@ waits. Where it is gone (a crash, a restart of the machine), the next page, comm
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
             raise UserError(f"The run '{run.id}' is {run.state()} already.")
         if resume and run.last_checkpoint() is None:
             raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
-    last = max((mark["place"] for run in store.all() if (mark := run.queue_mark())), default=0)
-    for place, run in enumerate(runs, last + 1):
+    marks = [mark["place"] for run in store.all() if (mark := run.queue_mark()) and mark["place"] < math.inf]
+    for place, run in enumerate(runs, int(max(marks, default=0)) + 1):
         _mark(run, place, resume)
     ensure_starter(store)
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
@@ -77,19 +75,19 @@ def _distinct(name: str, value: list[Any]) -> list[Any]:
 def parse(text: str) -> dict[str, Any]:
     """Lines like `rank: 8, 16, 64` or `rank: [8, 16, 64]` as {knob: list}. Raises UserError."""
     try:
-        found = yaml.safe_load(text) if text.strip() else {}
-    except yaml.YAMLError as error:
-        raise UserError(f"The settings to vary cannot be read: {str(error).splitlines()[0]}.") from None
-    if not isinstance(found, dict):
-        raise UserError("Write one setting a line, with its values, like 'rank: 8, 16, 64'.")
-    return {str(name).strip().replace("-", "_"): listed(value) for name, value in found.items()}
+        found = configs.of_yaml(text) if text.strip() else {}
+        if isinstance(found, dict):
+            return {str(name).strip().replace("-", "_"): listed(value) for name, value in found.items()}
+    except ValueError as error:
+        raise UserError(f"The settings to vary cannot be read: {error}.") from None
+    raise UserError("Write one setting a line, with its values, like 'rank: 8, 16, 64'.")
 
 
 def listed(value: Any) -> list[Any]:
     """The values that one names: `8, 16` is one text to YAML, so its parts are read once more."""
     if isinstance(value, list):
         return value
-    return [yaml.safe_load(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+    return [configs.of_yaml(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
 
 
 def names_several(name: str, text: Any) -> bool:

@@ -74,9 +74,10 @@ def _train(run: Run, log: EventLog, resume: bool, room: reserve.Reserve | None =
 
 def _reason(run: Run, error: Exception) -> dict[str, Any]:
     """The fields of the `failed` event. Of a bug the traceback is in train.log."""
+    from qlora_gui.model import device
     from qlora_gui.training import autopsy
 
-    if autopsy.ran_out(error):
+    if device.ran_out(error):
         return autopsy.of(run)
     if isinstance(error, UserError):
         return {"message": str(error), "bug": False}

@@ -3,8 +3,6 @@
 import os
 from typing import Any
 
-import torch
-
 from qlora_gui import hardware
 from qlora_gui.errors import UserError
 from qlora_gui.memory import advice, known
@@ -14,15 +12,6 @@ from qlora_gui.runs import events
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run
 from qlora_gui.training import limit
-
-
-def ran_out(error: BaseException | None) -> bool:
-    """Whether memory is what an error, or what caused it, is about; a CPU says so only in words."""
-    while error is not None:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def of(run: Run) -> dict[str, Any]:

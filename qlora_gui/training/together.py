@@ -18,6 +18,7 @@ _FAILED = "qlora_gui/failed"
 # Rank 0 may quantize or download for hours while the others wait.
 _PATIENCE = timedelta(hours=6)
 _NOT_SUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
@@ -39,22 +40,13 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def sharded() -> bool:
-    """Whether the base is spread over the processes (FSDP), instead of being in each of them."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
 def begin(device_type: str) -> None:
     """Meet the other processes. Raises UserError for ways of working together that are not supported."""
-    if world() == 1:
-        return
     for name, what in _NOT_SUPPORTED.items():
         if os.environ.get(name, "").lower() == "true":
-            raise UserError(
-                f"The accelerate config asks for {what}, which is not supported: use data parallel or FSDP."
-            )
-    if sharded() and device_type != "cuda":
-        raise UserError("FSDP needs GPUs: use a data-parallel accelerate config.")
+            raise UserError(f"The accelerate config asks for {what}, which is not supported yet: use data parallel.")
+    if world() == 1:
+        return
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the prepared model needs no autocast
     if device_type == "cpu":
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # "cpu:0" would copy what is mapped from the disk

@@ -195,6 +195,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             detail_seen,
             buttons,
             show,
+            whole,
             stop,
             earlier,
             later,

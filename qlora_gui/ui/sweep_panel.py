@@ -27,12 +27,12 @@ def build(fields: form.Form, store: RunStore, link: gr.State, before_start: Call
         start = gr.Button("Queue the sweep", size="sm", interactive=False, elem_id="sweep-start")
 
     def planned(seen: dict[Any, Any]) -> tuple[Sweep, list[Cell]]:
-        given = fields.values(seen) | sweep.parse(seen[text])
+        given = fields.values(seen) | sweep.parse(seen[text] or "")
         found = sweep.expand(given)
         return found, sweeps.planned(found, budget.here())
 
     def check(seen: dict[Any, Any]) -> dict[Any, Any]:
-        if not seen[text].strip():
+        if not (seen[text] or "").strip():
             return {grid: html.hint(_EMPTY), start: gr.update(value="Queue the sweep", interactive=False)}
         try:
             _, cells = planned(seen)

@@ -30,6 +30,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="tight"):
             fields = form.build(config, _FIRST)
+            sweep_panel.build(fields, store, link, before_start)
             with gr.Column(elem_classes=["startbar", "tight"]):
                 status = gr.HTML(elem_id="form-status")
                 doctor_line = gr.HTML(findings.brief(first_found), elem_id="doctor-line")
@@ -37,7 +38,6 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
                 with gr.Row(elem_classes="tight", equal_height=True):
                     start = gr.Button("Start training", variant="primary", elem_id="start", scale=3, min_width=150)
                     later = gr.Button("Queue it", elem_id="queue", scale=1, min_width=90)
-            sweep_panel.build(fields, store, link, before_start)
         with gr.Column(scale=6, min_width=320, elem_classes="tight"):
             with gr.Column(elem_classes="tight") as idle:
                 fit = fit_panel.build(config, fields, fit_line, store)
@@ -85,6 +85,9 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         except UserError as error:
             yield _refused({form.field_of(error, good): str(error)})
             return
+        except Exception:  # a bug: its traceback is for the terminal, and the button for the next try
+            yield {start: gr.update(value="Start training", interactive=True)}
+            raise
         told = {start: gr.update(value="Start training", interactive=True), link: links.to("train", run.id)}
         yield told | ({fields.knobs["name"]: ""} if good.name else {})
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,29 +48,27 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if demo.is_dir():
         (cache / "models").parent.mkdir(parents=True)
         (cache / "models").symlink_to(demo)
-    child = subprocess.Popen(
-        [sys.executable, "-u", "-c", code, str(store.root)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"QLORA_GUI_CACHE": str(cache)},
-    )
-    assert child.stdout
-    lines = []
+    said = folder / "page.log"  # a file: a pipe that nobody reads would fill up and block the page
+    with said.open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-u", "-c", code, str(store.root)],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"QLORA_GUI_CACHE": str(cache)},
+        )
     try:
-        for line in child.stdout:
-            lines.append(line)
-            if found := re.search(r"The page is at (\S+)", line):
-                yield Site(found.group(1), store, cache)
-                break
-        else:
-            raise AssertionError("the page did not open:\n" + "".join(lines))
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"The page is at (\S+)", said.read_text())):
+            assert child.poll() is None and time.monotonic() < deadline, f"the page did not open:\n{said.read_text()}"
+            time.sleep(0.1)
+        yield Site(found.group(1), store, cache)
     finally:
         child.terminate()
         child.wait(20)
         for run in store.all():
             launch.kill(run)
+    assert "Traceback" not in said.read_text(), said.read_text()[-3000:]
 
 
 @pytest.fixture(scope="module")
