@@ -56,7 +56,7 @@ def test_a_sweep_is_typed_checked_and_read(open_page: Any, site: Site, llama: Pa
         "rank: [": "cannot be read",
         "ranks: 8, 16": "did you mean 'rank'",
         "rank: 8, many": "With rank many",
-        "batch_size: 2, 1024": "cannot fit and will not be queued",
+        "base_model: bigscience/bloom-7b1\nmax_length: 192, 8192\nbatch_size: 512, 1024": "cannot fit and will not be queued",
     }.items():
         fill_field(page, "#sweep-text", text)
         expect(grid).to_contain_text(told, timeout=SLOW)
