@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from qlora_gui.errors import UserError
+from qlora_gui.judge import report
+from qlora_gui.judge.report import markdown
 from qlora_gui.memory import budget, sweeps
 from qlora_gui.runs import queue, sweep
 from qlora_gui.runs.store import RunStore
@@ -77,6 +79,14 @@ def test_what_cannot_fit_is_refused_before_anything_runs() -> None:
         sweeps.fitting(sweeps.planned(sweep.expand(values), budget.card(4)))
 
 
+def test_means_are_over_whole_combinations_only() -> None:
+    """A run that failed would else tip the scale: rank 8 has the easier bias alone."""
+    ends = [({"rank": 8, "bias": "all"}, 1.0), ({"rank": 16, "bias": "all"}, 2.0), ({"rank": 16, "bias": "none"}, 9.0)]
+    assert sweep.by_value(ends, "rank") == {"8": 1.0, "16": 2.0}
+    assert sweep.by_value(ends, "bias") == {"all": 2.0, "none": 9.0}
+    assert sweep.by_value(ends[:1], "rank") == {}
+
+
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "app.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
@@ -93,6 +103,9 @@ def test_a_sweep_from_the_command_line(tmp_path: Path, llama: Path) -> None:
     runs = store.all()
     assert len(runs) == 6 and not queue.waiting(store)
     assert {one.sweep() for one in runs} == {("six", ("bias", "rank"))}
+    told = markdown.render(report.written(store))
+    assert "**The sweep six.** 6 runs over bias and rank" in told
+    assert "In the sweep six the lowest held-out loss" in told and "moved the loss most" in told
     again = run(tmp_path, "--headless-sweep", "--config", "sweep.yaml", "--rank", "4,8")
     assert again.returncode == 2 and "already a run 'six-1'" in again.stderr
     assert len(store.all()) == 6
