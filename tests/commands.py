@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def headless(folder: Path, *words: str, seconds: float = 1500) -> str:
+def headless(folder: Path, *words: str, seconds: float = 2400) -> str:
     command = [sys.executable, str(ROOT / "app.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=seconds)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,7 +15,7 @@ from qlora_gui.runs.store import RunStore
 from tests.commands import evaluated
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(2700)]  # minutes, on one core of a small machine
 
 
 def test_an_interrupted_preparation_leaves_no_half_model(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The README's headless line; gives its working directory and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, str(ROOT / "app.py"), "--headless-train", "--name", "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=1500)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=2400)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 

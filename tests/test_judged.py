@@ -10,7 +10,7 @@ from qlora_gui.runs.store import RunStore
 from tests.commands import evaluated, headless
 from tests.conftest import SHARED_DATA, need, train
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(2700)]  # minutes, on one core of a small machine
 KNOBS = ["--epochs", "1", "--gradient-accumulation", "1", "--gradient-checkpointing", "none", "--dropout", "0"]
 KNOBS += ["--eval-steps", "1000", "--save-steps", "1000", "--max-length", "256", "--batch-size", "8", "--answers", "0"]
 
