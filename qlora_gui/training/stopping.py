@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.events import EventLog, last
 from qlora_gui.runs.store import Run
 
 PATIENCE_SECONDS = 30.0
@@ -84,7 +84,9 @@ class StopWatch:
             return
         if self._saving and not self._stays(_SAVING_SECONDS):
             return
-        self.log.append("stopped", message="Ended at once, for it did not stop by itself; what was not saved is lost.")
+        step = (last(self.run.events()[0], "step") or {}).get("step", 0)
+        said = "Ended at once, for it did not stop by itself; what was not saved is lost."
+        self.log.append("stopped", step=step, message=said)
         os._exit(1)
 
     def _stays(self, seconds: float) -> bool:
