@@ -201,6 +201,13 @@ def test_the_key_comes_from_the_environment_and_is_never_told(
 ) -> None:
     monkeypatch.setenv(llm_judge.KEY, SECRET)
     endpoint, log = serve(prefers("good")), VoteLog(tmp_path)
+    with pytest.raises(UserError, match="goes only to the place named in QLORA_GUI_JUDGE_URL"):
+        run(endpoint.judge, [human(1)])
+    monkeypatch.setenv(llm_judge.PIN, "https://another.example/v1")
+    run(endpoint.judge, [human(1)])
+    assert endpoint.keys == [None, None]  # a place that the page named, and not the owner
+    endpoint.keys.clear()
+    monkeypatch.setenv(llm_judge.PIN, endpoint.judge.url)
     list(llm_judge.judge_votes(endpoint.judge, [human(1)], log.add))
     assert endpoint.keys == [f"Bearer {SECRET}"] * 2
     assert SECRET not in log.path.read_text() and SECRET not in json.dumps(endpoint.asked)

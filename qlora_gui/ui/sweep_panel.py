@@ -54,8 +54,8 @@ def build(fields: form.Form, store: RunStore, link: gr.State, before_start: Call
             return {start: gr.skip()}
 
     inputs = fields.inputs() | {text}
-    events = [text.change, *(field.change for field in fields.knobs.values())]
-    gr.on(events, check, inputs, [grid, start], trigger_mode="always_last", **QUIET)
+    # Not at every change of the form, of which a preset alone makes forty; what is queued is planned anew.
+    gr.on([text.change, text.focus], check, inputs, [grid, start], trigger_mode="always_last", **QUIET)
     start.click(begin, inputs, [link, text, start], concurrency_limit=1, trigger_mode="once", **QUIET)
 
 
