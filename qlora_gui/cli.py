@@ -14,9 +14,9 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs import sweep
 from qlora_gui.runs.store import RunStore
+from qlora_gui.ui import address
 
 EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
-_AUTH = "QLORA_GUI_AUTH"
 _GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
 
 
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 3 does not fit, 130 stopped."""
     if argv is None and os.name == "posix":
-        _hide_password(sys.orig_argv)
+        address.hide_password(sys.orig_argv)
     try:
         arguments = build_parser().parse_args(argv)
         store = RunStore(arguments.adapters_dir)
@@ -131,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.headless_sweep:
             return _sweep(arguments, store)
         if arguments.headless_queue:
-            return _queue(store)
+            from qlora_gui import headless_sweep
+
+            return headless_sweep.show(store)
         if arguments.headless_compare:
             return _compare(arguments)
         if arguments.headless_evaluate:
@@ -176,12 +178,6 @@ def _sweep(arguments: argparse.Namespace, store: RunStore) -> int:
     listed = {name: sweep.listed(value) for name, value in knobs.items() if sweep.names_several(name, value)}
     device = budget.parse(arguments.memory) if arguments.memory else budget.here()
     return headless_sweep.sweep(store, sweep.expand(values | listed), device, not arguments.no_wait)
-
-
-def _queue(store: RunStore) -> int:
-    from qlora_gui import headless_sweep
-
-    return headless_sweep.show(store)
 
 
 def _knobs(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -277,24 +273,14 @@ def _page(arguments: argparse.Namespace, store: RunStore) -> int:
     if idle or arguments.preset or arguments.config:
         raise UserError(f"{(idle or ['--preset and --config'])[0]} belongs to a headless verb: add --headless-train.")
     from qlora_gui import hub
-    from qlora_gui.ui.address import Address
     from qlora_gui.ui.app import launch_page
 
-    auth = arguments.auth or os.environ.pop(_AUTH, "")  # no child shall have it
-    address = Address(arguments.host, arguments.port, arguments.share, auth, arguments.allow_host)
-    if address.is_reachable:
+    auth = arguments.auth or os.environ.pop(address.AUTH, "")  # no child shall have it
+    place = address.Address(arguments.host, arguments.port, arguments.share, auth, arguments.allow_host)
+    if place.is_reachable:
         store = RunStore(store.root, [store.root, hub.cache_dir() / "uploads", *arguments.allow_dir])
-    launch_page(store, address)
+    launch_page(store, place)
     return EXIT_FINISHED
-
-
-def _hide_password(argv: Sequence[str]) -> None:
-    """A login on the command line is in every process list: begin this process again, with it in the environment."""
-    for place, word in enumerate(argv):
-        apart = word == "--auth" and place + 1 < len(argv)
-        if apart or word.startswith("--auth="):
-            os.environ[_AUTH] = argv[place + 1] if apart else word.removeprefix("--auth=")
-            os.execv(sys.executable, [*argv[:place], *argv[place + 1 + apart :]])
 
 
 def _flag(name: str) -> str:
