@@ -101,10 +101,13 @@ def test_the_page_behind_its_login(browser: Any, tmp_path: Path) -> None:
         page.wait_for_timeout(700)
         expect(page.locator("#topbar")).to_have_count(0)
         shot(page, "login")
+        page.get_by_label("username").fill("me")  # Gradio empties both after a wrong try
         page.get_by_label("password").fill("a long password")
         page.get_by_role("button", name="Login").click()
         expect(page.locator("#topbar")).to_contain_text("GB free", timeout=SLOW)
-        page.locator("#upload input[type=file]").set_input_files(str(rows))
+        with page.expect_file_chooser() as chooser:
+            page.locator("#upload").click()
+        chooser.value.set_files(rows)
         expect(page.locator("#knob-dataset :is(input, textarea)").first).to_have_value(
             re.compile("mine.jsonl"), timeout=SLOW
         )
