@@ -11,6 +11,7 @@ from tests.browser.conftest import SLOW
 from tests.conftest import TINY
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright").expect
+expect.set_options(timeout=SLOW)  # the machine may be small and busy
 
 
 def shot(page: Any, name: str) -> None:
