@@ -10,11 +10,11 @@ from qlora_gui.memory.budget import Budget
 from qlora_gui.runs import queue
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import last
-from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.runs.store import LIVE, Run, RunStore
 from qlora_gui.runs.sweep import Sweep, create, words
 
 _POLL_SECONDS = 1.0
-_GOING = ("queued", "starting", "running", "stopping")
+_GOING = ("queued", *LIVE)
 
 
 def sweep(store: RunStore, found: Sweep, budget: Budget, wait: bool = True) -> int:

@@ -3,7 +3,6 @@
 import itertools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,22 +13,14 @@ from qlora_gui.runs import launch, queue
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY, train
+from tests.faults.ground import ENDED, until
 
 ROOT = Path(__file__).parents[1]
-ENDED = ("finished", "stopped", "failed", "died")
 
 
 def starters(store: RunStore) -> list[psutil.Process]:
     words = [queue.MODULE, str(store.root)]
     return [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[-2:] == words]
-
-
-def until(true: object, seconds: float = 90) -> None:
-    assert callable(true)
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.1)
 
 
 def made(store: RunStore, base: Path, *names: str, **knobs: object) -> list[Run]:
@@ -68,7 +59,7 @@ def test_runs_wait_in_order_through_a_killed_starter(store: RunStore, llama: Pat
     assert [run.state() for run in (first, b, c, d)] == ["finished"] * 4, b.log_tail()
     spans = [span(run) for run in (first, d, b, c)]
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), spans
-    until(lambda: not starters(store), 10)
+    until(lambda: not starters(store), seconds=10)
     assert not queue.waiting(store)
 
 
@@ -82,7 +73,7 @@ def test_only_one_starter_lives(store: RunStore, llama: Path) -> None:
     assert len(starters(store)) == 1
     queue.leave(store.get("b"))
     assert store.get("b").state() == "stopped"
-    until(lambda: not starters(store), 10)
+    until(lambda: not starters(store), seconds=10)
 
 
 def test_a_run_that_cannot_start_does_not_hold_up_the_others(store: RunStore, llama: Path, tmp_path: Path) -> None:
@@ -111,25 +102,3 @@ def test_a_stopped_run_waits_to_be_resumed(store: RunStore, llama: Path) -> None
     until(lambda: run.state() == "finished")
     started = [event for event in run.events()[0] if event["kind"] == "started"]
     assert [event["resumed"] for event in started] == [False, True]
-
-
-def test_two_starts_at_once_give_the_gpu_to_one(store: RunStore, llama: Path) -> None:
-    """Two processes start a run each in the same moment: one trains, the other is told."""
-    runs = made(store, llama, "a", "b", max_steps=4)
-    code = (
-        "import sys\nfrom qlora_gui.errors import UserError\nfrom qlora_gui.runs import launch\n"
-        "from qlora_gui.runs.store import RunStore\nstore = RunStore(sys.argv[1])\n"
-        "try:\n    launch.start(store.get(sys.argv[2]), store)\nexcept UserError as error:\n    sys.exit(str(error))"
-    )
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(store.root), run.id], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        for run in runs
-    ]
-    said = [child.communicate(timeout=60)[1] for child in children]
-    assert sorted(child.returncode for child in children) == [0, 1]
-    [told] = [text for text in said if text]
-    assert "stop it or let it finish first" in told
-    until(lambda: any(run.state() == "finished" for run in runs))
-    assert sum(bool(run.events()[0]) for run in runs) == 1

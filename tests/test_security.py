@@ -311,6 +311,16 @@ def test_a_short_password_is_refused_where_others_can_reach_the_page() -> None:
     assert Address("0.0.0.0").login() and Address(share=True).login() and Address().login() is None
 
 
+def test_a_chat_template_reaches_nothing_of_python(llama: Path) -> None:
+    from qlora_gui.data import literal
+    from qlora_gui.model.base import load_tokenizer
+
+    tokenizer = load_tokenizer(llama)
+    for template in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__class__.__base__ }}"):
+        with pytest.raises(Exception, match="unsafe"):
+            literal.prompt([{"role": "user", "content": "x"}], tokenizer, chat_template=template)
+
+
 def test_a_base_that_brings_code_or_pickles_runs_none(llama: Path, tmp_path: Path) -> None:
     import pickle
     import shutil

@@ -14,6 +14,7 @@ from qlora_gui.memory import budget, sweeps
 from qlora_gui.runs import queue, sweep
 from qlora_gui.runs.store import RunStore
 from tests.conftest import TINY
+from tests.faults.ground import until
 
 ROOT = Path(__file__).parents[1]
 SIX: dict[str, Any] = {"name": "six", "rank": [8, 16, 64], "bias": ["none", "all"], "alpha": 16}
@@ -118,6 +119,4 @@ def test_one_run_is_queued_and_the_command_returns(tmp_path: Path, llama: Path) 
     done = run(tmp_path, "--headless-train", "--queue", "--base-model", str(llama), "--name", "later", *words)
     assert done.returncode == 0 and "Run later waits" in done.stdout, done.stderr
     one = RunStore(tmp_path / "adapters").get("later")
-    from tests.test_queue import until
-
     until(lambda: one.state() == "finished")

@@ -74,7 +74,7 @@ class RunConfig(BaseModel):
     packing: bool = knob(False, "Fill rows with several examples that cannot see each other.", "Memory")
 
     num_processes: int = knob(1, "Processes, one a GPU, that train together; accelerate launches them.", "Several GPUs", ge=1, le=1024)
-    accelerate_config: str = knob("", "A file made by accelerate config, for FSDP or several machines; empty is data parallel.", "Several GPUs")
+    accelerate_config: str = knob("", "A file made by accelerate config, for several machines say; empty is data parallel on this one.", "Several GPUs")
 
     logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1)
     eval_steps: int = knob(50, "Steps between two held-out measurements.", "Logging", ge=1)

@@ -24,6 +24,7 @@ from qlora_gui.runs.names import made_up_name
 SCHEMA = 1
 YOUNG_SECONDS = 30.0
 State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died"]
+LIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 
 
@@ -126,7 +127,7 @@ class Run:
         return "starting" if young else "died"
 
     def is_live(self) -> bool:
-        return self.state() in ("starting", "running", "stopping")
+        return self.state() in LIVE
 
     def has_adapter(self) -> bool:
         """Whether a whole adapter lies in the folder."""

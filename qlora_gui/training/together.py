@@ -30,11 +30,6 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def local_rank() -> int:
-    """This process's number on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 def world() -> int:
     """How many processes there are, over all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))

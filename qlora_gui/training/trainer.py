@@ -133,14 +133,12 @@ class RunTrainer(Trainer):
         size = self.args.per_device_train_batch_size
         rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
-        parts += [[batches.BLANK]] * (-len(parts) % together.world())  # all take as many steps, for a shared base
         total, count = 0.0, 0
         for part in parts[together.rank() :: together.world()]:
             batch = self.data_collator(part)
             batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
             labelled = int((batch["labels"][:, 1:] != -100).sum())
-            loss = float(model(**batch).loss)
-            total += loss * labelled if labelled else 0.0
+            total += float(model(**batch).loss) * labelled
             count += labelled
         return total, count
 

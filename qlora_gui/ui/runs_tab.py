@@ -80,8 +80,9 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     doomed = gr.State("")
 
     def refresh(before: str, picked: list[str]) -> Any:
-        queue.ensure_starter(store)
         found = summaries(store)
+        if any(one.place for one in found):
+            queue.ensure_starter(store)
         now = repr([(one.id, one.row()) for one in found])
         if now == before:
             return gr.skip()

@@ -6,11 +6,11 @@ from typing import Any
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.curves import by_step, points
 from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.runs.store import LIVE
 from qlora_gui.runs.wording import clock
 from qlora_gui.ui import html
 from qlora_gui.ui.chart import Series, line_chart
 
-LIVE = ("starting", "running", "stopping")
 _ENDINGS = {
     "eos": "ended by itself (EOS)",
     "stop string": "ended at a stop text",

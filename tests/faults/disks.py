@@ -12,7 +12,6 @@ from pathlib import Path
 from qlora_gui.compare import adapter_file
 from qlora_gui.errors import UserError
 from qlora_gui.judge import job
-from qlora_gui.judge.votes import VoteLog
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from tests.faults.ground import (
@@ -118,9 +117,6 @@ def garbage(ground: Ground) -> None:
         check(ended(one) == "finished", one.log_tail(5))
     job.start([run], job.Settings(rows=4, max_new_tokens=4))
     until(lambda: not job.state(run).running, "an evaluation")
-    VoteLog(ground.store.root)
-    run.queue_file.write_text('{"place": 1, "resume": false}')
-    run.queue_file.unlink()
     kept = ground.folder / "kept"
     shutil.copytree(run.path, kept)
     files = sorted(path.relative_to(run.path) for path in run.path.rglob("*") if path.is_file())

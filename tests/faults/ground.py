@@ -61,7 +61,7 @@ def losses(run: Run) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in run.events()[0] if event["kind"] == "step"}
 
 
-def until(true: Any, what: str, seconds: float = 120) -> None:
+def until(true: Any, what: str = "what was waited for", seconds: float = 120) -> None:
     """Wait for something; LostError where it does not come."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -5,7 +5,7 @@ from qlora_gui.judge.report.ballots import is_base
 from qlora_gui.judge.report.blocks import Block, Curves, Heading, Link, Paragraph, Table
 from qlora_gui.judge.report.experiment import anchor
 from qlora_gui.judge.report.facts import Experiment, Facts
-from qlora_gui.judge.report.words import cut, interval, knob
+from qlora_gui.judge.report.words import VERDICTS, cut, interval, knob
 from qlora_gui.judge.tally import counted
 from qlora_gui.judge.votes import HUMAN, Contest
 from qlora_gui.runs.curves import Series, points
@@ -13,7 +13,6 @@ from qlora_gui.runs.wording import clock
 
 _MOST_LINES = 6  # in one chart
 _LONGEST = 60  # characters of a setting
-_VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 
 
 def blocks(facts: Facts) -> list[Block]:
@@ -73,7 +72,7 @@ def _ran(one: Experiment) -> list[str]:
 def _came(one: Experiment, facts: Facts) -> list[str]:
     found = one.evaluation
     change = f"{found.loss.difference:+.3f} {interval(found.loss.low, found.loss.high, sign=True)}" if found else ""
-    verdict = _VERDICTS[found.verdict.kind] if found else "not evaluated"
+    verdict = VERDICTS[found.verdict.kind] if found else "not evaluated"
     return [verdict, _losses(one), change, _votes(one, facts), _doctor(one)]
 
 

@@ -7,11 +7,9 @@ from qlora_gui.judge.report import comparable
 from qlora_gui.judge.report.blocks import Block, Heading, Link, Paragraph, Table
 from qlora_gui.judge.report.experiment import anchor
 from qlora_gui.judge.report.facts import Experiment, Observation
-from qlora_gui.judge.report.words import and_, knob
+from qlora_gui.judge.report.words import VERDICTS, and_, knob
 from qlora_gui.judge.tally import counted
 from qlora_gui.runs import sweep
-
-_VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 
 
 def blocks(experiments: Sequence[Experiment]) -> list[Block]:
@@ -88,5 +86,5 @@ def _loss(one: Experiment) -> float | None:
 
 def _came(one: Experiment) -> list[str]:
     loss = _loss(one)
-    verdict = _VERDICTS[one.evaluation.verdict.kind] if one.evaluation else "not evaluated"
+    verdict = VERDICTS[one.evaluation.verdict.kind] if one.evaluation else "not evaluated"
     return [one.state, "" if loss is None else f"{loss:.3f}", verdict]

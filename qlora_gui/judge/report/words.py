@@ -7,6 +7,7 @@ from pathlib import Path
 from qlora_gui.judge.report import comparable
 from qlora_gui.judge.report.facts import Experiment
 
+VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 _MOST = 3  # settings that are named in a sentence
 _APART = ("base_model", "dataset")  # named in words of their own
 _UNPRINTABLE = re.compile(
