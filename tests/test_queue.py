@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch, queue
+from qlora_gui.runs import launch, locks, queue
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY, train
@@ -64,10 +64,10 @@ def test_runs_wait_in_order_through_a_killed_starter(store: RunStore, llama: Pat
 
 
 def test_only_one_starter_lives(store: RunStore, llama: Path) -> None:
-    [first] = made(store, llama, "first", max_steps=8)
+    [first] = made(store, llama, "first", max_steps=400)
     launch.start(first, store)
     queue.add(store, made(store, llama, "b"))
-    until(lambda: starters(store))
+    until(lambda: locks.is_held(store.root / queue.LOCK))
     command = [sys.executable, "-m", queue.MODULE, str(store.root)]
     assert subprocess.run(command, cwd=ROOT, timeout=30).returncode == 0
     assert len(starters(store)) == 1

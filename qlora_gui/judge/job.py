@@ -11,6 +11,7 @@ from typing import Any
 import filelock
 
 from qlora_gui.errors import UserError
+from qlora_gui.judge import stored
 from qlora_gui.runs import events, locks
 from qlora_gui.runs.launch import detached
 from qlora_gui.runs.store import Run
@@ -95,13 +96,17 @@ def _is_locked(folder: Path) -> bool:
 
 
 def result(run: Run) -> dict[str, Any] | None:
-    """The latest evaluation of this run's adapter; None where there is none, or it was of another adapter."""
+    """The latest evaluation of this run's adapter; None where there is none, it is damaged, or of another adapter.
+
+    What it may lack (see `stored.Evaluation`) is None in it, or empty.
+    """
     try:
         found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    saved = events.last(run.events()[0], "saved")
-    if not isinstance(found, dict) or not {"loss", "verdict", "adapter"} <= found.keys():
+    known = stored.evaluation_of(found)
+    if known is None:
         return None
-    stale = saved and saved.get("sha256") not in (None, found["adapter"].get("sha256"))
-    return None if stale else found
+    saved = events.last(run.events()[0], "saved")
+    stale = saved and saved.get("sha256") not in (None, known.adapter.sha256)
+    return None if stale else stored.OPTIONAL | found

@@ -42,6 +42,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     if found["general"]:
         values.append(("loss on general text", found["general"]["base"], found["general"]["adapter"], ".3f"))
     for key, name, style in TEXTS if texts else ():
-        if texts["base"][key] is not None:
-            values.append((name, texts["base"][key], texts["adapter"][key], style))
+        sides = texts["base"].get(key), texts["adapter"].get(key)
+        if None not in sides:
+            values.append((name, *sides, style))
     return [(name, format(base, style), format(adapter, style)) for name, base, adapter, style in values]

@@ -21,7 +21,7 @@ from qlora_gui.runs.store import Run, RunStore, write_whole
 
 MODULE = "qlora_gui.runs.queue"
 LOG = ".queue.log"
-_LOCK = ".queue.lock"
+LOCK = ".queue.lock"
 _POLL_SECONDS = 1.0
 
 
@@ -67,7 +67,7 @@ def leave(run: Run) -> None:
 
 def ensure_starter(store: RunStore) -> None:
     """Start the process that starts waiting runs, unless it lives or nothing waits."""
-    if not waiting(store) or locks.is_held(store.root / _LOCK):
+    if not waiting(store) or locks.is_held(store.root / LOCK):
         return
     with (store.root / LOG).open("ab") as log:
         launch.detached([sys.executable, "-m", MODULE, str(store.root)], log)
@@ -78,7 +78,7 @@ def _mark(run: Run, place: int, resume: bool) -> None:
 
 
 def _lock(store: RunStore) -> filelock.BaseFileLock:
-    return filelock.FileLock(store.root / _LOCK, timeout=0)
+    return filelock.FileLock(store.root / LOCK, timeout=0)
 
 
 def serve(store: RunStore) -> None:

@@ -68,9 +68,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         child.wait(20)
         for run in store.all():
             launch.kill(run)
-    assert "in process_events" not in said.read_text(), said.read_text()[
-        -3000:
-    ]  # where Gradio tells of a listener that raised
+    told = said.read_text()
+    assert "in process_events" not in told, told[-3000:]  # where Gradio tells of a listener that raised
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from qlora_gui.judge import job
-from qlora_gui.runs import config as configs
+from qlora_gui.judge.votes import Column, Vote, VoteLog
 from qlora_gui.runs.events import EventLog
 from tests.browser.conftest import ROOT, SLOW, Site
 from tests.browser.page import expect, fill, shot
 from tests.test_report import Made
 
 pytestmark = pytest.mark.browser
+SIDES = ("prompt", "reference", "base", "adapter")
 BAD = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>[x](javascript:window.hacked=1)${window.hacked=1}'
 
 
@@ -37,18 +38,17 @@ def hostile(site: Site) -> None:
     log.append("fit", text=BAD, knobs={})
     log.append("failed", message=BAD, bug=True)
     run.log_file.write_text(f"{BAD}\n" * 5)
-    (run.path / job.FILE).write_text(
-        json.dumps({"loss": BAD, "verdict": {"kind": "better", "text": BAD}, "adapter": {}})
+    made.evaluated(verdict={"kind": "better", "text": BAD}, examples=[dict.fromkeys(SIDES, BAD)])
+    found = json.loads((run.path / job.FILE).read_text())
+    found["data"]["source"] = BAD
+    (run.path / job.FILE).write_text(json.dumps(found))
+    columns = (Column("base", None), Column(BAD, None))
+    turns = [{"role": "user", "content": BAD}]
+    VoteLog(site.store.root).add(
+        Vote(BAD, BAD, turns, columns, (0, 1), 1, (BAD, BAD), (3, 3), base={"fingerprint": BAD})
     )
-    vote = {
-        "kind": "vote",
-        "prompt": BAD,
-        "columns": [[BAD, None]] * 2,
-        "order": [0, 1],
-        "choice": 0,
-        "answers": [BAD] * 2,
-    }
-    (site.store.root / "votes.jsonl").write_text(json.dumps({"t": 1.0, "id": BAD} | vote) + "\n")
+    broken = Made(site.store, "broken").trained([2.0, 1.0]).run
+    (broken.path / job.FILE).write_text(json.dumps(found | {"loss": BAD, "verdict": BAD}))
 
 
 def test_nothing_in_a_strangers_run_is_run(open_page: Any, site: Site) -> None:
@@ -58,9 +58,12 @@ def test_nothing_in_a_strangers_run_is_run(open_page: Any, site: Site) -> None:
         "?tab=train&run=hostile",
         "?tab=compare&run=hostile",
         "?tab=report&run=hostile",
+        "?tab=runs&run=broken",
     ):
         page = open_page(address)
         page.wait_for_timeout(2500)
+        if address == "?tab=runs&run=hostile":
+            expect(page.locator("#runs-judged")).to_contain_text("onerror")  # it is shown, as text
         assert page.evaluate("window.hacked") is None, address
         assert page.locator("img[src='x']").count() == 0, address
     page = open_page(f"?tab=runs&run={BAD.replace('&', '%26').replace('#', '%23')}")
@@ -118,4 +121,3 @@ def test_the_page_behind_its_login(browser: Any, tmp_path: Path) -> None:
     finally:
         child.terminate()
         child.wait(20)
-    assert configs.resolve(preset="demo").base_model == "demo"

@@ -42,7 +42,7 @@ def page(ground: Ground) -> None:
     """SIGKILL the page that started a run: training goes on, and a new page has everything."""
     run = ground.create()
     code = (
-        "import sys, threading\nfrom qlora_gui.runs import launch\nfrom qlora_gui.runs.store import RunStore\n"
+        "import sys\nfrom qlora_gui.runs import launch\nfrom qlora_gui.runs.store import RunStore\n"
         "from qlora_gui.ui.address import Address\nfrom qlora_gui.ui.app import launch_page\nstore = RunStore(sys.argv[1])\n"
         "if len(sys.argv) > 2:\n    launch.start(store.get(sys.argv[2]), store)\nlaunch_page(store, Address())"
     )
@@ -81,13 +81,15 @@ def worker(ground: Ground) -> None:
     try:
         client.columns(str(ground.base), "", [run.path])
         whole = [event for event in client.answer(asked, dice) if event["kind"] == "text"]
+        moment = ground.dice.randrange(1, len(whole))
         try:
             for number, _ in enumerate(client.answer(asked, dice)):
-                if number == ground.dice.randrange(1, 40):
+                if number == moment:
                     _kill_children("qlora_gui.compare.worker")
         except UserError as error:
             check("killed" in str(error), f"what happened is not said: {error}")
-        _kill_children("qlora_gui.compare.worker")
+        else:
+            check(False, "nobody noticed that the worker was killed")
         again = [event for event in client.answer(asked, dice) if event["kind"] == "text"]
         texts = [["".join(e["text"] for e in found if e["column"] == n) for n in (0, 1)] for found in (whole, again)]
         check(texts[0] == texts[1], "the new worker answers otherwise")

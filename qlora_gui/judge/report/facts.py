@@ -7,7 +7,7 @@ from typing import Any, Literal
 from qlora_gui.hardware import Device
 from qlora_gui.judge.doctor import Finding
 from qlora_gui.judge.report.ballots import Ballots
-from qlora_gui.judge.report.reading import Evaluation
+from qlora_gui.judge.stored import Evaluation
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.events import FINAL, Event, last

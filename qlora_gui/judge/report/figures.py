@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from statistics import median
 
 from qlora_gui.judge.report.facts import Experiment, Figure
-from qlora_gui.judge.report.reading import BothTexts, Evaluation
 from qlora_gui.judge.report.words import interval
+from qlora_gui.judge.stored import BothTexts, Evaluation
 from qlora_gui.judge.wording import TEXTS
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.wording import clock

@@ -12,6 +12,7 @@ from qlora_gui.judge.doctor import Finding
 from qlora_gui.judge.doctor.finding import LEVELS
 from qlora_gui.judge.report import ballots, memory, reading
 from qlora_gui.judge.report.facts import Experiment, Facts
+from qlora_gui.judge.stored import evaluation_of
 from qlora_gui.memory.shape import Shape
 from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.runs.events import Event, last
@@ -50,8 +51,8 @@ def _experiment(
     events = reading.readable(run.events()[0])
     config = _as_it_ran(config, events)
     shape = memory.shape_of(config)
-    found = _evaluation_file(run)
-    evaluation = reading.evaluation_of(found)
+    found = job.result(run) or {}
+    evaluation = evaluation_of(found)
     findings, no_doctor = _examined(config, shape, events, found if evaluation else None)
     return Experiment(
         number=number,
@@ -102,14 +103,6 @@ def _as_it_ran(config: RunConfig | None, events: Sequence[Event]) -> RunConfig |
         return make(config.model_dump() | knobs)
     except (UserError, TypeError):
         return config
-
-
-def _evaluation_file(run: Run) -> dict[str, Any]:
-    """What evaluation.json holds of this adapter; {} where there is none, or it is of an earlier one."""
-    try:
-        return job.result(run) or {}
-    except (AttributeError, TypeError):  # JSON of another form
-        return {}
 
 
 def _not_evaluated(run: Run) -> str:

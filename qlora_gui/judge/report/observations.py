@@ -6,8 +6,8 @@ from statistics import median
 
 from qlora_gui.judge.report import comparable, preferences, swept
 from qlora_gui.judge.report.facts import Experiment, Facts, Observation
-from qlora_gui.judge.report.reading import Evaluation
 from qlora_gui.judge.report.words import and_, called, change, interval, knob, shortened
+from qlora_gui.judge.stored import Evaluation
 from qlora_gui.judge.tally import counted
 
 _AGAINST = {"better": "is better than", "worse": "is worse than", "unclear": "is not shown to be better than"}
