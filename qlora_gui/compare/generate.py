@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
@@ -119,11 +120,7 @@ class GumbelNoise(LogitsProcessor):
 
     def __init__(self, decoding: Decoding, rows: int):
         self.decoding = decoding
-        # Seeds are below 2**32, so those of rows never meet the seed of another question.
-        self.dice = [
-            torch.Generator().manual_seed(decoding.seed + (row << 32))
-            for row in range(1 if decoding.same_dice else rows)
-        ]
+        self.dice = [_dice(decoding.seed, row) for row in range(1 if decoding.same_dice else rows)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float() / self.decoding.temperature
@@ -132,6 +129,11 @@ class GumbelNoise(LogitsProcessor):
         dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.decoding.top_p)
         noise = torch.stack([_gumbel(scores.shape[-1], dice) for dice in self.dice])
         return scores.masked_fill(dropped, -math.inf) + noise.to(scores.device, scores.dtype)
+
+
+def _dice(seed: int, row: int) -> torch.Generator:
+    """A row's own generator. Its seed is hashed: of a seed the generator on CPUs reads the lower 32 bits alone."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, row)).generate_state(1)[0]))
 
 
 def _gumbel(size: int, dice: torch.Generator) -> torch.Tensor:

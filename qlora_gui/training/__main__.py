@@ -59,6 +59,7 @@ def _train(run: Run, log: EventLog, resume: bool, room: reserve.Reserve | None =
         train(run, log, resume)
         return 0
     except Exception as error:
+        together.await_reason(error)
         if room is not None:
             room.give_back()  # a last word needs a place on the disk
         told = _reason(run, error)

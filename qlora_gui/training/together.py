@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -133,6 +134,19 @@ def on_failure_of_others(log: Callable[[str], object]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def await_reason(error: Exception, seconds: float = 10) -> None:
+    """On rank 0: where `error` is only that the others cannot be reached, wait for the word on which of them failed.
+
+    Whoever started the processes ends those that are left; the watch of `on_failure_of_others` then tells the reason.
+    """
+    if world() == 1 or rank() != 0:
+        return
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+        time.sleep(seconds)
 
 
 def _store() -> Any:
