@@ -29,6 +29,11 @@ TINY: dict[str, object] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that of two workers none is left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("demo") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Quantized bases of tests are not kept among the user's; the demo model is shared, making it takes a while."""

@@ -17,7 +17,7 @@ KNOBS = (
     "name base_model revision dataset dataset_format dataset_split system_prompt max_length eval_fraction rank alpha "
     "dropout bias target_modules use_rslora quant_type double_quant epochs max_steps learning_rate lr_scheduler "
     "warmup_ratio weight_decay max_grad_norm optimizer batch_size gradient_accumulation gradient_checkpointing attention auto_fit packing "
-    "logging_steps eval_steps probe_prompts probe_tokens save_steps seed report_to special_tokens num_processes accelerate_config"
+    "logging_steps eval_steps probe_prompts probe_tokens save_steps seed report_to special_tokens num_processes fsdp accelerate_config"
 ).split()
 
 
@@ -113,6 +113,7 @@ def test_a_wrong_config_file_is_a_sentence(tmp_path: Path, body: str, said: str)
 OTHER: dict[str, Any] = {
     "special_tokens": "control",
     "num_processes": 2,
+    "fsdp": True,
     "accelerate_config": "two.yaml",
     "name": "my-run",
     "base_model": "owner/model",

@@ -1,4 +1,5 @@
-"""Two processes on the CPU: the same rows a step, the losses of one process with twice the batch, stop and resume."""
+"""Two processes on the CPU: the same rows a step, the losses of one process with twice the batch, stop and resume; and
+FSDP, where each keeps half of the 4-bit base."""
 
 import json
 import os
@@ -12,8 +13,12 @@ from typing import Any
 import pytest
 
 from qlora_gui.data import batches
-from qlora_gui.runs import launch
-from qlora_gui.runs.config import make
+from qlora_gui.errors import UserError
+from qlora_gui.memory import known
+from qlora_gui.memory.budget import card
+from qlora_gui.memory.plan import plan
+from qlora_gui.runs import launch, several
+from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY, wait_until_ended
 
@@ -21,6 +26,15 @@ ROOT = Path(__file__).parents[1]
 # 39 rows are in no batch of four whole: the last step of an epoch is filled up. Two epochs, and no dropout.
 KNOBS: dict[str, Any] = TINY | {"max_steps": 0, "epochs": 2, "dropout": 0, "eval_fraction": 0.1, "save_steps": 5}
 KNOBS |= {"eval_steps": 5, "gradient_accumulation": 2, "seed": 3}
+FSDP_FILE = """compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+main_process_port: 0
+fsdp_config:
+  fsdp_version: 2
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -127,9 +141,7 @@ def test_another_number_of_processes_does_not_resume(store: RunStore, llama: Pat
     assert "begun with 2 processes" in run.events()[0][-1]["message"]
 
 
-def test_an_accelerate_config_is_used_and_what_is_not_supported_is_said(
-    store: RunStore, llama: Path, rows: Path, tmp_path: Path
-) -> None:
+def test_an_accelerate_config_is_used(store: RunStore, llama: Path, rows: Path, tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n"
     file.write_text(settings + "mixed_precision: 'bf16'\nmain_process_port: 0\n")
@@ -137,13 +149,6 @@ def test_an_accelerate_config_is_used_and_what_is_not_supported_is_said(
     assert wait_until_ended(run) == "finished", run.log_tail(60)
     [base] = [event for event in run.events()[0] if event["kind"] == "base"]
     assert base["processes"] == 2 and base["dtype"] == "float32"
-    fsdp = tmp_path / "fsdp.yaml"
-    fsdp.write_text(settings.replace("MULTI_GPU", "FSDP") + "mixed_precision: 'no'\nmain_process_port: 0\n")
-    run = start(store, llama, rows, name="fsdp", accelerate_config=str(fsdp))
-    assert wait_until_ended(run) == "failed"
-    assert "asks for FSDP, which is not supported yet" in run.events()[0][-1]["message"], run.log_tail(60)
-    from qlora_gui.errors import UserError
-
     with pytest.raises(UserError, match="does not exist"):
         start(store, llama, rows, name="gone", accelerate_config=str(tmp_path / "no.yaml"))
 
@@ -171,6 +176,62 @@ def test_two_machines_as_the_slurm_script_starts_them(store: RunStore, llama: Pa
     assert run.state() == "finished", done.stdout + done.stderr + run.log_tail(40)
     [base] = [event for event in run.events()[0] if event["kind"] == "base"]
     assert base["processes"] == 2 and done.returncode == 0
+
+
+def events(run: Run, kind: str) -> list[dict[str, Any]]:
+    return [event for event in run.events()[0] if event["kind"] == kind]
+
+
+def test_shared_out_it_takes_the_steps_of_whole_bases(store: RunStore, bloom: Path, rows: Path) -> None:
+    """Exactly, for the same numbers are computed, whoever keeps the weights."""
+    knobs = {"num_processes": 2, "bias": "all", "optimizer": "adamw_8bit", "probe_prompts": 1}
+    whole = start(store, bloom, rows, name="whole", **knobs)
+    assert wait_until_ended(whole) == "finished", whole.log_tail(60)
+    shared = start(store, bloom, rows, name="shared", fsdp=True, **knobs)
+    assert wait_until_ended(shared) == "finished", shared.log_tail(60)
+    assert len(losses(whole)) == 10 and losses(shared) == losses(whole)
+    assert losses(shared, "eval") == losses(whole, "eval")
+    assert [event["answers"] for event in events(shared, "probe")] == [e["answers"] for e in events(whole, "probe")]
+    weights = [(run.path / "adapter_model.safetensors").read_bytes() for run in (whole, shared)]
+    assert weights[0] == weights[1]
+    [said] = [event["text"] for event in events(shared, "stage") if "Each process keeps" in event["text"]]
+    mine, size = (float(word) for word in said.split() if word[0].isdigit() and "." in word)
+    assert mine == pytest.approx(size / 2, rel=0.02)
+
+
+def test_shared_out_by_a_config_file_a_stop_and_a_resume_change_nothing(
+    store: RunStore, llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """With layers recomputed, dropout, and linears without LoRA."""
+    file = tmp_path / "fsdp.yaml"
+    file.write_text(FSDP_FILE)
+    knobs = {"gradient_checkpointing": "all", "dropout": 0.1, "target_modules": "q_proj,v_proj", "double_quant": False}
+    whole = start(store, llama, rows, name="whole", num_processes=2, **knobs)
+    assert wait_until_ended(whole) == "finished", whole.log_tail(60)
+    run = start(store, llama, rows, name="shared", accelerate_config=str(file), **knobs)
+    while not losses(run) and run.is_live():
+        time.sleep(0.05)
+    run.request_stop()
+    assert wait_until_ended(run) == "stopped" and max(losses(run)) < 10, run.log_tail(60)
+    launch.start(run, store, resume=True)
+    assert wait_until_ended(run) == "finished", run.log_tail(60)
+    assert losses(run) == losses(whole)
+
+
+def test_the_plan_counts_a_share(tmp_path: Path) -> None:
+    """Of 30 layers in 4 processes 8, and 3 that lie there whole; a file that asks for FSDP counts like the knob."""
+    file = tmp_path / "fsdp.yaml"
+    file.write_text(FSDP_FILE.replace("num_processes: 2", "num_processes: 4"))
+    shape = known.of_known("bigscience/bloom-7b1")
+    plans = [
+        plan(RunConfig(**knobs), shape, card(80))
+        for knobs in ({}, {"fsdp": True, "num_processes": 4}, {"accelerate_config": str(file)})
+    ]
+    sizes = [next(term.bytes for term in found.terms if term.key == "weights_4bit") for found in plans]
+    assert shape.layers == 30 and sizes[1] == sizes[2] == pytest.approx(sizes[0] * 11 / 30)
+    assert several.sharers(RunConfig(accelerate_config=str(tmp_path / "gone.yaml"))) == 1
+    with pytest.raises(UserError, match="set num_processes"):
+        make({"fsdp": True})
 
 
 @pytest.mark.parametrize(("count", "world", "size"), [(39, 2, 2), (40, 2, 2), (7, 3, 2), (1, 2, 4), (8, 4, 1)])

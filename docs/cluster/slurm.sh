@@ -4,16 +4,17 @@
 #SBATCH --gpus-per-node=4
 # One run over several nodes:  sbatch docs/cluster/slurm.sh --base-model ... --dataset ...
 # Every node sees the same folder and virtual environment (put its bin on the PATH). The first node makes the run and
-# writes to it; the others join. GPUS is how many processes a node has, ADAPTERS where runs lie, PORT any free one.
+# writes to it; the others join. GPUS is how many processes a node has, ADAPTERS where runs lie, PORT any free one, and
+# TYPE=FSDP shares the 4-bit base out among all of them.
 set -eu
-GPUS=${GPUS:-4} ADAPTERS=${ADAPTERS:-adapters} PORT=${PORT:-29500}
+GPUS=${GPUS:-4} ADAPTERS=${ADAPTERS:-adapters} PORT=${PORT:-29500} TYPE=${TYPE:-MULTI_GPU}
 RUN=job-$SLURM_JOB_ID
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 CONFIG=$(mktemp "${TMPDIR:-/tmp}/accelerate-XXXXXX.yaml")
 mkdir -p "$ADAPTERS"
 cat >"$CONFIG" <<END
 compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
+distributed_type: $TYPE
 num_machines: $SLURM_JOB_NUM_NODES
 num_processes: $((SLURM_JOB_NUM_NODES * GPUS))
 machine_rank: 0

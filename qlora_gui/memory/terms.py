@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from qlora_gui.memory import activations
 from qlora_gui.memory.step import Step
+from qlora_gui.runs import several
 
 # Logits a chunk of the loss: as in model/loss.py, which this side of the house does not import.
 CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**26
+# Layers that lie whole beside a process's share of them: one in use, the next being fetched, and what it comes in.
+_WHOLE_LAYERS = 3
 _SMALL = 4096  # bitsandbytes keeps states of smaller parameters in fp32 (min_8bit_size)
 MIB = 2**20
 # Assumed: what CUDA and its libraries hold besides tensors (context, kernels), 0.4 to 0.6 GB on current cards.
@@ -65,13 +68,17 @@ def trained(step: Step) -> Trained:
 def weights_4bit(step: Step) -> int:
     """Half a byte a weight and one absmax a block of 64: fp32, or one byte and one fp32 a block of 256 of them.
 
-    That is 0.515869 or 0.5625 bytes a weight (QLoRA, 2305.14314, section 3).
+    That is 0.515869 or 0.5625 bytes a weight (QLoRA, 2305.14314, section 3). Shared out by FSDP it is a share and a few
+    whole layers.
     """
     total = 0
     for linear in step.shape.linears:
         blocks = -(-linear.weights // 64)
         total += -(-linear.weights // 2) + (blocks + 4 * -(-blocks // 256) if step.config.double_quant else 4 * blocks)
-    return total * step.shape.layers
+    layers, sharers = step.shape.layers, several.sharers(step.config)
+    if sharers == 1:
+        return total * layers
+    return total * min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
 
 
 def weights(step: Step) -> int:

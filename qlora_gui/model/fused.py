@@ -65,7 +65,9 @@ def dense(linear: Any, dtype: torch.dtype) -> torch.Tensor:
     kept: torch.Tensor | None = getattr(linear, "kept_dense", None)
     if kept is not None:
         return kept
-    return quantized.dequantize_4bit(linear.weight.data, linear.weight.quant_state).to(dtype)
+    # Weights that are shared out (training/sharding.py) are plain parameters: the module knows their statistics.
+    state = getattr(linear.weight, "quant_state", None) or linear.quant_state
+    return quantized.dequantize_4bit(linear.weight.data, state).to(dtype)
 
 
 def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:

@@ -74,6 +74,7 @@ class RunConfig(BaseModel):
     packing: bool = knob(False, "Fill rows with several examples that cannot see each other.", "Memory")
 
     num_processes: int = knob(1, "Processes, one a GPU, that train together; accelerate launches them.", "Several GPUs", ge=1, le=1024)
+    fsdp: bool = knob(False, "Processes share the 4-bit base out and fetch each layer when it is used (FSDP), for bases larger than a GPU.", "Several GPUs")
     accelerate_config: str = knob("", "A file made by accelerate config, for several machines say; empty is data parallel on this one.", "Several GPUs")
 
     logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1)
@@ -120,6 +121,8 @@ class RunConfig(BaseModel):
     def _together(self) -> "RunConfig":
         if self.revision and (self.base_model == "demo" or Path(self.base_model).expanduser().is_dir()):
             raise ValueError("revision belongs to a hub model: leave it empty for demo or a local folder")
+        if self.fsdp and self.num_processes == 1 and not self.accelerate_config:
+            raise ValueError("fsdp shares the base out among processes: set num_processes or accelerate_config too")
         return self
 
     @property

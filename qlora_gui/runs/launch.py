@@ -93,10 +93,11 @@ def command_of(run: Run, resume: bool) -> list[str]:
         file = Path(config.accelerate_config).expanduser()
         if not file.is_file():
             raise UserError(f"The accelerate config '{config.accelerate_config}' does not exist: check the path.")
-        command += ["--config_file", str(file)]
+        command += ["--config_file", str(file), *(["--use_fsdp"] if config.fsdp else [])]
     else:
         # --multi_gpu also on a CPU: it is the launcher of one process a device, and asks for no GPU itself.
-        command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        way = ["--use_fsdp", "--fsdp_version", "2"] if config.fsdp else ["--multi_gpu"]
+        command += [*way, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", "0"]  # a free one
     if config.num_processes > 1:
         command += ["--num_processes", str(config.num_processes)]

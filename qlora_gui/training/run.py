@@ -51,7 +51,7 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
         stage("Loading the base model in 4 bits")
         ready = setup.prepare(config, base, tokenizer, examples, device, log, stage.say)
         checkpoint = together.agreed(_checkpoint(run)) if resume else None
-        if fitting.wanted(device):
+        if fitting.wanted(device) and not together.sharded():  # where one ran out, the others would wait for it
             stage("Trying the longest batch")
             ready = setup.fit(ready, device, log, stage.say)
         trainer = RunTrainer(

@@ -15,7 +15,7 @@ from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
-from qlora_gui.training import fitting, together
+from qlora_gui.training import fitting, sharding, together
 from qlora_gui.training.trainer import arguments
 
 
@@ -47,7 +47,8 @@ def prepare(
 ) -> Ready:
     """Load the base, prepare it, put the adapter on; writes the `base` event. Raises UserError."""
     dtype = devices.compute_dtype(device)
-    model = bases.load_model(base.path, config.quant_type, config.double_quant, device, dtype, say)
+    where = torch.device("cpu") if together.sharded() else device  # shared out, it may be larger than a GPU
+    model = bases.load_model(base.path, config.quant_type, config.double_quant, where, dtype, say)
     config = fitting.resolve(config, device)
     lora.prepare(model, config)
     rows = batches.as_rows(examples)
@@ -56,7 +57,10 @@ def prepare(
     if config.packing:
         rows = _packed(rows, model, collate.shared_length)
     model = lora.attach(model, config)
-    fused.keep_dense(model)
+    if together.sharded():
+        sharding.install(model, device, say)
+    else:
+        fused.keep_dense(model)
     if reason := loss.install(model.get_base_model()):
         say(f"The loss is computed from all logits at once, for {reason}")
     ready = Ready(config, model, rows, collate)

@@ -16,10 +16,11 @@ from qlora_gui.errors import UserError
 
 Value = TypeVar("Value")
 _FAILED = "qlora_gui/failed"
+_sharded = False
 # Rank 0 may quantize or download for hours while the others wait.
 _PATIENCE = timedelta(hours=6)
+_FSDP = "ACCELERATE_USE_FSDP"
 _NOT_SUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
@@ -38,9 +39,11 @@ def world() -> int:
 
 def begin(device_type: str) -> None:
     """Meet the other processes. Raises UserError for ways of working together that are not supported."""
+    global _sharded
+    _sharded = os.environ.pop(_FSDP, "").lower() == "true"  # popped: `sharding` does it, accelerate shall not too
     for name, what in _NOT_SUPPORTED.items():
         if os.environ.get(name, "").lower() == "true":
-            raise UserError(f"The accelerate config asks for {what}, which is not supported yet: use data parallel.")
+            raise UserError(f"The accelerate config asks for {what}, which is not supported: take MULTI_GPU or FSDP.")
     if world() == 1:
         return
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the prepared model needs no autocast
@@ -49,6 +52,11 @@ def begin(device_type: str) -> None:
     from accelerate import PartialState
 
     PartialState(cpu=device_type == "cpu", timeout=_PATIENCE)
+
+
+def sharded() -> bool:
+    """Whether the processes share the 4-bit base out among them; then their forward passes must go together."""
+    return _sharded and world() > 1
 
 
 def end() -> None:

@@ -22,7 +22,7 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
 from qlora_gui.runs.wording import describe
-from qlora_gui.training import together
+from qlora_gui.training import sharding, together
 from qlora_gui.training.probes import Probes
 from qlora_gui.training.stopping import StopWatch
 
@@ -91,6 +91,8 @@ class RunTrainer(Trainer):
             kwargs["train_dataset"] = [*kwargs["train_dataset"], batches.BLANK]
         # The Trainer refuses eval_strategy without a data set; `evaluate` below reads its own.
         super().__init__(eval_dataset=held_out or kwargs["train_dataset"], **kwargs)
+        if together.sharded():
+            self.model_wrapped = sharding.wrapped(self.model, self.args.device)
         self.run, self.log_events, self.held_out, self.watch = run, log, held_out, watch
         self.probes = probes
         self.last_eval_step = -1
@@ -121,7 +123,7 @@ class RunTrainer(Trainer):
         self.last_eval_step = self.state.global_step
         told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count))
         print(describe(told), flush=True)
-        if self.probes and together.rank() == 0:
+        if self.probes and (together.rank() == 0 or together.sharded()):
             self.log_events.append("probe", step=self.state.global_step, answers=self.probes.answers(model))
         self.measuring_seconds += time.monotonic() - began
         metrics = {"eval_loss": loss}
@@ -133,12 +135,15 @@ class RunTrainer(Trainer):
         size = self.args.per_device_train_batch_size
         rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+        if together.sharded():  # all take as many forward passes
+            parts += [[batches.BLANK]] * (-len(parts) % together.world())
         total, count = 0.0, 0
         for part in parts[together.rank() :: together.world()]:
             batch = self.data_collator(part)
             batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
             labelled = int((batch["labels"][:, 1:] != -100).sum())
-            total += float(model(**batch).loss) * labelled
+            loss = model(**batch).loss
+            total += float(loss) * labelled if labelled else 0.0
             count += labelled
         return total, count
 

@@ -19,7 +19,7 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import RunStore, check_base
 
 OWN = "own settings"  # the preset picker's word for a form that no preset filled
-_WORDS = {"lr": "learning rate", "rslora": "rsLoRA", "eval": "held-out"}
+_WORDS = {"lr": "learning rate", "rslora": "rsLoRA", "eval": "held-out", "fsdp": "FSDP"}
 _WIDE = ("base_model", "dataset", "system_prompt", "target_modules")
 
 

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qlora_gui.judge import job
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, shot
 from tests.conftest import train
+
+pytestmark = pytest.mark.browser
 
 
 def test_a_run_is_evaluated_and_its_verdict_stays(open_page: Any, site: Site, llama: Path) -> None:

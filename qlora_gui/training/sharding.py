@@ -1,0 +1,70 @@
+"""FSDP QLoRA: every process keeps its share of the 4-bit weights and fetches a layer's others when it is used.
+
+Only what is frozen and large is shared out, by torch's `fully_shard` (Zhao et al., 2304.11277). What trains, norms,
+embeddings and head are whole in every process, and DistributedDataParallel averages gradients: a step is that of plain
+data parallel to the bit, with trained biases, 8-bit optimizers and the fused LoRA as ever. Quantized weights are bytes,
+which `fully_shard` gathers as they are: they need no other storage, as flat parameters would.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from qlora_gui.errors import UserError
+
+
+def install(model: Any, device: torch.device, say: Callable[[str], None]) -> None:
+    """Move a PEFT model to `device`, with this process's share of the 4-bit weights of every layer.
+
+    The model may lie on the CPU: layers come over one at a time. Raises UserError for a base whose layers are not known.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    base = model.get_base_model()
+    layers = [part for part in base.modules() if isinstance(part, GradientCheckpointingLayer)]
+    packed = {id(weight): weight for layer in layers for weight in _unpack_states(layer, device)}
+    if not packed:
+        raise UserError(
+            f"FSDP needs to know the layers of a base, and {base.config.model_type} does not tell: go without."
+        )
+    whole = {weight for weight in model.parameters() if id(weight) not in packed}
+    for part in (*whole, *model.buffers()):
+        part.data = part.data.to(device)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    size = sum(weight.nbytes for weight in packed.values())
+    del packed
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    fully_shard(base.base_model, mesh=mesh, ignored_params=whole)  # whose forward pass is each step's beginning
+    mine = sum(weight.to_local().nbytes for weight in _shared(model).values())
+    say(f"Each process keeps {mine / 1e9:.3f} of the {size / 1e9:.3f} GB of 4-bit weights")
+
+
+def wrapped(model: Any, device: torch.device) -> Any:
+    """The sharded model, with the gradients of what trains averaged over the processes."""
+    parallel = nn.parallel.DistributedDataParallel
+    parallel._set_params_and_buffers_to_ignore_for_model(model, list(_shared(model)))
+    return parallel(model, device_ids=None if device.type == "cpu" else [device.index])
+
+
+def _unpack_states(layer: nn.Module, device: torch.device) -> list[nn.Parameter]:
+    """The 4-bit weights of a layer as plain parameters; their statistics, which are small, go to the device."""
+    weights = []
+    for linear in layer.modules():
+        if isinstance(linear, bnb.nn.Linear4bit):
+            linear.quant_state.to(device)
+            linear.weight = nn.Parameter(linear.weight.data, requires_grad=False)
+            weights.append(linear.weight)
+    return weights
+
+
+def _shared(model: nn.Module) -> dict[str, Any]:
+    """The parameters that are shared out, by name."""
+    from torch.distributed.tensor import DTensor
+
+    return {name: part for name, part in model.named_parameters() if isinstance(part, DTensor)}
