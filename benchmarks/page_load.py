@@ -1,8 +1,9 @@
-"""What twenty browsers cost that follow one run: `python benchmarks/page_load.py [--browsers N] [--seconds N]`.
+"""What browsers cost that follow a run, and what those that compare: `python benchmarks/page_load.py`.
 
-A page is served and a small model trained, in processes of their own. In turns nobody asks, and N sessions call every timer
-of the page as often as a browser does. Prints the 95th percentile of an answer's time and the training's speed beside that
-of the quiet turns; writes benchmarks/results/page_load.json. On two cores page and training share the processor.
+A page is served and a small model trained, in processes of their own, a thread for the trainer. In turns nobody asks, 20
+sessions call every timer of the page as often as a browser does, and 5 more compare a base and an adapter, prompt after
+prompt. Prints the 95th percentile of the timers' answers and the training's speed beside that of the quiet turns; writes
+benchmarks/results/page_load.json. The compare process computes on the CPU too: on two cores that is the training's time.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from tests.models import make_llama  # noqa: E402
 
 MOST_SECONDS, MOST_LOSS = 1.0, 0.05
 TURNS = 3
+BROWSERS, COMPARING = 20, 5
+ADAPTER = "compared"
 
 
 def serve(store: RunStore) -> tuple[subprocess.Popen[bytes], str]:
@@ -54,32 +57,73 @@ def serve(store: RunStore) -> tuple[subprocess.Popen[bytes], str]:
     return child, found.group(1).rstrip("/")
 
 
+class Session:
+    """What a browser asks of the page, without the browser."""
+
+    def __init__(self, client: httpx.AsyncClient, config: dict[str, Any]):
+        self.client, self.dependencies = client, config["dependencies"]
+        self.parts = {one["id"]: one for one in config["components"]}
+        self.key = f"{random.getrandbits(40):x}"
+
+    def of(self, event: str, name: str = "") -> list[dict[str, Any]]:
+        """The listeners to an event, of the component with that id on the page where one is named."""
+        return [
+            one
+            for one in self.dependencies
+            if any(told == event and name in ("", self._name(part)) for part, told in one["targets"])
+        ]
+
+    async def call(self, listener: dict[str, Any], **values: Any) -> str:
+        """Call a listener with the fields as they come, but for `values` by id on the page; gives its last answer."""
+        data = [values.get(self._name(part), self._value(part)) for part in listener["inputs"]]
+        body = {"fn_index": listener["id"], "data": data, "session_hash": self.key}
+        (await self.client.post("/gradio_api/queue/join", json=body)).raise_for_status()
+        async with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.key}) as answer:
+            async for line in answer.aiter_lines():
+                if "process_completed" in line:
+                    return line
+        return ""
+
+    def _name(self, part: int) -> str:
+        return self.parts[part]["props"].get("elem_id") or "" if part in self.parts else ""
+
+    def _value(self, part: int) -> Any:
+        one = self.parts[part]
+        return [] if one["type"] == "dropdown" and not one["props"].get("value") else one["props"].get("value")
+
+
 async def browser(url: str, until: float, times: list[float]) -> None:
     """One session: the page once, then all its timers as often as they tick; the seconds of every answer go to `times`."""
     await asyncio.sleep(random.uniform(0, TICK_SECONDS))
-    session = f"{random.getrandbits(40):x}"
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        config = (await client.get("/config")).json()
-        kinds = {one["id"]: one["type"] for one in config["components"]}
-        ticks = [one for one in config["dependencies"] if any(event == "tick" for _, event in one["targets"])]
+        session = Session(client, (await client.get("/config")).json())
         while time.monotonic() < until:
             began = time.monotonic()
-            for tick in ticks:
+            for tick in session.of("tick"):
                 asked = time.monotonic()
-                data: list[Any] = [[] if kinds[number] == "dropdown" else None for number in tick["inputs"]]
-                body = {"fn_index": tick["id"], "data": data, "session_hash": session}
-                (await client.post("/gradio_api/queue/join", json=body)).raise_for_status()
-                async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
-                    async for line in answer.aiter_lines():
-                        if "process_completed" in line:
-                            break
+                await session.call(tick)
                 times.append(time.monotonic() - asked)
             await asyncio.sleep(max(TICK_SECONDS - (time.monotonic() - began), 0))
 
 
-async def crowd(url: str, count: int, seconds: float, times: list[float]) -> None:
+async def comparer(url: str, until: float, base: str, answers: list[float]) -> None:
+    """One session that asks base and adapter, prompt after prompt; the seconds of each go to `answers`."""
+    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+        session = Session(client, (await client.get("/config")).json())
+        [send] = session.of("click", "send")
+        while time.monotonic() < until:
+            asked = time.monotonic()
+            told = await session.call(send, base=base, adapters=[ADAPTER], prompt="Where is my parcel?")
+            if "tokens/s" not in told and '"success":true' not in told:
+                raise SystemExit(f"no answer: {told[:500]}")
+            answers.append(time.monotonic() - asked)
+
+
+async def crowd(url: str, seconds: float, times: list[float], base: str, comparing: int, answers: list[float]) -> None:
+    """BROWSERS sessions that follow, and as many more as compare."""
     until = time.monotonic() + seconds
-    await asyncio.gather(*(browser(url, until, times) for _ in range(count)))
+    sessions = [browser(url, until, times) for _ in range(BROWSERS)]
+    await asyncio.gather(*sessions, *(comparer(url, until, base, answers) for _ in range(comparing)))
 
 
 def steps(run: Run) -> int:
@@ -98,49 +142,63 @@ def speed(run: Run, seconds: float, busy: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--browsers", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20, help="of each turn (default: 20)")
-    given = parser.parse_args()
+    seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder) / "adapters")
         store.root.mkdir()
-        knobs = {"base_model": str(make_llama(Path(folder) / "base")), "max_steps": 100_000, "logging_steps": 1}
-        knobs |= {"save_steps": 100_000, "eval_steps": 100_000, "probe_prompts": 0, "gradient_accumulation": 1}
-        run = store.create(make(knobs))
+        base = str(make_llama(Path(folder) / "base"))
+        knobs = {"base_model": base, "logging_steps": 1, "probe_prompts": 0, "gradient_accumulation": 1}
+        compared = store.create(make(knobs | {"name": ADAPTER, "max_steps": 5}))
+        launch.start(compared, store)
+        while compared.is_live():
+            time.sleep(0.2)
+        run = store.create(make(knobs | {"max_steps": 100_000, "save_steps": 100_000, "eval_steps": 100_000}))
         child, url = serve(store)
-        quiet: list[float] = []
-        loaded: list[float] = []
-        times: list[float] = []
         try:
             launch.start(run, store)
             while steps(run) < 20:
                 time.sleep(0.2)
-            for _ in range(TURNS):
-                quiet.append(speed(run, given.seconds, None))
-                loaded.append(speed(run, given.seconds, crowd(url, given.browsers, given.seconds, times)))
-                print(f"quiet {quiet[-1]:.2f} steps/s, {given.browsers} browsers {loaded[-1]:.2f}", flush=True)
+            asyncio.run(crowd(url, 5, [], base, 1, []))  # the compare process starts
+            found = measured(run, url, base, seconds)
         finally:
             launch.kill(run)
             child.terminate()
             child.wait(20)
-    ratio = statistics.median(loaded) / statistics.median(quiet)
-    slowest = statistics.quantiles(times, n=20)[-1]
-    print(
-        f"\nanswers: {len(times)}, median {statistics.median(times):.3f} s, 95th percentile {slowest:.3f} s   to reach: < {MOST_SECONDS}"
-    )
-    print(f"training speed beside quiet turns: {ratio:.3f}   to reach: > {1 - MOST_LOSS}")
-    result = {
-        "benchmark": "page_load",
-        "browsers": given.browsers,
-        "seconds_of_a_turn": given.seconds,
-        "answers": len(times),
-        "median_seconds": statistics.median(times),
-        "percentile_95_seconds": slowest,
-        "training_speed_ratio": ratio,
-        "steps_per_second": {"quiet": quiet, "loaded": loaded},
-        "machine": hardware(),
-        "versions": versions(),
+    report(found, seconds)
+
+
+def measured(run: Run, url: str, base: str, seconds: float) -> dict[str, dict[str, list[float]]]:
+    """Per kind of turn: the training's steps a second, the seconds of the timers' answers, and of compared answers."""
+    found: dict[str, dict[str, list[float]]] = {
+        kind: {"steps_per_second": [], "timers": [], "compared": []} for kind in ("quiet", "following", "comparing")
     }
+    for _ in range(TURNS):
+        for kind, here in found.items():
+            count = COMPARING if kind == "comparing" else 0
+            busy = None if kind == "quiet" else crowd(url, seconds, here["timers"], base, count, here["compared"])
+            here["steps_per_second"].append(speed(run, seconds, busy))
+            print(f"{kind}: {here['steps_per_second'][-1]:.2f} steps/s", flush=True)
+    return found
+
+
+def report(found: dict[str, dict[str, list[float]]], seconds: float) -> None:
+    quiet = statistics.median(found["quiet"]["steps_per_second"])
+    result: dict[str, Any] = {"benchmark": "page_load", "browsers": BROWSERS, "comparing": COMPARING}
+    result |= {"seconds_of_a_turn": seconds, "quiet_steps_per_second": found["quiet"]["steps_per_second"]}
+    for kind in ("following", "comparing"):
+        here = found[kind]
+        ratio = statistics.median(here["steps_per_second"]) / quiet
+        slowest = statistics.quantiles(here["timers"], n=20)[-1]
+        told = {"answers": len(here["timers"]), "median_seconds": statistics.median(here["timers"])}
+        told |= {"percentile_95_seconds": slowest, "training_speed_ratio": ratio}
+        told |= {"steps_per_second": here["steps_per_second"], "compared_answers": len(here["compared"])}
+        if here["compared"]:
+            told["compared_median_seconds"] = statistics.median(here["compared"])
+        result[kind] = told
+        print(f"{kind}: 95th percentile of {told['answers']} answers {slowest:.3f} s   to reach: < {MOST_SECONDS}")
+        print(f"{kind}: training speed of the quiet one {ratio:.3f}   to reach: > {1 - MOST_LOSS}")
+    result |= {"machine": hardware(), "versions": versions()}
     out = ROOT / "benchmarks" / "results" / "page_load.json"
     out.write_text(json.dumps(result, indent=2) + "\n")
 
