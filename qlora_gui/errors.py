@@ -7,3 +7,8 @@ UserError            something a person can mend: one sentence, what was wrong a
 
 class UserError(Exception):
     """One sentence that says what was wrong and how to mend it; shown without a traceback."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.judge.evaluate import evaluate
 from qlora_gui.judge.job import Settings
 from qlora_gui.judge.wording import lines
-from qlora_gui.runs.store import write_whole
+from qlora_gui.runs.files import write_whole
 
 
 def run(adapters: Sequence[Path], data: str | None, out: Path | None, settings: Settings) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from qlora_gui.errors import UserError
 from qlora_gui.judge.report import RENDERERS, written
-from qlora_gui.runs.store import RunStore, write_whole
+from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.store import RunStore
 
 
 def report(store: RunStore, run_ids: Sequence[str], out: Path, say: Callable[[str], None]) -> int:

@@ -79,6 +79,6 @@ def _followed(found: Sweep, runs: Sequence[Run]) -> int:
 
 def _losses(run: Run, state: str) -> str:
     end = last(run.events()[0], "finished", "stopped")
-    if state in _GOING or not end or end.get("loss_before") is None:
-        return ""
+    if state in _GOING or not end or None in (end.get("loss_before"), end.get("loss_after")):
+        return ""  # where one was no number it is none
     return f", held-out loss {end['loss_before']:.4f} → {end['loss_after']:.4f}"

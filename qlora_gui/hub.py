@@ -21,6 +21,7 @@ from qlora_gui.errors import UserError
 PROBE_SECONDS = 4.0
 Answer = TypeVar("Answer")
 _ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_LONGEST_ID = 193  # twice 96 and a slash
 
 
 def cache_dir() -> Path:
@@ -42,9 +43,18 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
+def local(named: str) -> Path | None:
+    """The file or folder of this name, `~` expanded; None where there is none, or no such name can be."""
+    try:
+        path = Path(named).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of nobody
+        return None
+
+
 def looks_like_id(name: str) -> bool:
     """True for `name` or `owner/name` as hubs spell them; says nothing about whether it exists."""
-    return bool(_ID.match(name)) and ".." not in name
+    return bool(_ID.match(name)) and ".." not in name and len(name) <= _LONGEST_ID
 
 
 @lru_cache(maxsize=1)

@@ -71,7 +71,7 @@ def test_only_one_starter_lives(store: RunStore, llama: Path) -> None:
     command = [sys.executable, "-m", queue.MODULE, str(store.root)]
     assert subprocess.run(command, cwd=ROOT, timeout=30).returncode == 0
     assert len(starters(store)) == 1
-    queue.leave(store.get("b"))
+    queue.leave(store, store.get("b"))
     assert store.get("b").state() == "stopped"
     until(lambda: not starters(store), seconds=10)
 
@@ -84,6 +84,43 @@ def test_a_run_that_cannot_start_does_not_hold_up_the_others(store: RunStore, ll
     queue.add(store, [bad, good])
     until(lambda: bad.state() in ENDED and good.state() in ENDED)
     assert (bad.state(), good.state()) == ("failed", "finished"), bad.log_tail()
+
+
+def test_a_launcher_that_fails_at_once_does_not_hold_up_the_others(
+    store: RunStore, llama: Path, tmp_path: Path
+) -> None:
+    """accelerate refuses the file before anything of this program runs."""
+    file = tmp_path / "odd.yaml"
+    file.write_text("distributed_type: MULTI_GPU\nno_such_word: 1\n")
+    [bad], [good] = made(store, llama, "bad", accelerate_config=str(file)), made(store, llama, "good")
+    queue.add(store, [bad, good])
+    until(lambda: bad.state() in ENDED and good.state() in ENDED)
+    assert (bad.state(), good.state()) == ("failed", "finished"), bad.log_tail()
+    assert "ended at once" in bad.events()[0][-1]["message"]
+    with pytest.raises(UserError, match="ended at once"):
+        launch.start(bad, store)
+
+
+def test_a_child_of_one_process_of_several_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP"):
+        monkeypatch.setenv(name, "1")
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_FSDP"} & launch.child_environment().keys()
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert launch.child_environment()["ACCELERATE_USE_FSDP"] == "1"  # what a person set stays
+
+
+def test_while_a_run_is_being_started_it_is_not_taken_out(
+    store: RunStore, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [run] = made(store, llama, "one")
+    run.queue_file.write_text('{"place": 1, "resume": false}')
+    monkeypatch.setattr(queue, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("qlora_gui.runs.store._PATIENCE_SECONDS", 0.1)
+    with store.starting(timeout=1):
+        for act in (lambda: queue.leave(store, run), lambda: store.delete(run), lambda: queue.move(store, run, 1)):
+            with pytest.raises(UserError, match="being started"):
+                act()
+    assert run.state() == "queued"
 
 
 def test_a_damaged_mark_waits_at_the_end(store: RunStore, llama: Path) -> None:

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from qlora_gui.errors import UserError
 from qlora_gui.headless_report import report
-from qlora_gui.judge import statistics, verdict
+from qlora_gui.judge import statistics, stored, verdict
 from qlora_gui.judge.report import comparable, gather, markdown, observations, page, plot, words, written
 from qlora_gui.judge.report.blocks import SideBySide, Table
 from qlora_gui.judge.report.facts import Experiment, Observation
@@ -354,6 +354,12 @@ def test_an_evaluation_of_an_earlier_adapter_or_a_damaged_one_is_not_used(store:
         (made.run.path / "evaluation.json").write_text(body)
         assert one(store, "torn").evaluation is None
         assert "damaged" in in_markdown(store, "torn")
+    whole = json.loads((Made(store, "lax").trained().evaluated().run.path / "evaluation.json").read_text())
+    whole["loss"]["p_holm"] = "0.01"  # as another program may write it
+    whole["drift"].pop("first_divergence", None)
+    known = stored.checked(whole | {"more": 1})
+    assert known and known["loss"]["p_holm"] == 0.01 and known["drift"]["first_divergence"] is None
+    assert known["more"] == 1 and known["general"] is None and stored.checked([1]) is None
 
 
 def test_adapters_are_ranked_only_where_intervals_do_not_touch(store: RunStore) -> None:

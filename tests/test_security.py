@@ -100,6 +100,9 @@ def test_our_names_are_served(served: Served, host: str) -> None:
         EVIL,
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "http://127.0.0.1:1"},  # cookies know no ports: another program of this machine would have them
+        {"Origin": "http://["},
+        {"Origin": "file://127.0.0.1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
@@ -112,6 +115,15 @@ def test_other_sites_cannot_act_for_who_is_logged_in(served: Served, headers: di
     assert served.owner.post("/gradio_api/queue/join", json=asked, headers=headers).status_code == 403
     assert login(served.client, PASSWORD, **headers).status_code == 403
     assert served.owner.get("/logout", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("other", ['prefs={"a":1}', "a[b]=1", "odd", "path=/x", "n=\xe9"])
+def test_cookies_of_other_programs_lock_nobody_out(served: Served, other: str) -> None:
+    mine = "; ".join(f"{name}={value}" for name, value in served.owner.cookies.items())
+    for line in (f"{other}; {mine}", f"{mine}; {other}"):
+        with httpx.Client(base_url=served.url) as client:
+            answer = client.get("/config", headers={"Cookie": line.encode("latin-1")})  # type: ignore[dict-item]
+        assert answer.status_code == 200, line
 
 
 def test_a_link_to_the_page_may_be_followed(served: Served) -> None:
@@ -241,6 +253,35 @@ def test_a_page_that_others_reach_names_no_folder_that_was_not_allowed(tmp_path:
         store.create(configs.make({"base_model": str(llama), "dataset": str(allowed / "rows.jsonl")}))
     assert store.create(configs.make({"dataset": str(allowed / "rows.jsonl"), "name": "fine"})).id == "fine"
     assert not form.judge({"base_model": "org/name", "dataset": "demo"}, store)[1].get("base_model")
+    (other / "config.json").write_text("{}")
+    for knobs in (
+        {"base_model": str(other), "revision": "main"},
+        {"base_model": str(other / "no"), "revision": "main"},
+        {"accelerate_config": str(other / "rows.jsonl")},
+        {"dataset": "~nobody-at-all/rows.jsonl"},
+    ):
+        config, found = form.judge(knobs, store)
+        assert config is None and all("--allow-dir" in fault for fault in found.values()), found
+    with pytest.raises(UserError, match="--allow-dir"):
+        store.create(configs.make({"accelerate_config": str(other / "rows.jsonl")}))
+
+
+def test_a_hub_data_set_reaches_no_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its card may name files by any pattern, and the library would read them."""
+    from qlora_gui import hub
+    from qlora_gui.data import read
+
+    (tmp_path / "secret.jsonl").write_text('{"prompt": "a", "completion": "secret"}\n')
+    card = tmp_path / "owner" / "name"
+    card.mkdir(parents=True)
+    card.joinpath("README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path}/*.jsonl\n---\n"
+    )
+    monkeypatch.setattr(hub, "require", lambda *what: None)
+    monkeypatch.setattr(hub, "go_offline_if_unreachable", lambda: None)
+    monkeypatch.chdir(tmp_path)  # the library takes a folder of that name for the hub's
+    with pytest.raises(UserError, match="names files that are not its own"):
+        read._from_hub(read.Source("owner/name", None), "auto", "train", None)
 
 
 def test_wrong_passwords_are_slowed_down_and_no_burst_gets_around_it(monkeypatch: pytest.MonkeyPatch) -> None:

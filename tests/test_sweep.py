@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from qlora_gui import headless_sweep
 from qlora_gui.errors import UserError
 from qlora_gui.judge import report
 from qlora_gui.judge.report import markdown
 from qlora_gui.memory import budget, sweeps
 from qlora_gui.runs import queue, sweep
+from qlora_gui.runs.config import make
+from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from tests.conftest import TINY
 from tests.faults.ground import until
@@ -91,6 +94,17 @@ def test_means_are_over_whole_combinations_only() -> None:
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "app.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
+
+
+def test_a_run_that_diverged_is_told_without_a_loss(store: RunStore) -> None:
+    run = store.create(make({"name": "nan"}))
+    EventLog(run.events_file).append("finished", step=3, seconds=1, loss_before=2.0, loss_after=float("nan"))
+    assert headless_sweep._losses(run, "finished") == ""
+
+
+def test_a_sweep_of_knobs_there_are_not_is_none(store: RunStore) -> None:
+    run = store.create(make({"name": "odd"}), {"name": "x", "varies": ["nosuch"]})
+    assert run.sweep() is None
 
 
 def test_a_sweep_from_the_command_line(tmp_path: Path, llama: Path) -> None:

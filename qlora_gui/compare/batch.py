@@ -9,7 +9,8 @@ from typing import Any
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
 from qlora_gui.errors import UserError
-from qlora_gui.runs.store import Run, check_base, write_whole
+from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.store import Run, check_base
 
 Prompt = dict[str, Any]
 

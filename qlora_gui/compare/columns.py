@@ -11,7 +11,7 @@ from qlora_gui.compare.clean_base import CleanBase, Key
 from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
 from qlora_gui.data import literal
-from qlora_gui.errors import UserError
+from qlora_gui.errors import UserError, first_line
 from qlora_gui.model import device as devices
 from qlora_gui.model import template
 
@@ -105,7 +105,7 @@ class Columns:
         try:
             return literal.prompt(messages, self.base.tokenizer, control, chat_template=chat)
         except Exception as error:  # templates are programs; they raise what they like on turns they dislike
-            raise UserError(f"The chat template refuses this conversation: {str(error).splitlines()[0]}") from error
+            raise UserError(f"The chat template refuses this conversation: {first_line(error)}") from error
 
     def _proof(self, adapter: Adapter | None) -> dict[str, Any]:
         assert self.base is not None

@@ -11,7 +11,7 @@ from peft import PeftModel
 from qlora_gui.compare.adapter_file import Adapter
 from qlora_gui.compare.clean_base import CleanBase
 from qlora_gui.compare.rows import RowAdapters
-from qlora_gui.errors import UserError
+from qlora_gui.errors import UserError, first_line
 
 # The largest difference of logits, as a share of the largest logit, that rounding explains.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -50,7 +50,7 @@ def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Re
     if not torch.equal(before, base.model(input_ids=ids).logits):
         raise RuntimeError(f"the base changed while the adapter '{adapter.name}' was tested") from failure
     if failure is not None:
-        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+        reason = first_line(failure)
         raise UserError(f"The adapter '{adapter.name}' cannot be compared: PEFT refuses it ({reason}).") from failure
     largest = theirs.abs().max().clamp_min(1e-6)
     found = Result(float((ours - theirs).abs().max() / largest), float((theirs - before).abs().max() / largest))

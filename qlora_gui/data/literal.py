@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 Span = tuple[int, int]  # characters: first, and after the last
-_PRIVATE = range(0xE000, 0xF8FF)
+_PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xF0100))  # more than a text has spellings
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_gui import hub
 from qlora_gui.data.formats import FORMATS, Example, Row, RowError, recognize
-from qlora_gui.errors import UserError
+from qlora_gui.errors import UserError, first_line
 
 DEMO = Path(__file__).parent / "demo"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -57,16 +57,20 @@ def find(dataset: str) -> Source:
     """Resolve a dataset name. Raises UserError when it is no file, no folder of files and no hub id."""
     if dataset == "demo":
         return Source("demo", DEMO / "train.jsonl", DEMO / "heldout.jsonl")
-    path = Path(dataset).expanduser()
-    if path.is_dir():
+    path = hub.local(dataset)
+    if path is not None and path.is_dir():
         return _folder(dataset, path)
-    if path.is_file():
+    if path is not None and path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"The data file '{dataset}' is of no kind this program reads: use one of {', '.join(SUFFIXES)}."
             )
         return Source(dataset, path)
-    if path.suffix.lower() in SUFFIXES or dataset.startswith((".", "/", "~")) or not hub.looks_like_id(dataset):
+    if (
+        Path(dataset).suffix.lower() in SUFFIXES
+        or dataset.startswith((".", "/", "~"))
+        or not hub.looks_like_id(dataset)
+    ):
         raise UserError(
             f"The data file '{dataset}' does not exist: check the path (relative paths start at {Path.cwd()})."
         )
@@ -176,13 +180,25 @@ def _from_hub(source: Source, format: str, split: str, limit: int | None) -> Dat
     import datasets
 
     try:
-        part = datasets.load_dataset(source.name, split=split)
+        builder = datasets.load_dataset_builder(source.name)
+        _only_its_own(source.name, builder.config.data_files or {})
+        builder.download_and_prepare()
+        part = builder.as_dataset(split=split)
+    except UserError:
+        raise
     except Exception as error:  # the library raises a dozen types; all of them are about the name, split or network
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"The data set '{source.name}' (split '{split}') cannot be loaded: {reason}") from error
     rows = ((number, dict(row)) for number, row in enumerate(part, 1))
     chosen, train = _convert(list(itertools.islice(rows, limit)), format, source.name)
     return Dataset(source, chosen, train, None)
+
+
+def _only_its_own(name: str, files: Mapping[str, Sequence[object]]) -> None:
+    """Raise UserError for a hub data set whose card names files elsewhere, of this machine say."""
+    for file in itertools.chain.from_iterable(files.values()):
+        if not str(file).startswith("hf://"):
+            raise UserError(f"The data set '{name}' names files that are not its own ('{file}'): choose another one.")
 
 
 def _convert(rows: list[tuple[int, Any]], format: str, file: str) -> tuple[str, list[Example]]:

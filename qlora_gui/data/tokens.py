@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_gui.data import literal
 from qlora_gui.data.formats import Example
+from qlora_gui.errors import first_line
 
 IGNORED = -100  # the label that torch's cross entropy skips
 
@@ -76,7 +77,7 @@ def encode(
         try:
             text, spans = render(messages, tokenizer, control)
         except Exception as error:  # templates are programs; they raise what they like on turns they dislike
-            return f"the chat template refuses it: {str(error).splitlines()[0]}"
+            return f"the chat template refuses it: {first_line(error)}"
         if not spans:
             return "the chat template does not show where the answer begins"
         ids, labels = _mask(text, spans, tokenizer)

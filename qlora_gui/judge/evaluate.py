@@ -21,8 +21,9 @@ from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
 from qlora_gui.judge import evaluation, job, texts
 from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.files import write_whole
 from qlora_gui.runs.rows import rows_of
-from qlora_gui.runs.store import Run, check_base, write_whole
+from qlora_gui.runs.store import Run, check_base
 
 MOST_FOREIGN = 50  # rows whose answers are also read after another row's prompt
 _GENERAL = Path(__file__).parent / "general.txt"

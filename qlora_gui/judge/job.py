@@ -102,11 +102,11 @@ def result(run: Run) -> dict[str, Any] | None:
     """
     try:
         found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    known = stored.evaluation_of(found)
+    known = stored.checked(found)
     if known is None:
         return None
     saved = events.last(run.events()[0], "saved")
-    stale = saved and saved.get("sha256") not in (None, known.adapter.sha256)
-    return None if stale else stored.OPTIONAL | found
+    stale = saved and saved.get("sha256") not in (None, known["adapter"]["sha256"])
+    return None if stale else known

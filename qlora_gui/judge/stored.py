@@ -102,12 +102,22 @@ class Evaluation(_Part):
     examples: list[Example] = []
 
 
-OPTIONAL: dict[str, Any] = {"texts": None, "eos": None, "general": None, "dependence": None, "examples": []}
-
-
 def evaluation_of(found: Any) -> Evaluation | None:
     """The content of an evaluation.json; None where it is damaged or of another version."""
     try:
         return Evaluation(**found)
     except (ValidationError, TypeError):
         return None
+
+
+def checked(found: Any) -> dict[str, Any] | None:
+    """The content itself, with what is known of it as it should be (numbers, and None for what it lacks), or None."""
+    known = evaluation_of(found)
+    return None if known is None else _over(found, known.model_dump())
+
+
+def _over(found: Any, known: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(found)
+    for name, value in known.items():
+        merged[name] = _over(found[name], value) if isinstance(value, dict) else value
+    return merged

@@ -32,8 +32,8 @@ def config_json(config: RunConfig, ask: bool = True) -> Mapping[str, Any]:
     name = config.base_model
     if name == "demo":
         return _entry(DEMO)
-    local = Path(name).expanduser()
-    if local.is_dir():
+    local = hub.local(name)
+    if local is not None and local.is_dir():
         return _read(local / "config.json", f"The base model folder '{name}'")
     if not hub.looks_like_id(name):
         raise UserError(f"The base model folder '{name}' does not exist: check the path.")

@@ -68,17 +68,17 @@ def trained(step: Step) -> Trained:
 def weights_4bit(step: Step) -> int:
     """Half a byte a weight and one absmax a block of 64: fp32, or one byte and one fp32 a block of 256 of them.
 
-    That is 0.515869 or 0.5625 bytes a weight (QLoRA, 2305.14314, section 3). Shared out by FSDP it is a share and a few
-    whole layers.
+    That is 0.515869 or 0.5625 bytes a weight (QLoRA, 2305.14314, section 3). Shared out by FSDP it is a share of the
+    halves and a few whole layers.
     """
-    total = 0
+    packed = statistics = 0
     for linear in step.shape.linears:
         blocks = -(-linear.weights // 64)
-        total += -(-linear.weights // 2) + (blocks + 4 * -(-blocks // 256) if step.config.double_quant else 4 * blocks)
+        packed += -(-linear.weights // 2)
+        statistics += blocks + 4 * -(-blocks // 256) if step.config.double_quant else 4 * blocks
     layers, sharers = step.shape.layers, several.sharers(step.config)
-    if sharers == 1:
-        return total * layers
-    return total * min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
+    kept = layers if sharers == 1 else min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
+    return packed * kept + statistics * layers
 
 
 def weights(step: Step) -> int:

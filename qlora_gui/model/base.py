@@ -30,8 +30,8 @@ def locate(name: str, revision: str = "", say: Callable[[str], None] = print) ->
     if name == "demo":
         path = demo.ensure(say)
         return Base(name, str(path), None, fingerprint(path))
-    local = Path(name).expanduser()
-    if local.is_dir():
+    local = hub.local(name)
+    if local is not None and local.is_dir():
         _refuse_pickles(local)
         return Base(name, str(local.resolve()), None, fingerprint(local))
     hub.require("models", name, revision)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from qlora_gui import hub
 from qlora_gui.data.formats import FormatName
 from qlora_gui.errors import UserError
 
@@ -119,7 +120,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "RunConfig":
-        if self.revision and (self.base_model == "demo" or Path(self.base_model).expanduser().is_dir()):
+        if self.revision and (self.base_model == "demo" or hub.local(self.base_model)):
             raise ValueError("revision belongs to a hub model: leave it empty for demo or a local folder")
         if self.fsdp and self.num_processes == 1 and not self.accelerate_config:
             raise ValueError("fsdp shares the base out among processes: set num_processes or accelerate_config too")

@@ -77,7 +77,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     for line in whole.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and isinstance(event.get("kind"), str) and isinstance(event.get("t"), (int, float)):
             events.append(event)

@@ -12,19 +12,25 @@ from typing import IO
 import filelock
 import psutil
 
+from qlora_gui import hub
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
 
 MODULE = "qlora_gui.training"
+LAUNCHER = "accelerate.commands.launch"
 SECRETS = ("QLORA_GUI_AUTH", "QLORA_GUI_JUDGE_KEY")
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 20.0
+_SEVERAL_SECONDS = 180.0  # accelerate reads torch from the disk before it starts the process that takes the lock
+# What tells one process of several who it is: what it starts is none of them.
+_OF_SEVERAL = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 
 def child_environment() -> dict[str, str]:
     """The environment of a child: it finds this package from any working directory, prints at once, has no secret of
     the page's."""
-    mine = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    several = _OF_SEVERAL if "TORCHELASTIC_RUN_ID" in os.environ else ()
+    mine = {name: value for name, value in os.environ.items() if name not in SECRETS and not name.startswith(several)}
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return mine | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -45,7 +51,7 @@ def start(run: Run, store: RunStore, resume: bool = False) -> None:
     """
     try:
         # One start at a time, whoever asks: the second one finds the first one's run live.
-        with filelock.FileLock(store.root / ".start.lock", timeout=2 * _START_SECONDS):
+        with store.starting(timeout=2 * _START_SECONDS):
             _start(run, store, resume)
     except filelock.Timeout:
         raise BusyError("Another run is being started: try again in a moment.") from None
@@ -68,12 +74,13 @@ def _start(run: Run, store: RunStore, resume: bool) -> None:
         raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
     run.stop_file.unlink(missing_ok=True)
     command = command_of(run, resume)
+    before = run.events()[1]
     with run.log_file.open("ab") as log:
         child = detached(command, log)
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + (_SEVERAL_SECONDS if LAUNCHER in command else _START_SECONDS)
     while time.monotonic() < deadline and not run.is_locked():
         if child.poll() is not None:
-            if run.state() in ("starting", "died"):
+            if not any(event["kind"] == "started" for event in run.events(before)[0]):
                 raise UserError(f"The training process of '{run.id}' ended at once: {run.log_tail(1) or 'no output'}")
             return
         time.sleep(0.05)
@@ -88,10 +95,10 @@ def command_of(run: Run, resume: bool) -> list[str]:
     config = run.config()
     if config.num_processes == 1 and not config.accelerate_config:
         return [sys.executable, "-m", *words]
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", LAUNCHER]
     if config.accelerate_config:
-        file = Path(config.accelerate_config).expanduser()
-        if not file.is_file():
+        file = hub.local(config.accelerate_config)
+        if file is None or not file.is_file():
             raise UserError(f"The accelerate config '{config.accelerate_config}' does not exist: check the path.")
         command += ["--config_file", str(file), *(["--use_fsdp"] if config.fsdp else [])]
     else:

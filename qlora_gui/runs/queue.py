@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
@@ -17,12 +17,14 @@ import filelock
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch, locks
 from qlora_gui.runs.events import FINAL, EventLog
-from qlora_gui.runs.store import Run, RunStore, write_whole
+from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.store import Run, RunStore
 
 MODULE = "qlora_gui.runs.queue"
 LOG = ".queue.log"
 LOCK = ".queue.lock"
 _POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 10.0  # for a start that is under way
 
 
 def waiting(store: RunStore) -> list[Run]:
@@ -45,24 +47,40 @@ def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
 
 
 def move(store: RunStore, run: Run, by: int) -> None:
-    """Let a waiting run change places: -1 is one earlier. Nothing happens beyond the ends, or where it waits no more."""
-    order = waiting(store)
-    ids = [one.id for one in order]
-    if run.id not in ids:
-        return
-    here = ids.index(run.id)
-    order.insert(min(max(here + by, 0), len(order) - 1), order.pop(here))
-    for place, one in enumerate(order, 1):
-        if (mark := one.queue_mark()) is not None:
-            _mark(one, place, mark["resume"])
+    """Let a waiting run change places: -1 is one earlier. Nothing happens beyond the ends, or where it waits no more.
+
+    Raises UserError while a run is being started.
+    """
+    with _nothing_starts(store):
+        order = waiting(store)
+        ids = [one.id for one in order]
+        if run.id not in ids:
+            return
+        here = ids.index(run.id)
+        order.insert(min(max(here + by, 0), len(order) - 1), order.pop(here))
+        for place, one in enumerate(order, 1):
+            if (mark := one.queue_mark()) is not None:
+                _mark(one, place, mark["resume"])
 
 
-def leave(run: Run) -> None:
-    """Take a run out of the queue; one that has never started counts as stopped."""
-    mark = run.queue_mark()
-    run.queue_file.unlink(missing_ok=True)
-    if mark is not None and not mark["resume"] and not run.is_locked():
-        EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
+@contextlib.contextmanager
+def _nothing_starts(store: RunStore) -> Iterator[None]:
+    try:
+        with store.starting(timeout=_PATIENCE_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise UserError("A run is being started: try again in a moment.") from None
+
+
+def leave(store: RunStore, run: Run) -> None:
+    """Take a run out of the queue; one that has never started counts as stopped. Raises UserError once it is begun."""
+    with _nothing_starts(store):
+        if run.is_locked():
+            raise UserError(f"The run '{run.id}' has begun: stop it instead.")
+        mark = run.queue_mark()
+        run.queue_file.unlink(missing_ok=True)
+        if mark is not None and not mark["resume"]:
+            EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
 
 
 def ensure_starter(store: RunStore) -> None:

@@ -1,10 +1,11 @@
 """What a config says about several processes, without asking accelerate."""
 
-from pathlib import Path
-
 import yaml
 
+from qlora_gui import hub
 from qlora_gui.runs.config import RunConfig
+
+_MOST = 2**16  # characters of such a file
 
 
 def sharers(config: RunConfig) -> int:
@@ -17,8 +18,12 @@ def sharers(config: RunConfig) -> int:
 
 
 def _accelerate_config(path: str) -> dict[str, object]:
+    file = hub.local(path)
+    if file is None or not file.is_file():  # whoever starts the run is told
+        return {}
     try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}  # whoever starts the run is told
+        with file.open(encoding="utf-8") as text:
+            found = yaml.safe_load(text.read(_MOST))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
     return found if isinstance(found, dict) else {}

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -19,10 +18,13 @@ from qlora_gui.data import read as data
 from qlora_gui.errors import UserError
 from qlora_gui.runs import checkpoints, events, locks
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.files import write_whole
 from qlora_gui.runs.names import made_up_name
 
 SCHEMA = 1
+PATH_KNOBS = ("base_model", "dataset", "accelerate_config")  # what may name a file or folder
 YOUNG_SECONDS = 30.0
+_PATIENCE_SECONDS = 10.0  # for a start that is under way
 State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died"]
 LIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
@@ -62,7 +64,7 @@ class Run:
             return {"place": float(mark["place"]), "resume": bool(mark["resume"])}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: it still waits, after the others
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged: it still waits, after the others
             return {"place": math.inf, "resume": False}
 
     @property
@@ -79,7 +81,7 @@ class Run:
             value = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             if not isinstance(value, dict):
                 raise ValueError("no object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"The folder '{self.path}' has no readable run.json ({error}).") from None
         return value
 
@@ -94,7 +96,8 @@ class Run:
         """The name of the sweep this run belongs to and the knobs that vary in it; None where it belongs to none."""
         try:
             told = self.manifest()["sweep"]
-            return str(told["name"]), tuple(map(str, told["varies"]))
+            varies = tuple(map(str, told["varies"]))
+            return (str(told["name"]), varies) if RunConfig.model_fields.keys() >= set(varies) else None
         except (KeyError, TypeError, UserError):
             return None
 
@@ -175,10 +178,6 @@ class RunStore:
             raise UserError(f"There is no run '{run_id}' in {self.root}.")
         return Run(path)
 
-    def live(self) -> list[Run]:
-        """The runs that are starting, running or stopping."""
-        return [run for run in self.all() if run.is_live()]
-
     def create(self, config: RunConfig, sweep: Mapping[str, Any] | None = None) -> Run:
         """Check what can be checked without a model, then make the run's folder with its run.json.
 
@@ -186,8 +185,8 @@ class RunStore:
 
         Raises UserError when base, data or the folder are not usable; then nothing is left behind.
         """
-        self.check_allowed(config.base_model)
-        self.check_allowed(config.dataset)
+        for knob in PATH_KNOBS:
+            self.check_allowed(getattr(config, knob))
         check_base(config.base_model, config.revision)
         source = data.find(config.dataset)
         if source.is_hub:
@@ -201,26 +200,39 @@ class RunStore:
             "dataset": source.fingerprint(),
         } | ({"sweep": dict(sweep)} if sweep else {})
         path = self._make_folder(config.name)
-        write_whole(path / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_whole(path / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise UserError(f"No run can be made in '{self.root}': {error.strerror or error}; make room.") from None
         return Run(path)
 
     def check_allowed(self, named: str) -> None:
         """Raise UserError for a local file or folder outside of `roots`; it says the same whether that exists or not."""
-        path = Path(named).expanduser()
-        if self.roots is None or named == "demo" or (hub.looks_like_id(named) and not path.exists()):
+        if self.roots is None or named in ("", "demo"):
             return
-        if not any(path.resolve().is_relative_to(root) for root in self.roots):
+        path = hub.local(named)
+        if path is None and hub.looks_like_id(named):
+            return
+        if path is None or not any(path.resolve().is_relative_to(root) for root in self.roots):
             raise UserError(
                 f"'{named}' is in none of the folders that may be named on this page: upload the file, or let the owner "
                 "start the page with --allow-dir."
             )
 
+    def starting(self, timeout: float) -> filelock.BaseFileLock:
+        """The lock that is held while a run is being started."""
+        return filelock.FileLock(self.root / ".start.lock", timeout=timeout)
+
     def delete(self, run: Run) -> None:
-        """Remove a run's folder. Raises UserError while its trainer lives."""
-        if run.is_locked():
-            raise UserError(f"The run '{run.id}' is still {run.state()}: stop it before deleting it.")
+        """Remove a run's folder. Raises UserError while its trainer lives, or one is being started."""
         try:
-            shutil.rmtree(run.path)
+            with self.starting(timeout=_PATIENCE_SECONDS):
+                if run.is_locked():
+                    raise UserError(f"The run '{run.id}' is still {run.state()}: stop it before deleting it.")
+                shutil.rmtree(run.path)
+        except filelock.Timeout:
+            raise UserError("A run is being started: try again in a moment.") from None
         except OSError as error:
             raise UserError(f"The run '{run.id}' cannot be deleted: {error.strerror or error}.") from None
 
@@ -246,10 +258,10 @@ class RunStore:
 
 def check_base(base_model: str, revision: str = "") -> None:
     """Raise UserError unless the base is `demo`, a local model folder, or something the hub has."""
-    path = Path(base_model).expanduser()
-    if base_model == "demo" and not path.is_dir():
+    path = hub.local(base_model)
+    if base_model == "demo" and (path is None or not path.is_dir()):
         return
-    if path.is_dir():
+    if path is not None and path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
                 f"The base model folder '{base_model}' has no config.json: choose a transformers model folder."
@@ -260,25 +272,12 @@ def check_base(base_model: str, revision: str = "") -> None:
     hub.require("models", base_model, revision)
 
 
-def write_whole(path: Path, body: str) -> None:
-    """Write a file so that readers see the old one or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(body)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _with_whole_paths(config: RunConfig) -> RunConfig:
     """Local paths made absolute, so that a run can be resumed or replayed from any folder."""
     update = {}
-    for knob in ("base_model", "dataset"):
+    for knob in PATH_KNOBS:
         value = getattr(config, knob)
-        if value != "demo" and (path := Path(value).expanduser()).exists():
+        if value not in ("", "demo") and (path := hub.local(value)):
             update[knob] = str(path.resolve())
     return config.model_copy(update=update)
 

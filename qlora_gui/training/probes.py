@@ -32,9 +32,10 @@ class Probes:
         self.control = control  # whether special tokens spelled out in them are what they spell
 
     @torch.no_grad()
-    def answers(self, model: Any) -> list[dict[str, Any]]:
+    def answers(self, model: Any, in_step: bool = False) -> list[dict[str, Any]]:
         """Greedy answers in one batch, padded on the left: `prompt` (its last turn), `answer`, and `ended` by itself.
 
+        `in_step`: processes that share the model out write as many tokens as the slowest of them.
         Leaves the model in the mode it was in. Draws no random numbers, so a run is the same with and without.
         """
         device, pad = model.device, self.tokenizer.pad_token_id
@@ -53,7 +54,7 @@ class Probes:
         was_training = model.training
         model.eval()
         try:
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=in_step)
         finally:
             model.train(was_training)
         return [self._told(turns, row[longest:].tolist(), end) for turns, row in zip(self.prompts, out, strict=True)]

@@ -44,6 +44,8 @@ def why_not_written(folder: Path, error: BaseException) -> str:
     """
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, OSError) and seen.filename and not str(seen.filename).startswith(str(folder)):
+            return ""  # another disk, or a folder of somebody else's
         if isinstance(seen, OSError) and seen.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             return (
                 f"The folder '{folder}' cannot be written to any more ({seen.strerror}): make it writable, then resume."

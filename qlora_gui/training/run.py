@@ -1,5 +1,6 @@
 """One run from its run.json to its adapter: base, data, steps, files."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -31,7 +32,10 @@ def train(run: Run, log: EventLog, resume: bool) -> None:
         with StopWatch(run, log) as watch:
             _train(run, log, resume, watch)
     except (Stopped, Interrupted):
-        log.append("stopped", step=0, message="Stopped before the first step; there is no adapter.")
+        together.end(at_once=True)
+        there = run.has_adapter()
+        told = "the adapter is as it was" if there else "there is no adapter"
+        log.append("stopped", step=_last_step(run) if there else 0, message=f"Stopped before the first step; {told}.")
 
 
 def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
@@ -53,7 +57,7 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
         checkpoint = together.agreed(_checkpoint(run)) if resume else None
         if fitting.wanted(device) and not together.sharded():  # where one ran out, the others would wait for it
             stage("Trying the longest batch")
-            ready = setup.fit(ready, device, log, stage.say)
+            ready = setup.agreed(setup.fit(ready, device, log, stage.say), log, stage.say)
         trainer = RunTrainer(
             run=run,
             log=log,
@@ -75,15 +79,16 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
     saved = save_adapter(run, ready.config, base, ready.model, tokenizer)
     if saved:
         log.append("saved", step=step, **saved)
-    stopped = together.agreed(run.stop_file.exists()) and step < most
+    # Who was interrupted asks the others nothing more: they may wait for it elsewhere.
+    stopped = interrupted or (together.agreed(run.stop_file.exists()) and step < most)
     log.append(
         "stopped" if stopped else "finished",
         step=step,
         seconds=round(time.monotonic() - began, 1),
         **trainer.losses(),
-        **({"message": "Interrupted in the middle of a step, which is not in the adapter."} if interrupted else {}),
+        **({"message": "Interrupted: a step that was not finished is not in the adapter."} if interrupted else {}),
     )
-    together.end()
+    together.end(at_once=interrupted)
 
 
 def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> bool:
@@ -94,12 +99,17 @@ def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> boo
             trainer.evaluate()
         stage("Training")
         trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.held_out and trainer.last_eval_step != trainer.state.global_step:
-            stage.say("Measuring on held-out rows")
-            trainer.evaluate()
-        return False
     except Interrupted:
         return True
+    if trainer.held_out and trainer.last_eval_step != trainer.state.global_step:
+        stage.say("Measuring on held-out rows")
+        with contextlib.suppress(Interrupted):
+            trainer.evaluate()
+    return False
+
+
+def _last_step(run: Run) -> int:
+    return max((event["step"] for event in run.events()[0] if event["kind"] == "step"), default=0)
 
 
 def _checkpoint(run: Run) -> str:

@@ -96,21 +96,39 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
         args = arguments(config, "unused", device, now.rows_a_batch)
         fitting.two_steps(ready.model, ready.rows, now.rows_a_batch, ready.collate, args)
 
-    def tell(config: RunConfig, text: str) -> None:
-        say(text)
-        knobs = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
-        log.append("fit", text=text, knobs={name: getattr(config, name) for name in knobs})
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     fitted = replace(
-        ready, config=fitting.fitted(ready.config, try_it, lambda level: lora.checkpoint(base, level), tell)
+        ready,
+        config=fitting.fitted(
+            ready.config,
+            try_it,
+            lambda level: lora.checkpoint(base, level),
+            lambda config, text: _tell_fit(config, text, log, say),
+        ),
     )
     longest = max(len(row["input_ids"]) for row in ready.rows)
     plan = fitting.planned(fitted.config, device, fitted.rows_a_batch, longest)
     if device.type == "cuda" and plan is not None:
         _calibrate(plan, device, log)
     return fitted
+
+
+def agreed(ready: Ready, log: EventLog, say: Callable[[str], None]) -> Ready:
+    """What fits on the smallest of several processes' GPUs, for all of them: rows are dealt out in equal batches."""
+    found = together.gathered(ready.config)
+    config = min(found, key=lambda one: (one.batch_size, one.gradient_checkpointing != "all"))
+    if config != ready.config:
+        lora.checkpoint(ready.model.get_base_model(), config.gradient_checkpointing)
+    if any(one != config for one in found):
+        _tell_fit(config, f"Another GPU has less memory: all go on with micro-batch {config.batch_size}", log, say)
+    return replace(ready, config=config)
+
+
+def _tell_fit(config: RunConfig, text: str, log: EventLog, say: Callable[[str], None]) -> None:
+    say(text)
+    knobs = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
+    log.append("fit", text=text, knobs={name: getattr(config, name) for name in knobs})
 
 
 def _calibrate(plan: MemoryPlan, device: torch.device, log: EventLog) -> None:

@@ -27,16 +27,18 @@ def install(model: Any, device: torch.device, say: Callable[[str], None]) -> Non
 
     base = model.get_base_model()
     layers = [part for part in base.modules() if isinstance(part, GradientCheckpointingLayer)]
-    packed = {id(weight): weight for layer in layers for weight in _unpack_states(layer, device)}
+    for linear in _linears(base):
+        linear.quant_state.to(device)  # the statistics, which are small, are whole in every process
+    packed = {weight for layer in layers for weight in _plain_weights(layer)}
     if not packed:
         raise UserError(
             f"FSDP needs to know the layers of a base, and {base.config.model_type} does not tell: go without."
         )
-    whole = {weight for weight in model.parameters() if id(weight) not in packed}
+    whole = set(model.parameters()) - packed
     for part in (*whole, *model.buffers()):
         part.data = part.data.to(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    size = sum(weight.nbytes for weight in packed.values())
+    size = sum(weight.nbytes for weight in packed)
     del packed
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
@@ -52,15 +54,15 @@ def wrapped(model: Any, device: torch.device) -> Any:
     return parallel(model, device_ids=None if device.type == "cpu" else [device.index])
 
 
-def _unpack_states(layer: nn.Module, device: torch.device) -> list[nn.Parameter]:
-    """The 4-bit weights of a layer as plain parameters; their statistics, which are small, go to the device."""
-    weights = []
-    for linear in layer.modules():
-        if isinstance(linear, bnb.nn.Linear4bit):
-            linear.quant_state.to(device)
-            linear.weight = nn.Parameter(linear.weight.data, requires_grad=False)
-            weights.append(linear.weight)
-    return weights
+def _linears(part: nn.Module) -> list[Any]:
+    return [module for module in part.modules() if isinstance(module, bnb.nn.Linear4bit)]
+
+
+def _plain_weights(layer: nn.Module) -> list[nn.Parameter]:
+    """The 4-bit weights of a layer, made plain parameters."""
+    for linear in _linears(layer):
+        linear.weight = nn.Parameter(linear.weight.data, requires_grad=False)
+    return [linear.weight for linear in _linears(layer)]
 
 
 def _shared(model: nn.Module) -> dict[str, Any]:

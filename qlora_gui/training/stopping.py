@@ -16,6 +16,7 @@ from typing import Any
 
 from qlora_gui.runs.events import EventLog, last
 from qlora_gui.runs.store import Run
+from qlora_gui.training import together
 
 PATIENCE_SECONDS = 30.0
 _LAST_SECONDS = 15.0  # from the interruption to the end of the process
@@ -29,6 +30,8 @@ class Interrupted(BaseException):
 
 class StopWatch:
     """While it is entered, a stop file that stays leads to `Interrupted`, later to the end of this process.
+
+    Of several processes rank 0 alone is interrupted, for all would be so in different places; the others end later.
 
     To be used in the main thread. QLORA_GUI_STOP_SECONDS changes the patience, for tests.
     """
@@ -75,6 +78,10 @@ class StopWatch:
         raise Interrupted
 
     def _watch(self) -> None:
+        if together.rank():
+            if self._stays(self.patience + 2 * min(_LAST_SECONDS, self.patience)):
+                os._exit(0)  # rank 0 was interrupted, and saves or has saved; this one may wait for it in vain
+            return
         if not self._stays(self.patience):
             return
         print(f"Not stopped within {self.patience:g} s: interrupted", flush=True)

@@ -3,6 +3,7 @@
 Alone, everything here does nothing. Rank 0 is the one that writes to the run's folder.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -59,9 +60,11 @@ def sharded() -> bool:
     return _sharded and world() > 1
 
 
-def end() -> None:
-    """Wait for the others, and part."""
-    if world() > 1:
+def end(at_once: bool = False) -> None:
+    """Wait for the others, and part; `at_once` leaves them to end by themselves (`stopping`)."""
+    if at_once and world() > 1:
+        atexit.register(os._exit, 0)  # taking leave of the group would wait for them
+    elif world() > 1:
         import torch.distributed as dist
 
         dist.barrier()

@@ -124,7 +124,9 @@ class RunTrainer(Trainer):
         told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count))
         print(describe(told), flush=True)
         if self.probes and (together.rank() == 0 or together.sharded()):
-            self.log_events.append("probe", step=self.state.global_step, answers=self.probes.answers(model))
+            self.log_events.append(
+                "probe", step=self.state.global_step, answers=self.probes.answers(model, together.sharded())
+            )
         self.measuring_seconds += time.monotonic() - began
         metrics = {"eval_loss": loss}
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -81,7 +81,7 @@ def enqueue(store: RunStore, config: RunConfig) -> Run:
 def leave_queue(store: RunStore, run_id: str) -> None:
     """Take a waiting run out of the queue."""
     try:
-        queue.leave(store.get(run_id))
+        queue.leave(store, store.get(run_id))
     except UserError as error:
         warn(error)
 

@@ -16,7 +16,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.command import command_line
 from qlora_gui.runs.config import RunConfig
-from qlora_gui.runs.store import RunStore, check_base
+from qlora_gui.runs.store import PATH_KNOBS, RunStore, check_base
 
 OWN = "own settings"  # the preset picker's word for a form that no preset filled
 _WORDS = {"lr": "learning rate", "rslora": "rsLoRA", "eval": "held-out", "fsdp": "FSDP"}
@@ -152,6 +152,8 @@ def to_fields(config: RunConfig) -> dict[str, Any]:
 
 def judge(values: Mapping[str, Any], store: RunStore) -> tuple[RunConfig | None, dict[str, str]]:
     """The config of the form, and every fault by knob ("" for faults between knobs); no network, no model."""
+    if refused := _refused(values, store):
+        return None, refused  # nothing may be told of what lies there
     try:
         config = RunConfig(**values)
     except ValidationError as error:
@@ -161,18 +163,12 @@ def judge(values: Mapping[str, Any], store: RunStore) -> tuple[RunConfig | None,
 
 def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
     """Files and folders that are not there. What lies on a hub is asked for later, by the preview and at the start."""
-    found = {}
+    found: dict[str, str] = {}
     base, data, name = (str(values.get(knob) or "").strip() for knob in ("base_model", "dataset", "name"))
-    for knob, named in (("base_model", base), ("dataset", data)):
-        try:
-            store.check_allowed(named)
-        except UserError as error:
-            found[knob] = str(error).rstrip(".")
-    if found:
-        return found
     try:
+        path = hub.local(base)
         if base and (
-            Path(base).expanduser().is_dir() or base.startswith((".", "/", "~")) or not hub.looks_like_id(base)
+            (path is not None and path.is_dir()) or base.startswith((".", "/", "~")) or not hub.looks_like_id(base)
         ):
             check_base(base)
     except UserError as error:
@@ -184,6 +180,17 @@ def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
         found["dataset"] = str(error).rstrip(".")
     if name and (store.root / name).exists():
         found["name"] = f"There is already a run '{name}': choose another name"
+    return found
+
+
+def _refused(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
+    """The knobs that name files or folders which may not be named on this page."""
+    found = {}
+    for knob in PATH_KNOBS:
+        try:
+            store.check_allowed(str(values.get(knob) or "").strip())
+        except UserError as error:
+            found[knob] = str(error).rstrip(".")
     return found
 
 

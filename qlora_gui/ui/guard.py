@@ -9,9 +9,10 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.requests import cookie_parser
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -82,7 +83,7 @@ class Guard:
         host = _host_of(head.only("host"))
         if host is None or not self._is_ours(host, scope):
             return 421, "This page does not go by that name: open it by the address it printed, or add --allow-host."
-        if not _same_site(head, path, method, host):
+        if not _same_site(head, path, method):
             return 403, "Requests from other sites are refused."
         if path.startswith(_NEVER_BELOW):
             return 404, "There is nothing here."
@@ -158,14 +159,25 @@ def _host_of(value: str | None) -> str | None:
         return None
 
 
-def _same_site(head: _Head, path: str, method: str, host: str) -> bool:
+def _same_site(head: _Head, path: str, method: str) -> bool:
     """Whether a request comes from the page itself, from an address typed or followed, or from no browser at all."""
     site, origin = head.only("sec-fetch-site"), head.only("origin")
     if site in ("cross-site", "same-site") and not (path == "/" and _is_visit(head, method)):
         return False
     if origin is None:
         return not head.all("origin")
-    return origin != "null" and _host_of(urlsplit(origin).netloc) == host
+    return _is_origin(origin, head.only("host") or "")
+
+
+def _is_origin(origin: str, host: str) -> bool:
+    """Whether an Origin header names the host of the Host header, port included: cookies know no ports."""
+    try:
+        one = urlsplit(origin)
+        usual = {"http": 80, "https": 443}[one.scheme]
+        other = urlsplit(f"//{host}")
+        return bool(one.hostname) and (one.hostname, one.port or usual) == (other.hostname, other.port or usual)
+    except (ValueError, KeyError):
+        return False
 
 
 def _is_visit(head: _Head, method: str) -> bool:
@@ -183,14 +195,8 @@ def _logged_in(scope: Scope, head: _Head) -> bool:
     if app is None or getattr(app, "auth", None) is None:
         return True
     names = {f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}"}
-    for line in head.all("cookie"):
-        try:
-            found = SimpleCookie(line)
-        except CookieError:
-            continue
-        if any(name in found and found[name].value in app.tokens for name in names):
-            return True
-    return False
+    found = [cookie_parser(line) for line in head.all("cookie")]
+    return any(cookies.get(name) in app.tokens for cookies in found for name in names)
 
 
 def _most(path: str) -> int:

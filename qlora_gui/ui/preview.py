@@ -20,6 +20,7 @@ KNOBS = (
     "dataset_format",
     "dataset_split",
     "system_prompt",
+    "special_tokens",
     "max_length",
 )
 _MODULE = "qlora_gui.model.preview"

@@ -10,7 +10,8 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.judge.report import RENDERERS, page, written
 from qlora_gui.judge.report.blocks import Block
-from qlora_gui.runs.store import RunStore, write_whole
+from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, html, links
 from qlora_gui.ui.theme import QUIET, RAW, TICK_SECONDS
 

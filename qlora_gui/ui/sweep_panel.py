@@ -9,7 +9,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.memory import budget, sweeps
 from qlora_gui.memory.sweeps import Cell
 from qlora_gui.runs import queue, sweep
-from qlora_gui.runs.store import RunStore
+from qlora_gui.runs.store import PATH_KNOBS, RunStore
 from qlora_gui.runs.sweep import Sweep
 from qlora_gui.ui import actions, form, html, links
 from qlora_gui.ui.theme import QUIET
@@ -28,6 +28,9 @@ def build(fields: form.Form, store: RunStore, link: gr.State, before_start: Call
 
     def planned(seen: dict[Any, Any]) -> tuple[Sweep, list[Cell]]:
         given = fields.values(seen) | sweep.parse(seen[text] or "")
+        for knob in PATH_KNOBS:
+            for named in given[knob] if isinstance(given[knob], list) else [given[knob]]:
+                store.check_allowed(str(named or ""))
         found = sweep.expand(given)
         return found, sweeps.planned(found, budget.here())
 

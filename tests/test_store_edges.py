@@ -1,0 +1,63 @@
+"""Names that no disk can hold, files nested too deeply, and disks without room: a sentence each time."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from qlora_gui import hub
+from qlora_gui.data import read
+from qlora_gui.errors import UserError, first_line
+from qlora_gui.runs import store as stores
+from qlora_gui.runs.config import make
+from qlora_gui.runs.store import RunStore
+from qlora_gui.training import reserve
+from qlora_gui.ui import form
+from qlora_gui.ui.summary import summaries
+
+
+@pytest.mark.parametrize("named", ["/" + "x" * 300, "~nobody-at-all/x", "/a\0b", "x" * 5000])
+@pytest.mark.parametrize("knob", ["base_model", "dataset", "accelerate_config"])
+def test_names_that_no_disk_can_hold(store: RunStore, tmp_path: Path, knob: str, named: str) -> None:
+    assert hub.local(named) is None
+    for one in (store, RunStore(tmp_path / "shared", [tmp_path])):
+        form.judge({knob: named, "revision": "main" if knob == "base_model" else ""}, one)
+        if knob != "accelerate_config":
+            with pytest.raises(UserError):
+                one.create(make({knob: named}))
+    with pytest.raises(UserError, match="does not exist"):
+        read.find(named)
+
+
+def test_what_is_nested_too_deeply_is_damaged(store: RunStore) -> None:
+    deep = "[" * 100_000
+    run = store.create(make({"name": "deep"}))
+    run.events_file.write_text(deep + "\n")
+    run.queue_file.write_text(deep)
+    assert run.events()[0] == [] and run.state() == "queued"
+    (run.path / "run.json").write_text(deep)
+    with pytest.raises(UserError, match="has no readable"):
+        run.config()
+    assert [one.id for one in summaries(store)] == ["deep"]
+
+
+def test_without_room_no_folder_stays(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, body: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stores, "write_whole", full)
+    with pytest.raises(UserError, match="No space left"):
+        store.create(make({"name": "one"}))
+    assert not (store.root / "one").exists()
+
+
+def test_the_folder_is_blamed_only_for_what_lies_in_it(tmp_path: Path) -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "checkpoints" / "x"))
+    assert "make it writable" in reserve.why_not_written(tmp_path, denied)
+    elsewhere = PermissionError(errno.EACCES, "Permission denied", "/somewhere/else")
+    assert reserve.why_not_written(tmp_path, elsewhere) == ""
+
+
+def test_an_error_without_words_has_a_first_line() -> None:
+    assert first_line(StopIteration()) == "StopIteration" and first_line(ValueError("a\nb")) == "a"
