@@ -1,9 +1,10 @@
 """What browsers cost that follow a run, and what those that compare: `python benchmarks/page_load.py`.
 
 A page is served and a small model trained, in processes of their own, a thread for the trainer. In turns nobody asks, 20
-sessions call every timer of the page as often as a browser does, and 5 more compare a base and an adapter, prompt after
-prompt. Prints the 95th percentile of the timers' answers and the training's speed beside that of the quiet turns; writes
-benchmarks/results/page_load.json. The compare process computes on the CPU too: on two cores that is the training's time.
+sessions call the timers that a browser with the Train tab open calls, as often as it does, and 5 more those of Compare,
+and compare a base and an adapter, prompt after prompt. Prints the 95th percentile of the timers' answers, and the
+training's speed beside that of the quiet turns; writes benchmarks/results/page_load.json. The compare process computes
+on the CPU too: on two cores that is the training's time.
 """
 
 import argparse
@@ -31,7 +32,6 @@ from machine import hardware, versions  # noqa: E402
 from qlora_gui.runs import launch  # noqa: E402
 from qlora_gui.runs.config import make  # noqa: E402
 from qlora_gui.runs.store import Run, RunStore  # noqa: E402
-from qlora_gui.ui.theme import TICK_SECONDS  # noqa: E402
 from tests.models import make_llama  # noqa: E402
 
 MOST_SECONDS, MOST_LOSS = 1.0, 0.05
@@ -65,13 +65,9 @@ class Session:
         self.parts = {one["id"]: one for one in config["components"]}
         self.key = f"{random.getrandbits(40):x}"
 
-    def of(self, event: str, name: str = "") -> list[dict[str, Any]]:
-        """The listeners to an event, of the component with that id on the page where one is named."""
-        return [
-            one
-            for one in self.dependencies
-            if any(told == event and name in ("", self._name(part)) for part, told in one["targets"])
-        ]
+    def button(self, name: str) -> dict[str, Any]:
+        """The listener to a click on the component with that id on the page."""
+        return next(one for one in self.dependencies for part, _ in one["targets"] if self._name(part) == name)
 
     async def call(self, listener: dict[str, Any], **values: Any) -> str:
         """Call a listener with the fields as they come, but for `values` by id on the page; gives all it sent back."""
@@ -94,18 +90,40 @@ class Session:
         return [] if one["type"] == "dropdown" and not one["props"].get("value") else one["props"].get("value")
 
 
-async def browser(url: str, until: float, times: list[float]) -> None:
-    """One session: the page once, then all its timers as often as they tick; the seconds of every answer go to `times`."""
-    await asyncio.sleep(random.uniform(0, TICK_SECONDS))
+def timers(config: dict[str, Any], shown: str) -> list[tuple[dict[str, Any], float]]:
+    """Listener and seconds of every timer outside of the tabs, and in the one that is shown: the others do not tick yet."""
+    parts = {one["id"]: one for one in config["components"]}
+    seconds: dict[int, float] = {}
+
+    def walk(node: dict[str, Any]) -> None:
+        part = parts.get(node["id"])
+        if part and part["type"] == "tabitem" and part["props"]["id"] != shown:
+            return
+        if part and part["type"] == "timer":
+            seconds[node["id"]] = part["props"]["value"]
+        for child in node.get("children") or ():
+            walk(child)
+
+    walk(config["layout"])
+    found = [(one, part) for one in config["dependencies"] for part, told in one["targets"] if told == "tick"]
+    return [(one, seconds[part]) for one, part in found if part in seconds]
+
+
+async def browser(url: str, until: float, times: list[float], shown: str) -> None:
+    """The page once, then its timers as often as they tick; the seconds of every answer go to `times`."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        session = Session(client, (await client.get("/config")).json())
-        while time.monotonic() < until:
-            began = time.monotonic()
-            for tick in session.of("tick"):
+        config = (await client.get("/config")).json()
+
+        async def ticking(listener: dict[str, Any], seconds: float) -> None:
+            session = Session(client, config)
+            await asyncio.sleep(random.uniform(0, seconds))
+            while time.monotonic() < until:
                 asked = time.monotonic()
-                await session.call(tick)
+                await session.call(listener)
                 times.append(time.monotonic() - asked)
-            await asyncio.sleep(max(TICK_SECONDS - (time.monotonic() - began), 0))
+                await asyncio.sleep(max(asked + seconds - time.monotonic(), 0))
+
+        await asyncio.gather(*(ticking(*timer) for timer in timers(config, shown)))
 
 
 async def comparer(url: str, until: float, base: str, answers: list[float]) -> None:
@@ -114,7 +132,7 @@ async def comparer(url: str, until: float, base: str, answers: list[float]) -> N
         config = (await client.get("/config")).json()
         while time.monotonic() < until:
             session = Session(client, config)  # a new one each time, so that no conversation grows
-            [send] = session.of("click", "send")
+            send = session.button("send")
             asked = time.monotonic()
             told = await session.call(send, base=base, adapters=[ADAPTER], prompt="Where is my parcel?")
             if "tokens/s" not in told:
@@ -125,7 +143,8 @@ async def comparer(url: str, until: float, base: str, answers: list[float]) -> N
 async def crowd(url: str, seconds: float, times: list[float], base: str, comparing: int, answers: list[float]) -> None:
     """BROWSERS sessions that follow, and as many more as compare."""
     until = time.monotonic() + seconds
-    sessions = [browser(url, until, times) for _ in range(BROWSERS)]
+    sessions = [browser(url, until, times, "train") for _ in range(BROWSERS)]
+    sessions += [browser(url, until, times, "compare") for _ in range(comparing)]
     await asyncio.gather(*sessions, *(comparer(url, until, base, answers) for _ in range(comparing)))
 
 

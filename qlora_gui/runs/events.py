@@ -8,9 +8,12 @@ import errno
 import json
 import math
 import os
+import threading
 import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Event = dict[str, Any]
 FINAL = ("finished", "stopped", "failed")
@@ -64,14 +67,67 @@ class Silent(EventLog):
         return {"t": round(time.time(), 3), "kind": kind, **fields}
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The events of a file up to `end`, as long as its first and last bytes are these."""
+
+    events: list[Event]
+    end: int
+    begins: bytes
+    ends: bytes
+
+
+_known: OrderedDict[Path, _Known] = OrderedDict()  # a page asks for the same events many times a second
+_keeping = threading.Lock()
+_MOST_KNOWN, _MARK = 32, 256  # files; bytes
+
+
 def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """The events after byte `offset`, and the offset to go on from. A file that is not there has none."""
+    """The events after byte `offset`, and the offset to go on from. A file that is not there has none.
+
+    They are shared with whoever else reads this file: not to be changed.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            body = file.read()
+            known = None if offset else _still(_known.get(path), file)
+            start = known.end if known else offset
+            file.seek(start)
+            events, end = _parsed(file.read(), start)
+            if offset:
+                return events, end
+            if known:
+                events = [*known.events, *events]
+            _keep(path, events, end, file)
+            return list(events), end
     except OSError:  # there is none, or what is there is no file
         return [], offset
+
+
+def _still(known: _Known | None, file: BinaryIO) -> _Known | None:
+    """What is known of a file, unless another one has taken its place."""
+    if known is None:
+        return None
+    begins, ends = _marks(file, known.end)
+    return known if (begins, ends) == (known.begins, known.ends) else None
+
+
+def _marks(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
+    file.seek(0)
+    begins = file.read(min(_MARK, end))
+    file.seek(max(end - _MARK, 0))
+    return begins, file.read(min(_MARK, end))
+
+
+def _keep(path: Path, events: list[Event], end: int, file: BinaryIO) -> None:
+    found = _Known(events, end, *_marks(file, end))
+    with _keeping:
+        _known[path] = found
+        _known.move_to_end(path)
+        while len(_known) > _MOST_KNOWN:
+            _known.popitem(last=False)
+
+
+def _parsed(body: bytes, offset: int) -> tuple[list[Event], int]:
     whole = body[: body.rfind(b"\n") + 1]
     events = []
     for line in whole.splitlines():

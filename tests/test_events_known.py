@@ -1,0 +1,49 @@
+"""Events are parsed once, and what takes a file's place is seen."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_gui.runs import events
+from qlora_gui.runs.events import EventLog
+
+
+def test_only_what_is_new_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    for step in range(50):
+        log.append("step", step=step)
+    found, end = events.read(log.path)
+    log.append("step", step=50)
+    log.path.open("ab").write(b'{"half')
+    parsed: list[int] = []
+    whole = events._parsed
+    monkeypatch.setattr(events, "_parsed", lambda body, start: (parsed.append(start), whole(body, start))[1])
+    again, then = events.read(log.path)
+    assert [event["step"] for event in again] == list(range(51)) and parsed == [end]
+    assert len(found) == 50  # theirs did not grow
+    assert events.read(log.path, end)[0] == again[50:] and then > end
+
+
+def test_another_file_in_its_place_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    for step in range(20):
+        log.append("step", step=step)
+    assert len(events.read(path)[0]) == 20
+    size = path.stat().st_size
+    path.write_bytes(b"x" * size + b"\n")
+    assert events.read(path) == ([], size + 1)
+    path.write_text(json.dumps({"t": 1, "kind": "stage"}) + "\n")
+    assert [event["kind"] for event in events.read(path)[0]] == ["stage"]
+    path.write_text("")
+    assert events.read(path) == ([], 0)
+    path.unlink()
+    assert events.read(path) == ([], 0)
+
+
+def test_few_files_are_known_at_a_time(tmp_path: Path) -> None:
+    for number in range(events._MOST_KNOWN + 5):
+        EventLog(tmp_path / f"{number}.jsonl").append("stage", text="x")
+        events.read(tmp_path / f"{number}.jsonl")
+    assert len(events._known) == events._MOST_KNOWN
