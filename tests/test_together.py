@@ -145,6 +145,7 @@ def test_a_stop_in_a_long_step_is_kept(
     family = [found, *found.children(recursive=True)]
     run.request_stop()
     assert wait_until_ended(run, 30) == "stopped", run.log_tail(60)
+    assert "Stopped before the first step" in run.events()[0][-1]["message"]
     deadline = time.monotonic() + 20
     while any(one.is_running() and one.status() != "zombie" for one in family) and time.monotonic() < deadline:
         time.sleep(0.2)
