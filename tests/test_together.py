@@ -131,12 +131,14 @@ def test_killing_leaves_no_process_and_a_failure_of_one_is_told(store: RunStore,
 
 
 def test_a_stop_in_a_long_step_is_kept(
-    store: RunStore, llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    store: RunStore, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 0 is interrupted, saves and ends; the other, which waits for it, ends too."""
     monkeypatch.setenv("QLORA_GUI_STOP_SECONDS", "2")
-    knobs = {"fsdp": True, "gradient_accumulation": 4000, "epochs": 1000}
-    run = start(store, llama, rows, name="long", num_processes=2, **knobs)
+    many = tmp_path / "many.jsonl"
+    many.write_text('{"prompt": "Order of today", "completion": "It is here"}\n' * 6000)
+    knobs = {"fsdp": True, "gradient_accumulation": 1500, "eval_fraction": 0}  # half a minute a step
+    run = start(store, llama, many, name="long", num_processes=2, **knobs)
     while not [event for event in events(run, "stage") if event["text"] == "Training"]:
         time.sleep(0.05)
     time.sleep(1)
@@ -216,9 +218,8 @@ def test_shared_out_it_takes_the_steps_of_whole_bases(store: RunStore, bloom: Pa
     assert [event["answers"] for event in events(shared, "probe")] == [e["answers"] for e in events(whole, "probe")]
     weights = [(run.path / "adapter_model.safetensors").read_bytes() for run in (whole, shared)]
     assert weights[0] == weights[1]
-    [said] = [event["text"] for event in events(shared, "stage") if "Each process keeps" in event["text"]]
-    mine, size = (float(word) for word in said.split() if word[0].isdigit() and "." in word)
-    assert mine == pytest.approx(size / 2, rel=0.02)
+    [base] = events(shared, "base")
+    assert base["share"] == pytest.approx(base["weights_4bit"] / 2, rel=0.001) and base["share"] > 10_000
 
 
 def test_shared_out_by_a_config_file_a_stop_and_a_resume_change_nothing(

@@ -57,8 +57,10 @@ def prepare(
     if config.packing:
         rows = _packed(rows, model, collate.shared_length)
     model = lora.attach(model, config)
+    shares: dict[str, int] = {}
     if together.sharded():
-        sharding.install(model, device, say)
+        shares = sharding.install(model, device)
+        say(f"Each process keeps {shares['share'] / 1e9:.1f} of {shares['weights_4bit'] / 1e9:.1f} GB of 4-bit weights")
     else:
         fused.keep_dense(model)
     if reason := loss.install(model.get_base_model()):
@@ -79,6 +81,7 @@ def prepare(
         chunked_loss=not reason,
         gradient_checkpointing=config.gradient_checkpointing,
         **lora.counts(model),
+        **shares,
     )
     return ready
 

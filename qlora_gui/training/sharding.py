@@ -6,7 +6,6 @@ data parallel to the bit, with trained biases, 8-bit optimizers and the fused Lo
 which `fully_shard` gathers as they are: they need no other storage, as flat parameters would.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import bitsandbytes as bnb
@@ -17,10 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qlora_gui.errors import UserError
 
 
-def install(model: Any, device: torch.device, say: Callable[[str], None]) -> None:
+def install(model: Any, device: torch.device) -> dict[str, int]:
     """Move a PEFT model to `device`, with this process's share of the 4-bit weights of every layer.
 
-    The model may lie on the CPU: layers come over one at a time. Raises UserError for a base whose layers are not known.
+    Gives the bytes of all of them, `weights_4bit`, and of its `share`. The model may lie on the CPU: layers come over one
+    at a time. Raises UserError for a base whose layers are not known.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -44,7 +44,7 @@ def install(model: Any, device: torch.device, say: Callable[[str], None]) -> Non
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     fully_shard(base.base_model, mesh=mesh, ignored_params=whole)  # whose forward pass is each step's beginning
     mine = sum(weight.to_local().nbytes for weight in _shared(model).values())
-    say(f"Each process keeps {mine / 1e9:.3f} of the {size / 1e9:.3f} GB of 4-bit weights")
+    return {"weights_4bit": size, "share": mine}
 
 
 def wrapped(model: Any, device: torch.device) -> Any:
