@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +59,30 @@ def serve(store: RunStore) -> tuple[subprocess.Popen[bytes], str]:
 
 
 class Session:
-    """What a browser asks of the page, without the browser."""
+    """What a browser asks of the page, without the browser: one thing after the other."""
 
     def __init__(self, client: httpx.AsyncClient, config: dict[str, Any]):
         self.client, self.dependencies = client, config["dependencies"]
         self.parts = {one["id"]: one for one in config["components"]}
         self.key = f"{random.getrandbits(40):x}"
+        self._turn = asyncio.Lock()
 
     def button(self, name: str) -> dict[str, Any]:
         """The listener to a click on the component with that id on the page."""
         return next(one for one in self.dependencies for part, _ in one["targets"] if self._name(part) == name)
 
-    async def call(self, listener: dict[str, Any], **values: Any) -> str:
+    async def call(self, listener: dict[str, Any], values: dict[str, Any] | None = None) -> str:
         """Call a listener with the fields as they come, but for `values` by id on the page; gives all it sent back."""
-        data = [values.get(self._name(part), self._value(part)) for part in listener["inputs"]]
+        data = [(values or {}).get(self._name(part), self._value(part)) for part in listener["inputs"]]
         body = {"fn_index": listener["id"], "data": data, "session_hash": self.key}
-        (await self.client.post("/gradio_api/queue/join", json=body)).raise_for_status()
-        async with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.key}) as answer:
-            told = []
-            async for line in answer.aiter_lines():
-                told.append(line)
-                if "process_completed" in line:
-                    break
+        told = []
+        async with self._turn:
+            (await self.client.post("/gradio_api/queue/join", json=body)).raise_for_status()
+            async with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.key}) as answer:
+                async for line in answer.aiter_lines():
+                    told.append(line)
+                    if "process_completed" in line:
+                        break
         return "\n".join(told)
 
     def _name(self, part: int) -> str:
@@ -109,57 +112,73 @@ def timers(config: dict[str, Any], shown: str) -> list[tuple[dict[str, Any], flo
     return [(one, seconds[part]) for one, part in found if part in seconds]
 
 
-async def browser(url: str, until: float, times: list[float], shown: str) -> None:
-    """The page once, then its timers as often as they tick; the seconds of every answer go to `times`."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+@dataclass
+class Browser:
+    """A page that was opened: its timers, and another session that asks."""
+
+    session: Session
+    asking: Session
+    timers: list[tuple[dict[str, Any], float]]
+
+    @classmethod
+    async def opened(cls, client: httpx.AsyncClient, shown: str) -> "Browser":
         config = (await client.get("/config")).json()
+        found = cls(Session(client, config), Session(client, config), timers(config, shown))
+        for listener, _ in found.timers:
+            await found.session.call(listener)
+        return found
+
+    async def follow(self, until: float, times: list[float]) -> None:
+        """Call the timers as often as they tick; the seconds of every answer go to `times`."""
 
         async def ticking(listener: dict[str, Any], seconds: float) -> None:
-            session = Session(client, config)
             await asyncio.sleep(random.uniform(0, seconds))
             while time.monotonic() < until:
                 asked = time.monotonic()
-                await session.call(listener)
+                await self.session.call(listener)
                 times.append(time.monotonic() - asked)
                 await asyncio.sleep(max(asked + seconds - time.monotonic(), 0))
 
-        await asyncio.gather(*(ticking(*timer) for timer in timers(config, shown)))
+        await asyncio.gather(*(ticking(*timer) for timer in self.timers))
 
-
-async def comparer(url: str, until: float, base: str, answers: list[float]) -> None:
-    """One session that asks base and adapter, prompt after prompt; the seconds of each go to `answers`."""
-    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-        config = (await client.get("/config")).json()
+    async def compare(self, until: float, base: str, answers: list[float]) -> None:
+        """Ask base and adapter, prompt after prompt; the seconds of each go to `answers`."""
+        values = {"base": base, "adapters": [ADAPTER], "prompt": "Where is my parcel?", "decoding-max_new_tokens": 48}
         while time.monotonic() < until:
-            session = Session(client, config)  # a new one each time, so that no conversation grows
-            send = session.button("send")
             asked = time.monotonic()
-            told = await session.call(send, base=base, adapters=[ADAPTER], prompt="Where is my parcel?")
+            told = await self.asking.call(self.asking.button("send"), values)
             if "tokens/s" not in told:
                 raise SystemExit(f"no answer: {told[:2000]}")
             answers.append(time.monotonic() - asked)
-
-
-async def crowd(url: str, seconds: float, times: list[float], base: str, comparing: int, answers: list[float]) -> None:
-    """BROWSERS sessions that follow, and as many more as compare."""
-    until = time.monotonic() + seconds
-    sessions = [browser(url, until, times, "train") for _ in range(BROWSERS)]
-    sessions += [browser(url, until, times, "compare") for _ in range(comparing)]
-    await asyncio.gather(*sessions, *(comparer(url, until, base, answers) for _ in range(comparing)))
 
 
 def steps(run: Run) -> int:
     return max((event["step"] for event in run.events()[0] if event["kind"] == "step"), default=0)
 
 
-def speed(run: Run, seconds: float, busy: Any) -> float:
-    """Optimizer steps a second while `busy` runs, or while nothing does."""
-    first, began = steps(run), time.monotonic()
-    if busy is None:
-        time.sleep(seconds)
-    else:
-        asyncio.run(busy)
-    return (steps(run) - first) / (time.monotonic() - began)
+async def measured(run: Run, url: str, base: str, seconds: float) -> dict[str, dict[str, list[float]]]:
+    """Per kind of turn: the training's steps a second, the seconds of the timers' answers, and of compared answers."""
+    found: dict[str, dict[str, list[float]]] = {
+        kind: {"steps_per_second": [], "timers": [], "compared": []} for kind in ("quiet", "following", "comparing")
+    }
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+        following = [await Browser.opened(client, "train") for _ in range(BROWSERS)]
+        comparing = [await Browser.opened(client, "compare") for _ in range(COMPARING)]
+        for one in comparing:  # the compare process starts
+            await one.compare(time.monotonic() + 0.1, base, [])
+        for _ in range(TURNS):
+            for kind, here in found.items():
+                first, began = steps(run), time.monotonic()
+                busy = [asyncio.sleep(seconds)]
+                if kind != "quiet":
+                    busy += [one.follow(began + seconds, here["timers"]) for one in following]
+                if kind == "comparing":
+                    busy += [one.follow(began + seconds, here["timers"]) for one in comparing]
+                    busy += [one.compare(began + seconds, base, here["compared"]) for one in comparing]
+                await asyncio.gather(*busy)
+                here["steps_per_second"].append((steps(run) - first) / (time.monotonic() - began))
+                print(f"{kind}: {here['steps_per_second'][-1]:.2f} steps/s", flush=True)
+    return found
 
 
 def main() -> None:
@@ -181,27 +200,12 @@ def main() -> None:
             launch.start(run, store)
             while steps(run) < 20:
                 time.sleep(0.2)
-            asyncio.run(crowd(url, 5, [], base, 1, []))  # the compare process starts
-            found = measured(run, url, base, seconds)
+            found = asyncio.run(measured(run, url, base, seconds))
         finally:
             launch.kill(run)
             child.terminate()
             child.wait(20)
     report(found, seconds)
-
-
-def measured(run: Run, url: str, base: str, seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Per kind of turn: the training's steps a second, the seconds of the timers' answers, and of compared answers."""
-    found: dict[str, dict[str, list[float]]] = {
-        kind: {"steps_per_second": [], "timers": [], "compared": []} for kind in ("quiet", "following", "comparing")
-    }
-    for _ in range(TURNS):
-        for kind, here in found.items():
-            count = COMPARING if kind == "comparing" else 0
-            busy = None if kind == "quiet" else crowd(url, seconds, here["timers"], base, count, here["compared"])
-            here["steps_per_second"].append(speed(run, seconds, busy))
-            print(f"{kind}: {here['steps_per_second'][-1]:.2f} steps/s", flush=True)
-    return found
 
 
 def report(found: dict[str, dict[str, list[float]]], seconds: float) -> None:
