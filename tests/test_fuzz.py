@@ -150,7 +150,7 @@ LONG_LINE = json.dumps({"prompt": "p", "completion": "word " * 2_000_000}).encod
         ),
     ),
     st.sampled_from(["", "bom", "utf-16", "latin-1", "cut", "nul"]),
-    st.sampled_from(["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]),
+    st.sampled_from(["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]),
 )
 @example(("json", DEEP), "", "auto")
 @example(("jsonl", DEEP), "", "auto")
