@@ -285,7 +285,7 @@ def _change(weights: Path, changes: list[tuple[str, int]]) -> None:
         if what == "shape":
             tensors[name] = torch.zeros(dice % 7 + 1, dice % 5 + 1)
         elif what in ("nan", "inf"):
-            tensors[name] = torch.full_like(part, float(what))
+            tensors[name] = torch.full(part.shape, float(what))
         elif what == "drop":
             del tensors[name]
         elif what == "rename":
