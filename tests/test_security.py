@@ -122,7 +122,7 @@ def test_cookies_of_other_programs_lock_nobody_out(served: Served, other: str) -
     mine = "; ".join(f"{name}={value}" for name, value in served.owner.cookies.items())
     for line in (f"{other}; {mine}", f"{mine}; {other}"):
         with httpx.Client(base_url=served.url) as client:
-            answer = client.get("/config", headers={"Cookie": line.encode("latin-1")})  # type: ignore[dict-item]
+            answer = client.get("/config", headers=[(b"Cookie", line.encode("latin-1"))])
         assert answer.status_code == 200, line
 
 

@@ -177,6 +177,15 @@ def test_an_accelerate_config_is_used(store: RunStore, llama: Path, rows: Path, 
         start(store, llama, rows, name="gone", accelerate_config=str(tmp_path / "no.yaml"))
 
 
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_what_is_not_supported_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_gui.training import together
+
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match="is not supported: take MULTI_GPU or FSDP"):
+        together.begin("cpu")
+
+
 def test_two_machines_as_the_slurm_script_starts_them(store: RunStore, llama: Path, rows: Path, tmp_path: Path) -> None:
     """The shipped script with a Slurm of two words: both nodes are this machine, and meet over its network."""
     tools = tmp_path / "bin"

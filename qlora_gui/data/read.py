@@ -171,7 +171,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
                 number += 1
                 yield number, row
     except pyarrow.ArrowException as error:
-        raise UserError(f"The data file '{path}' is not Parquet: {str(error).splitlines()[0]}.") from None
+        raise UserError(f"The data file '{path}' is not Parquet: {first_line(error)}.") from None
 
 
 def _from_hub(source: Source, format: str, split: str, limit: int | None) -> Dataset:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui import hub
-from qlora_gui.errors import UserError
+from qlora_gui.errors import UserError, first_line
 from qlora_gui.model import demo, template
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it alarms about a kernel nobody needs
@@ -58,7 +58,7 @@ def _on_hub(name: str, revision: str, say: Callable[[str], None]) -> Base:
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"The base model '{name}' cannot be fetched: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"The base model '{name}' has no safetensors weights: choose one that has, or convert it.")
@@ -104,7 +104,7 @@ def load_tokenizer(path: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"No tokenizer can be loaded from '{path}': {str(error).splitlines()[0]}") from error
+        raise UserError(f"No tokenizer can be loaded from '{path}': {first_line(error)}") from error
     if not tokenizer("word", add_special_tokens=False)["input_ids"]:  # from a folder without its files: an empty one
         raise UserError(f"No tokenizer can be loaded from '{path}': its files are missing.")
     if not tokenizer.is_fast:
@@ -138,7 +138,7 @@ def load_model(
     try:
         model = quantized.load(folder, fingerprint(folder), quant_type, double_quant, device, dtype, say)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The base model in '{path}' cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The base model in '{path}' cannot be loaded: {first_line(error)}") from error
     except torch.OutOfMemoryError as error:
         raise UserError(
             "The base model does not fit into the GPU's memory: choose a smaller one, or free memory."
