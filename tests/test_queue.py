@@ -114,7 +114,6 @@ def test_while_a_run_is_being_started_it_is_not_taken_out(
 ) -> None:
     [run] = made(store, llama, "one")
     run.queue_file.write_text('{"place": 1, "resume": false}')
-    monkeypatch.setattr(queue, "_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("qlora_gui.runs.store._PATIENCE_SECONDS", 0.1)
     with store.starting(timeout=1):
         for act in (lambda: queue.leave(store, run), lambda: store.delete(run), lambda: queue.move(store, run, 1)):

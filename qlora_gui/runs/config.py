@@ -120,7 +120,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "RunConfig":
-        if self.revision and (self.base_model == "demo" or hub.local(self.base_model)):
+        folder = hub.local(self.base_model)
+        if self.revision and (self.base_model == "demo" or (folder is not None and folder.is_dir())):
             raise ValueError("revision belongs to a hub model: leave it empty for demo or a local folder")
         if self.fsdp and self.num_processes == 1 and not self.accelerate_config:
             raise ValueError("fsdp shares the base out among processes: set num_processes or accelerate_config too")

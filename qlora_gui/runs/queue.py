@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -24,7 +24,6 @@ MODULE = "qlora_gui.runs.queue"
 LOG = ".queue.log"
 LOCK = ".queue.lock"
 _POLL_SECONDS = 1.0
-_PATIENCE_SECONDS = 10.0  # for a start that is under way
 
 
 def waiting(store: RunStore) -> list[Run]:
@@ -51,7 +50,7 @@ def move(store: RunStore, run: Run, by: int) -> None:
 
     Raises UserError while a run is being started.
     """
-    with _nothing_starts(store):
+    with store.nothing_starts():
         order = waiting(store)
         ids = [one.id for one in order]
         if run.id not in ids:
@@ -63,18 +62,9 @@ def move(store: RunStore, run: Run, by: int) -> None:
                 _mark(one, place, mark["resume"])
 
 
-@contextlib.contextmanager
-def _nothing_starts(store: RunStore) -> Iterator[None]:
-    try:
-        with store.starting(timeout=_PATIENCE_SECONDS):
-            yield
-    except filelock.Timeout:
-        raise UserError("A run is being started: try again in a moment.") from None
-
-
 def leave(store: RunStore, run: Run) -> None:
     """Take a run out of the queue; one that has never started counts as stopped. Raises UserError once it is begun."""
-    with _nothing_starts(store):
+    with store.nothing_starts():
         if run.is_locked():
             raise UserError(f"The run '{run.id}' has begun: stop it instead.")
         mark = run.queue_mark()

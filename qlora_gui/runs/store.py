@@ -1,11 +1,12 @@
 """RunStore and Run: handles on folders. They own no truth of their own; every answer is read from the folder."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -224,15 +225,22 @@ class RunStore:
         """The lock that is held while a run is being started."""
         return filelock.FileLock(self.root / ".start.lock", timeout=timeout)
 
+    @contextlib.contextmanager
+    def nothing_starts(self) -> Iterator[None]:
+        """Hold off every start. Raises UserError while one is under way."""
+        try:
+            with self.starting(_PATIENCE_SECONDS):
+                yield
+        except filelock.Timeout:
+            raise UserError("A run is being started: try again in a moment.") from None
+
     def delete(self, run: Run) -> None:
         """Remove a run's folder. Raises UserError while its trainer lives, or one is being started."""
         try:
-            with self.starting(timeout=_PATIENCE_SECONDS):
+            with self.nothing_starts():
                 if run.is_locked():
                     raise UserError(f"The run '{run.id}' is still {run.state()}: stop it before deleting it.")
                 shutil.rmtree(run.path)
-        except filelock.Timeout:
-            raise UserError("A run is being started: try again in a moment.") from None
         except OSError as error:
             raise UserError(f"The run '{run.id}' cannot be deleted: {error.strerror or error}.") from None
 
