@@ -329,6 +329,15 @@ def test_the_worker_answers_streams_and_proves(
     assert found[-1] == {"kind": "done"} and sum(e["kind"] == "column" for e in found) == 2
 
 
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="priorities are Unix's")
+def test_the_worker_lets_training_and_page_go_first(client: CompareClient, llama: Path) -> None:
+    client.columns(str(llama), "", [])
+    assert client.pid
+    assert os.getpriority(os.PRIO_PROCESS, client.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    session = Path(f"/proc/{client.pid}/autogroup")  # where Linux groups by session, only its priority counts
+    assert not session.exists() or session.read_text().endswith("nice 10\n")
+
+
 def test_a_new_turn_carries_each_columns_own_history(
     client: CompareClient, bloom: Path, bloom_runs: dict[str, Run]
 ) -> None:

@@ -22,7 +22,7 @@ from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.runs.wording import describe
-from qlora_gui.ui import app, asking, chart, columns, form, html, links, offers, preview, views
+from qlora_gui.ui import app, asking, chart, columns, drawing, form, html, links, offers, preview, views
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.session import Session
 from qlora_gui.ui.summary import summaries
@@ -366,6 +366,13 @@ def test_every_listener_is_private(store: RunStore) -> None:
     assert not shown
 
 
+def test_no_listener_has_the_browser_mark_components_as_waiting(store: RunStore) -> None:
+    """It searches the whole page for each of them, at every message: that cost a core while answers were streamed."""
+    page = app.build_app(store, Client)
+    marking = [fn.name for fn in page.fns.values() if fn.outputs and fn.show_progress_on != []]
+    assert not marking
+
+
 def test_a_taken_port_is_told_in_a_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -403,8 +410,10 @@ def test_presets_are_all_in_the_picker(fields: form.Form) -> None:
     assert yaml.safe_load((configs.PRESETS / "demo.yaml").read_text())["base_model"] == "demo"
 
 
-def test_every_update_of_the_columns_has_something_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`done` often comes right after the last text was drawn; an update of no component is an error to Gradio."""
+@pytest.mark.parametrize(("seconds", "drawn"), [(-1, ["", "y", "y", "y"]), (3600, ["y"])])
+def test_answers_are_drawn_as_they_grow_but_not_too_often(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, drawn: list[str]
+) -> None:
     end = {"kind": "column", "column": 0, "tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0, "ended": "eos"}
     events = [{"kind": "prompt", "column": 0, "prompt": "x"}, {"kind": "text", "column": 0, "text": "y"}, end]
 
@@ -412,11 +421,30 @@ def test_every_update_of_the_columns_has_something_new(monkeypatch: pytest.Monke
         def answer(self, conversations: Any, decoding: Any) -> Any:
             yield from (*events, {"kind": "done"})
 
-    monkeypatch.setattr(asking, "_REDRAW_SECONDS", -1)
-    drawn = []
+    monkeypatch.setattr(asking, "_REDRAW_SECONDS", seconds)
+    texts = []
     for answers in asking.ask(Scripted(), [[{"role": "user", "content": "x"}]], "", columns.Decoding()):  # type: ignore[arg-type]
-        drawn.append((answers[0].fresh, answers[0].text, answers[0].ended))
-    assert drawn == [(True, "", False), (True, "y", False), (True, "y", True)]
+        texts.append(answers[0].text)
+    assert texts == drawn and answers[0].ended
+
+
+def test_pages_that_follow_a_run_share_one_drawing(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(drawing.time, "monotonic", lambda: clock[0])
+    run = store.create(RunConfig())
+    log = EventLog(run.events_file)
+    log.append("started")
+    log.append("finished", step=1)
+    first = drawing.of(run)
+    assert first.state == "finished" and not first.live
+    assert drawing.of(store.get(run.id)) is first
+    log.append("started")  # resumed, and then killed
+    now = drawing.of(run)
+    assert now.state == "died" and now.face != first.face, "another state is seen at once"
+    log.append("step", **{key: value for key, value in step(3).items() if key not in ("t", "kind")})
+    assert drawing.of(run) is now
+    clock[0] += 1.0
+    assert "step 3 of 40" in drawing.of(run).head
 
 
 def test_a_run_of_a_preset_is_known_as_such() -> None:

@@ -12,14 +12,26 @@ import queue
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
 
+_NICE = 10
+
+
+def _let_others_go_first() -> None:
+    """Where training, page and this process share a processor, this one waits."""
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    with suppress(OSError):  # Linux weighs sessions against each other, and this is one of its own
+        Path("/proc/self/autogroup").write_text(str(_NICE))
+
 
 def main() -> None:
+    _let_others_go_first()
     # Libraries print as they like: their stdout becomes stderr, and the events keep the real one.
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

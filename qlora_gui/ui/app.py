@@ -9,6 +9,8 @@ from qlora_gui import hub
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # these are read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Else Gradio sums up the last 10,000 calls with pandas after every call, for a page of its own that is switched off.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
 # Not /tmp/gradio, which other users of the machine can read, or make first.
 os.environ.setdefault("GRADIO_TEMP_DIR", str(hub.private("page")))
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -11,7 +11,7 @@ from qlora_gui.data.tokens import with_system
 from qlora_gui.ui import views
 from qlora_gui.ui.session import Messages, Session
 
-_REDRAW_SECONDS = 0.08
+_REDRAW_SECONDS = 0.12
 
 
 @dataclass
@@ -27,24 +27,17 @@ class Answer:
     ended: bool = False
     tokens: int = 0
     reason: str = ""
-    fresh: bool = field(default=True, repr=False)
 
 
 def ask(session: Session, histories: list[Messages], system: str, decoding: Decoding) -> Iterator[list[Answer]]:
-    """The answers as they grow, at most a dozen times a second; `fresh` ones have changed since the last time.
-
-    Nothing is yielded when nothing is fresh: an update of no component is an error to Gradio.
-    """
+    """The answers as they grow, at most eight times a second."""
     answers = [Answer() for _ in histories]
     conversations = [with_system(history, system) for history in histories]
     drawn = time.monotonic()
     for event in session.answer(conversations, decoding):
         _take(answers, event)
-        due = event["kind"] == "done" or time.monotonic() - drawn > _REDRAW_SECONDS
-        if due and any(answer.fresh for answer in answers):
+        if event["kind"] == "done" or time.monotonic() - drawn > _REDRAW_SECONDS:
             yield answers
-            for answer in answers:
-                answer.fresh = False
             drawn = time.monotonic()
 
 
@@ -52,7 +45,6 @@ def _take(answers: list[Answer], event: dict[str, Any]) -> None:
     if "column" not in event:
         return
     answer = answers[event["column"]]
-    answer.fresh = True
     if event["kind"] == "prompt":
         answer.prompt = event["prompt"]
     elif event["kind"] == "text":

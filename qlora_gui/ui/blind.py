@@ -210,7 +210,7 @@ def wire(room: Room, panel: Panel) -> Desk:
         (panel.go_on, "go_on"),
     ):
         button.click(partial(act, what), [panel.at, room.chosen], **drawing)
-    # A tick touches no component that is seen: each of its outputs would be marked as waiting, every second.
+    # A tick touches no component that is seen: each would be built anew, every second.
     gr.Timer(_POLL_SECONDS).tick(desk.news, [panel.news, room.chosen, room.blind], panel.news, **RAW)
     panel.news.change(desk.polled, [panel.stamp, room.chosen, room.blind], **drawing)
     saving.wire(panel.saving, desk.log, room.chosen)

@@ -1,20 +1,50 @@
-"""Chat in the Compare tab: one prompt, answered by all columns at once, each answer streaming and named."""
+"""Chat in the Compare tab: one prompt, answered by all columns at once, each answer streaming and named.
+
+Three listeners, one after the other: the question is laid out, its answers stream, what is left is drawn. While answers
+stream there are eight updates a second, and Gradio builds every output anew that an update leaves out; so that listener
+has few outputs, and gives all of them a value each time.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
-from qlora_gui.runs.store import RunStore
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions, asking, columns, html, offers
 from qlora_gui.ui.room import Room
-from qlora_gui.ui.session import Messages, Session
+from qlora_gui.ui.session import Messages
 from qlora_gui.ui.theme import RAW
 
 SMALL: dict[str, Any] = {"size": "md", "min_width": 76, "scale": 0}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a conversation for each column, by name, and how it is to be answered."""
+
+    names: list[str]
+    histories: list[Messages]
+    base: RunConfig
+    runs: list[Run]
+    system: str
+    decoding: Decoding
+
+    @property
+    def text(self) -> str:
+        return self.histories[0][-1]["content"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of a question: its conversations with the answers, and by place the proofs of those that ended."""
+
+    histories: list[Messages]
+    proofs: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -32,6 +62,9 @@ class Bar:
     reference: gr.HTML
     histories: gr.State
     nth: gr.State
+    asked: gr.State  # a Question while it is being answered
+    answered: gr.State  # Answered, or None when that failed
+    turn: gr.State  # counts questions
 
     def emptied(self, count: int) -> dict[Any, Any]:
         """Updates for so many empty conversations."""
@@ -57,59 +90,80 @@ def build() -> Bar:
             clear = gr.Button("Clear", elem_id="clear", **SMALL)
             example = gr.Button("Held-out example", elem_id="example", **SMALL)
     reference = gr.HTML(elem_id="reference")
-    return Bar(box, status, prompt, send, stop, retry, clear, example, reference, gr.State([]), gr.State(0))
+    states = gr.State([]), gr.State(0), gr.State(None), gr.State(None), gr.State(0)
+    return Bar(box, status, prompt, send, stop, retry, clear, example, reference, *states)
 
 
 def wire(room: Room, bar: Bar) -> None:
     """Wire the bar's buttons, but for Clear, which lays the columns out anew."""
     store, session, fields = room.store, room.session, room.fields
 
-    def asked(given: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    def ask(given: dict[Any, Any]) -> Any:
         question = (given[bar.prompt] or "").strip()
         if not question:
-            yield {bar.status: html.faults(["Write a prompt first"])}
-            return
+            return {bar.status: html.faults(["Write a prompt first"])}
         past = given[bar.histories] or [[] for _ in range(len(given[room.chosen]) + 1)]
-        asked_now = [[*history, {"role": "user", "content": question}] for history in past]
-        yield {bar.prompt: ""}
-        yield from _answered(given, asked_now)
+        return _begun(given, [[*history, {"role": "user", "content": question}] for history in past])
 
-    def retried(given: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    def retry(given: dict[Any, Any]) -> Any:
         past = [asking.without_last_answer(history) for history in given[bar.histories]]
         if not past or not past[0]:
-            yield {bar.status: html.faults(["There is nothing to retry yet: send a prompt"])}
-            return
+            return {bar.status: html.faults(["There is nothing to retry yet: send a prompt"])}
         seed = fields["seed"]
-        if not given[fields["greedy"]]:  # the same seed would give the same answers
-            given = given | {seed: (given[seed] or 0) + 1}
-            yield {seed: given[seed]}
-        yield from _answered(given, past)
+        if given[fields["greedy"]]:
+            return _begun(given, past)
+        given = given | {seed: (given[seed] or 0) + 1}  # the same seed would give the same answers
+        return {seed: given[seed]} | _begun(given, past)
 
-    def _marked_busy(busy: bool) -> dict[Any, Any]:
-        """While answers come only Stop can be pressed, so that nothing changes under them."""
-        others = (bar.send, bar.retry, bar.clear, room.base, room.chosen, room.blind)
-        return {bar.stop: gr.update(interactive=busy)} | {one: gr.update(interactive=not busy) for one in others}
-
-    def _answered(given: dict[Any, Any], asked_now: list[Messages]) -> Iterator[dict[Any, Any]]:
+    def _begun(given: dict[Any, Any], histories: list[Messages]) -> dict[Any, Any]:
+        """Updates that lay a question out and have it answered; but one at a time."""
+        if given[bar.asked]:
+            return {bar.status: gr.skip()}
         try:
             decoding = room.decoding(given)
-            config, runs = room.asked(given)
-            updates: dict[Any, Any] = {bar.status: html.hint("Asking the compare process…")}
-            for view, name, history in zip(room.shown, ["base", *given[room.chosen]], asked_now, strict=False):
-                updates |= {view.title: columns.title(name, "waiting…"), view.chat: columns.messages(history)}
-            yield updates | _marked_busy(True)
-            with session.turn:
-                for said in session.load(config, runs):
-                    yield {bar.status: html.hint(said + "…")}
-                yield {bar.status: busy(store)}
-                answers: list[asking.Answer] = []
-                for answers in asking.ask(session, asked_now, (given[room.system] or "").strip(), decoding):
-                    yield _drawn(room.shown, session, asked_now, answers, decoding)
-            yield {bar.status: "", bar.histories: _with(asked_now, answers)}
+            base, runs = room.asked(given)
         except UserError as error:
             actions.warn(error)
-            yield {bar.status: html.faults([str(error)]), bar.prompt: asked_now[0][-1]["content"]}
-        yield _marked_busy(False)
+            return {bar.status: html.faults([str(error)])}
+        names = ["base", *given[room.chosen]]
+        question = Question(names, histories, base, runs, (given[room.system] or "").strip(), decoding)
+        updates = dict(zip(_lines(room), _written(room, question, []), strict=True))
+        updates |= {bar.asked: question, bar.answered: None, bar.turn: given[bar.turn] + 1, bar.prompt: ""}
+        others = session.turn.locked()
+        said = "The compare process answers another question first…" if others else "Asking the compare process…"
+        return updates | {bar.status: html.hint(said)} | _marked_busy(True)
+
+    def stream(question: Question) -> Iterator[list[Any]]:
+        """Status, Stop, then titles and conversations of all columns; at last what came of it."""
+        answers: list[asking.Answer] = []
+
+        def drawn(status: str, answers: list[asking.Answer], came: Answered | None = None) -> list[Any]:
+            return [status, gr.update(interactive=True), *_written(room, question, answers), came]
+
+        try:
+            with session.turn:
+                for said in session.load(question.base, question.runs):
+                    yield drawn(html.hint(said + "…"), answers)
+                told = busy(store)
+                for answers in asking.ask(session, question.histories, question.system, question.decoding):
+                    yield drawn(told, answers)
+                proofs = session.columns
+            yield drawn("", answers, _came(question, proofs, answers))
+        except UserError as error:
+            actions.warn(error)
+            yield drawn(html.faults([str(error)]), answers)
+
+    def finish(question: Question, came: Answered | None) -> dict[Any, Any]:
+        updates = _marked_busy(False) | {bar.asked: None}
+        if came is None:  # the question comes back, to be sent again
+            return updates | {bar.prompt: question.text}
+        proofs = {room.shown[place].proof: proof for place, proof in came.proofs.items()}
+        return updates | proofs | {bar.histories: came.histories}
+
+    def _marked_busy(busy: bool) -> dict[Any, Any]:
+        """While answers come only Stop can be pressed, once they do, so that nothing changes under them."""
+        others = (bar.send, bar.retry, bar.clear, room.base, room.chosen, room.blind)
+        return {bar.stop: gr.update(interactive=False)} | {one: gr.update(interactive=not busy) for one in others}
 
     def give_example(number: int, picked: list[str]) -> dict[Any, Any]:
         try:
@@ -125,44 +179,66 @@ def wire(room: Room, bar: Bar) -> None:
 
     choices = [room.base, room.chosen, room.blind]
     buttons = [bar.send, bar.stop, bar.retry, bar.clear]
-    answering: dict[str, Any] = {
-        "inputs": room.inputs() | {bar.prompt, bar.histories},
-        "outputs": [*room.parts(), bar.histories, bar.prompt, bar.status, fields["seed"], *buttons, *choices],
-        "concurrency_id": "compare",
-        "concurrency_limit": 1,
+    asked: dict[str, Any] = {
+        "inputs": room.inputs() | {bar.prompt, bar.histories, bar.asked, bar.turn},
+        "outputs": [
+            *(bar.asked, bar.answered, bar.turn, bar.prompt, bar.status, fields["seed"]),
+            *(*_lines(room), *buttons, *choices),
+        ],
         "trigger_mode": "once",
     } | RAW
-    bar.send.click(asked, **answering)
-    bar.prompt.submit(asked, **answering)
-    bar.retry.click(retried, **answering)
+    bar.send.click(ask, **asked)
+    bar.prompt.submit(ask, **asked)
+    bar.retry.click(retry, **asked)
+    bar.turn.change(
+        stream,
+        bar.asked,
+        [bar.status, bar.stop, *_lines(room), bar.answered],
+        concurrency_id="compare",
+        concurrency_limit=1,
+        **RAW,
+    ).then(
+        finish,
+        [bar.asked, bar.answered],
+        [bar.asked, bar.histories, bar.prompt, *(view.proof for view in room.shown), *buttons, *choices],
+        **RAW,
+    )
     bar.stop.click(session.stop, None, None, **RAW)
     bar.example.click(give_example, [bar.nth, room.chosen], [bar.prompt, bar.reference, bar.nth, bar.status], **RAW)
 
 
-def _drawn(
-    shown: list[columns.View],
-    session: Session,
-    asked_now: list[Messages],
-    answers: list[asking.Answer],
-    decoding: Decoding,
-) -> dict[Any, Any]:
-    """Updates for the columns that have changed."""
-    updates: dict[Any, Any] = {}
-    for view, column, history, answer in zip(shown, session.columns, asked_now, answers, strict=False):
-        if answer.fresh:
-            updates[view.title] = columns.title(str(column["name"]), answer.line)
-            updates[view.chat] = columns.messages(history, answer.text)
-        if answer.ended and answer.fresh:
-            updates[view.proof] = columns.proof(column, answer.prompt, decoding)
-    return updates
+def _lines(room: Room) -> list[Any]:
+    """The components of all columns that change while answers are written."""
+    return [*(view.title for view in room.shown), *(view.chat for view in room.shown)]
 
 
-def _with(asked_now: list[Messages], answers: list[asking.Answer]) -> list[Messages]:
-    """Each column's history with its answer."""
-    return [
+def _written(room: Room, question: Question, answers: list[asking.Answer]) -> list[Any]:
+    """The values of `_lines`: what is written so far, nothing in the columns that are not in use."""
+    lines: list[str] = []
+    texts: list[Messages] = []
+    for place in range(len(room.shown)):
+        if place < len(question.names):
+            answer = answers[place] if answers else asking.Answer()
+            lines.append(columns.title(question.names[place], answer.line))
+            texts.append(columns.messages(question.histories[place], answer.text if answers else None))
+        else:
+            lines.append("")
+            texts.append([])
+    return [*lines, *texts]
+
+
+def _came(question: Question, proofs: list[dict[str, Any]], answers: list[asking.Answer]) -> Answered:
+    """What the answers make of a question; `proofs` says of each column what it is."""
+    histories = [
         [*history, {"role": "assistant", "content": answer.text}]
-        for history, answer in zip(asked_now, answers, strict=False)
+        for history, answer in zip(question.histories, answers, strict=False)
     ]
+    ended = {
+        place: columns.proof(column, answer.prompt, question.decoding)
+        for place, (column, answer) in enumerate(zip(proofs, answers, strict=False))
+        if answer.ended
+    }
+    return Answered(histories, ended)
 
 
 def busy(store: RunStore) -> str:

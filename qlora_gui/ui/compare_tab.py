@@ -120,7 +120,7 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
     chosen.change(lay_out_if_new, **laying | {"inputs": [chosen, laid, system, switch]})
     switch.change(lay_out, **laying)
     chat.wire(room, bar)
-    bar.clear.click(session.stop, None, None, **RAW).then(lay_out, **laying)
+    bar.clear.click(lay_out, **laying)
     unload.click(session.close, None, None, **RAW)
 
 

@@ -9,10 +9,9 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, evidence, findings, fit_views, html, links, retry, views
+from qlora_gui.ui import actions, drawing, findings, links, retry
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
 
-LOG_LINES = 40
 UNSEEN = "unseen"
 
 
@@ -57,34 +56,29 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
         run = _which(store, run_id)
         if run is None:
             return gr.skip() if last_seen == "" else {followed: "", seen: "", box: _shown(False), idle: _shown(True)}
-        state = run.state()
-        sizes = [path.stat().st_size if path.exists() else 0 for path in (run.events_file, run.log_file)]
-        now = f"{run.id} {state} {sizes[0]} {sizes[1]}"
-        if now == last_seen:
+        now = drawing.of(run)
+        stamp = f"{now.face} {now.log_size}"
+        if stamp == last_seen:
             return gr.skip()
-        updates: dict[Any, Any] = {followed: run.id, seen: now, log: html.log(run.log_tail(LOG_LINES))}
-        if now.rpartition(" ")[0] == last_seen.rpartition(" ")[0]:  # only the log has grown
+        updates: dict[Any, Any] = {followed: run.id, seen: stamp, log: now.log}
+        if now.face == last_seen.rpartition(" ")[0]:  # only the log has grown
             return updates
-        events, _ = run.events()
-        live, can_resume = state in views.LIVE, run.last_checkpoint() is not None
-        over = views.outcome(state, events, run.log_tail(1), can_resume and state != "finished", run.has_adapter())
-        doing = html.hint(views.stage(state, events)) if live else over
         return updates | {
             box: _shown(True),
             idle: _shown(False),
-            head: views.headline(run.id, state, events),
-            told: doing + fit_views.told(events) + views.tiles(events),
-            **again_with.updates(run.id, state, events),
-            **doctor.updates(findings.of_run(run, events), offer=not live),
-            data: views.data_told(events),
-            stop: _shown(state in ("starting", "running")),
-            kill: _shown(state == "stopping"),
-            resume: _shown(not live and state != "finished" and can_resume),
-            compare: _shown(not live and run.has_adapter()),
-            close: _shown(not live),
-            plots: views.curves(events),
-            probes: evidence.timeline(events),
-            numbers: views.numbers(events),
+            head: now.head,
+            told: now.told,
+            **again_with.updates(run.id, now.state, now.events),
+            **doctor.updates(now.found, offer=not now.live),
+            data: now.data,
+            stop: _shown(now.state in ("starting", "running")),
+            kill: _shown(now.state == "stopping"),
+            resume: _shown(not now.live and now.can_resume),
+            compare: _shown(not now.live and now.has_adapter),
+            close: _shown(not now.live),
+            plots: now.plots,
+            probes: now.probes,
+            numbers: now.numbers,
         }
 
     again: dict[str, Any] = {"fn": look, "inputs": [followed, seen], "outputs": outputs} | QUIET

@@ -5,8 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-# What every listener shares: no public endpoint, no overlay while it works.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# What every listener shares: no public endpoint, no overlay while it works, also none that is hidden: the browser would
+# look all outputs up in the whole page at every message, which took a core of two while answers were streamed.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 # For listeners that take a Dropdown whose choices change: Gradio holds the value that a page sends against the newest
 # choices, which that page may not have drawn yet, and raises.
 RAW: dict[str, Any] = QUIET | {"preprocess": False}

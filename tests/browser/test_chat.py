@@ -1,0 +1,89 @@
+"""The chat in Compare as several people use it at once: one worker, turn by turn, and nobody ends another's answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import SLOW, Site
+from tests.browser.page import expect, fill_field, shot
+from tests.conftest import train
+
+pytestmark = pytest.mark.browser
+LONG = "Tell me a long story"
+
+
+@pytest.fixture(scope="module")
+def adapter(site: Site, llama: Path) -> str:
+    return train(site.store, base_model=str(llama), name="otter", max_steps=3).id
+
+
+def open_chat(open_page: Any, adapter: str, tokens: int) -> Any:
+    page = open_page(f"?tab=compare&run={adapter}")
+    expect(page.locator("#column-title-1")).to_contain_text(adapter, timeout=SLOW)
+    page.locator("#decoding button").first.click()
+    fill_field(page, "#decoding-max_new_tokens", tokens)
+    return page
+
+
+def ask(page: Any, prompt: str) -> None:
+    page.locator("#prompt textarea").fill(prompt)
+    page.locator("#send").click()
+
+
+def test_two_people_ask_in_turn_and_nobody_ends_the_others_answers(open_page: Any, adapter: str) -> None:
+    ada, ben = open_chat(open_page, adapter, 900), open_chat(open_page, adapter, 8)
+    ask(ada, LONG)
+    expect(ada.locator("#column-title-1")).to_contain_text("writing…", timeout=SLOW)
+    expect(ada.locator("#send")).to_be_disabled()
+    expect(ada.locator("#stop-answers")).to_be_enabled()
+
+    ada.locator("#prompt textarea").fill("And what then?")
+    ada.locator("#prompt textarea").press("Shift+Enter")  # not before the answers are there
+    ben.locator("#clear").click()
+    ask(ben, "Name two colours")
+    expect(ben.locator("#compare-status")).to_contain_text("answers another question first…")
+    expect(ben.locator("#column-title-1")).to_contain_text("waiting…")
+    expect(ben.locator("#stop-answers")).to_be_disabled()  # for it is not Ben's answers that are written
+    shot(ben, "chat-waits")
+    expect(ada.locator("#column-title-1")).to_contain_text("writing…")
+
+    ada.locator("#stop-answers").click()
+    for column in (0, 1):
+        expect(ada.locator(f"#column-title-{column}")).to_contain_text("stopped by you", timeout=SLOW)
+        expect(ben.locator(f"#column-title-{column}")).to_contain_text("tokens/s", timeout=SLOW)
+        expect(ben.locator(f"#column-title-{column}")).not_to_contain_text("stopped by you")
+        expect(ada.locator(f"#chat-{column} .message.user")).to_have_count(1)
+    expect(ada.locator("#send")).to_be_enabled()
+    expect(ada.locator("#stop-answers")).to_be_disabled()
+    expect(ada.locator("#prompt textarea")).to_have_value("And what then?")
+    shot(ada, "chat-stopped")
+
+
+def test_retry_asks_the_last_question_anew_with_another_seed(open_page: Any, adapter: str) -> None:
+    page = open_chat(open_page, adapter, 8)
+    seed = int(page.locator("#decoding-seed input").input_value())
+    page.locator("#retry").click()
+    expect(page.locator("#compare-status")).to_contain_text("nothing to retry yet")
+    ask(page, "Name two colours")
+    expect(page.locator("#column-title-1")).to_contain_text("tokens/s", timeout=SLOW)
+    page.locator("#proof-1 button").first.click()
+    expect(page.locator("#proof-1")).to_contain_text(f"seed {seed}", timeout=SLOW)
+    expect(page.locator("#retry")).to_be_enabled()
+    page.locator("#retry").click()
+    expect(page.locator("#proof-1")).to_contain_text(f"seed {seed + 1}", timeout=SLOW)
+    expect(page.locator("#retry")).to_be_enabled()
+    expect(page.locator("#decoding-seed input")).to_have_value(str(seed + 1))
+    expect(page.locator("#chat-1 .message.user")).to_have_count(1)
+    expect(page.locator("#chat-1 .message.bot")).to_have_count(1)
+
+
+def test_a_question_that_cannot_be_answered_comes_back(open_page: Any, site: Site, adapter: str) -> None:
+    page = open_chat(open_page, adapter, 8)
+    ask(page, "word " * 5000)
+    expect(page.locator("#compare-status")).to_contain_text("tokens", timeout=SLOW)
+    expect(page.locator("#send")).to_be_enabled()
+    assert page.locator("#prompt textarea").input_value().startswith("word word")
+    ask(page, "Name two colours")
+    expect(page.locator("#column-title-1")).to_contain_text("tokens/s", timeout=SLOW)
+    expect(page.locator("#compare-status")).to_be_empty()
