@@ -1,5 +1,7 @@
 """The chat in Compare as several people use it at once: one worker, turn by turn, and nobody ends another's answers."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,44 @@ def test_two_people_ask_in_turn_and_nobody_ends_the_others_answers(open_page: An
     expect(ada.locator("#stop-answers")).to_be_disabled()
     expect(ada.locator("#prompt textarea")).to_have_value("And what then?")
     shot(ada, "chat-stopped")
+
+
+def worker_of(site: Site) -> int:
+    """The compare process of this page."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"qlora_gui.compare.worker" in (folder / "cmdline").read_bytes():
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if str(site.store.root).encode() in Path(f"/proc/{parent}/cmdline").read_bytes():
+                    return int(folder.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    raise AssertionError("the page has no compare process")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the process is looked up in /proc")
+def test_a_killed_compare_process_is_told_and_comes_back(open_page: Any, site: Site, adapter: str) -> None:
+    page = open_chat(open_page, adapter, 900)
+    ask(page, LONG)
+    expect(page.locator("#column-title-1")).to_contain_text("writing…", timeout=SLOW)
+    os.kill(worker_of(site), signal.SIGKILL)
+    expect(page.locator("#compare-status")).to_contain_text("The compare process ended (it was killed", timeout=SLOW)
+    expect(page.locator("#prompt textarea")).to_have_value(LONG)
+    fill_field(page, "#decoding-max_new_tokens", 8)
+    page.locator("#send").click()
+    expect(page.locator("#column-title-1")).to_contain_text("tokens/s", timeout=SLOW)
+    expect(page.locator("#chat-1 .message.user")).to_have_count(1)
+
+
+def test_a_page_that_is_left_while_answers_come_leaves_the_turn_to_the_next(open_page: Any, adapter: str) -> None:
+    page = open_chat(open_page, adapter, 900)
+    ask(page, LONG)
+    expect(page.locator("#column-title-1")).to_contain_text("writing…", timeout=SLOW)
+    page.close()
+    page = open_chat(open_page, adapter, 8)
+    ask(page, "Name two colours")
+    expect(page.locator("#column-title-1")).to_contain_text("tokens/s", timeout=SLOW)
+    expect(page.locator("#send")).to_be_enabled()
 
 
 def test_retry_asks_the_last_question_anew_with_another_seed(open_page: Any, adapter: str) -> None:
