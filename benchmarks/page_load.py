@@ -37,7 +37,7 @@ from qlora_gui.runs.store import Run, RunStore  # noqa: E402
 from tests.models import make_llama  # noqa: E402
 
 MOST_SECONDS, MOST_LOSS = 1.0, 0.05
-TURNS = 8
+TURNS = 12
 BROWSERS, COMPARING = 20, 5
 ADAPTER = "compared"
 

@@ -333,9 +333,9 @@ def test_the_worker_answers_streams_and_proves(
 def test_the_worker_lets_training_and_page_go_first(client: CompareClient, llama: Path) -> None:
     client.columns(str(llama), "", [])
     assert client.pid
-    assert os.getpriority(os.PRIO_PROCESS, client.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, client.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 19, 19)
     session = Path(f"/proc/{client.pid}/autogroup")  # where Linux groups by session, only its priority counts
-    assert not session.exists() or session.read_text().endswith("nice 10\n")
+    assert not session.exists() or session.read_text().endswith("nice 19\n")
 
 
 def test_a_new_turn_carries_each_columns_own_history(

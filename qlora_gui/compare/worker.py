@@ -19,7 +19,7 @@ from typing import Any
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
 
-_NICE = 10
+_NICE = 19
 
 
 def _let_others_go_first() -> None:
