@@ -6,7 +6,7 @@ has few outputs, and gives all of them a value each time.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -34,17 +34,13 @@ class Question:
     system: str
     decoding: Decoding
 
-    @property
-    def text(self) -> str:
-        return self.histories[0][-1]["content"]
-
 
 @dataclass(frozen=True)
 class Answered:
     """What came of a question: its conversations with the answers, and by place the proofs of those that ended."""
 
     histories: list[Messages]
-    proofs: dict[int, str] = field(default_factory=dict)
+    proofs: dict[int, str]
 
 
 @dataclass
@@ -156,7 +152,7 @@ def wire(room: Room, bar: Bar) -> None:
     def finish(question: Question, came: Answered | None) -> dict[Any, Any]:
         updates = _marked_busy(False) | {bar.asked: None}
         if came is None:  # the question comes back, to be sent again
-            return updates | {bar.prompt: question.text}
+            return updates | {bar.prompt: question.histories[0][-1]["content"]}
         proofs = {room.shown[place].proof: proof for place, proof in came.proofs.items()}
         return updates | proofs | {bar.histories: came.histories}
 

@@ -10,7 +10,7 @@ from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run
 from qlora_gui.ui import evidence, findings, fit_views, html, views
 
-LOG_LINES = 40
+_LOG_LINES = 40
 _MOST_RUNS = 8
 
 
@@ -35,7 +35,7 @@ class Drawing:
 
     @cached_property
     def log(self) -> str:
-        return html.log(self.run.log_tail(LOG_LINES))
+        return html.log(self.run.log_tail(_LOG_LINES))
 
     @cached_property
     def head(self) -> str:

@@ -118,7 +118,7 @@ def test_retry_asks_the_last_question_anew_with_another_seed(open_page: Any, ada
     expect(page.locator("#chat-1 .message.bot")).to_have_count(1)
 
 
-def test_a_question_that_cannot_be_answered_comes_back(open_page: Any, site: Site, adapter: str) -> None:
+def test_a_question_that_cannot_be_answered_comes_back(open_page: Any, adapter: str) -> None:
     page = open_chat(open_page, adapter, 8)
     ask(page, "word " * 5000)
     expect(page.locator("#compare-status")).to_contain_text("tokens", timeout=SLOW)
