@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import SLOW, Site
+from tests.browser.conftest import PHONE, SLOW, Site
 from tests.browser.page import expect, fill_field, shot
 from tests.conftest import train
 
@@ -127,3 +127,12 @@ def test_a_question_that_cannot_be_answered_comes_back(open_page: Any, adapter: 
     ask(page, "Name two colours")
     expect(page.locator("#column-title-1")).to_contain_text("tokens/s", timeout=SLOW)
     expect(page.locator("#compare-status")).to_be_empty()
+
+
+def test_the_settings_can_be_read_on_a_phone(open_page: Any, adapter: str) -> None:
+    page = open_page(f"?tab=compare&run={adapter}", PHONE)
+    page.locator("#decoding button").first.click()
+    for setting in ("greedy", "control_tokens", "same_dice"):
+        expect(page.locator(f"#decoding-{setting}")).to_be_visible()
+        box = page.locator(f"#decoding-{setting}").bounding_box()
+        assert box["width"] >= 120 and box["x"] + box["width"] <= PHONE["width"]
