@@ -43,7 +43,7 @@ ADAPTER = "compared"
 
 
 def serve(store: RunStore) -> tuple[subprocess.Popen[bytes], str]:
-    """The page in a child, and its address."""
+    """The page in a child, and its address with its token."""
     code = (
         "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.address import Address; "
         "from qlora_gui.ui.app import launch_page; launch_page(RunStore(sys.argv[1]), Address())"
@@ -56,7 +56,7 @@ def serve(store: RunStore) -> tuple[subprocess.Popen[bytes], str]:
         if child.poll() is not None:
             raise SystemExit(said.read_text())
         time.sleep(0.1)
-    return child, found.group(1).rstrip("/")
+    return child, found.group(1)
 
 
 class Session:
@@ -181,7 +181,9 @@ async def measured(run: Run, url: str, base: str, seconds: float) -> dict[str, d
     found: dict[str, dict[str, list[float]]] = {
         kind: {"steps_per_second": [], "timers": [], "compared": []} for kind in ("quiet", "following", "comparing")
     }
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=httpx.URL(url).copy_with(query=None), timeout=300, limits=limits) as client:
+        (await client.get(url, follow_redirects=True)).raise_for_status()  # in by the token: it leaves its cookie
         following = [await Browser.opened(client, "train") for _ in range(BROWSERS)]
         comparing = [await Browser.opened(client, "compare") for _ in range(COMPARING)]
         for one in comparing:  # the compare process starts

@@ -19,6 +19,10 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from qlora_gui.ui import key  # noqa: E402
+
 EMPTY = """
 import sys, gradio
 with gradio.Blocks() as page:
@@ -38,11 +42,12 @@ def seconds_until_up(command: list[str], port: int, folder: str) -> float:
     env = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
     began = time.perf_counter()
     quiet = subprocess.DEVNULL
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Bearer {key.kept().token}"})
     server = subprocess.Popen([*command, str(port)], cwd=folder, env=env, stdout=quiet, stderr=quiet)
     try:
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
+                with urllib.request.urlopen(asked, timeout=5) as reply:
                     if reply.status == 200:
                         return time.perf_counter() - began
             except OSError:

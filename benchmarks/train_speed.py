@@ -32,6 +32,7 @@ from machine import hardware, versions  # noqa: E402
 from rivals import ours, venvs  # noqa: E402
 
 from qlora_gui.data import batches, read, tokens  # noqa: E402
+from qlora_gui.data.chat import Chat  # noqa: E402
 from qlora_gui.model import base as bases  # noqa: E402
 from qlora_gui.model import demo  # noqa: E402
 
@@ -84,9 +85,9 @@ def prepare(data: Path, rows: int, measured: int, folder: Path) -> tuple[dict[st
         raise SystemExit(f"{data} has {len(examples)} rows, and {rows + measured} are needed")
     for example in examples:
         example["messages"] = tokens.with_system(example["messages"], SYSTEM)
-    limit = int(SETTINGS["max_length"])
-    trained, _ = tokens.encode_all(examples[:rows], tokenizer, limit)
-    held_out, _ = tokens.encode_all(examples[rows : rows + measured], tokenizer, limit)
+    limit, chat = int(SETTINGS["max_length"]), Chat(tokenizer)
+    trained, _ = tokens.encode_all(examples[:rows], chat, limit)
+    held_out, _ = tokens.encode_all(examples[rows : rows + measured], chat, limit)
     conversations = [example["messages"] for example in examples[:rows]]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations), encoding="utf-8")

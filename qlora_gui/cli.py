@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qlora_gui import hardware
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
+from qlora_gui.runs import cards, sweep
 from qlora_gui.runs import config as configs
-from qlora_gui.runs import sweep
 from qlora_gui.runs.store import RunStore
+from qlora_gui.system import console, processes
 from qlora_gui.ui import address
 
 EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
@@ -61,12 +63,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--headless-queue", action="store_true", help="who runs, who waits; goes on with those that wait"
     )
     verbs.add_argument("--headless-fit", action="store_true", help="will the run fit into memory, and what to change")
+    verbs.add_argument(
+        "--headless-check", action="store_true", help="does this machine do what a run needs (about a minute)"
+    )
     verbs.add_argument("--headless-cache", action="store_true", help="place and size of the kept quantized bases")
     page = parser.add_argument_group("page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     page.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     page.add_argument("--share", action="store_true", help="also give a public Gradio link, always with a password")
     page.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login (also: QLORA_GUI_AUTH)")
+    page.add_argument(
+        "--no-token",
+        action="store_true",
+        help="open the page to every user and program of this machine, without the token in its address",
+    )
     page.add_argument(
         "--allow-dir",
         action="append",
@@ -86,9 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--config", metavar="FILE", help="a YAML file, or the run.json of an earlier run")
     run.add_argument("--resume", metavar="RUN", help="go on with a stopped or dead run from its last checkpoint")
     run.add_argument(
+        "--resume-changed", action="store_true", help="with --resume: also where data or base have changed since"
+    )
+    run.add_argument(
         "--answers", type=int, default=3, metavar="N", help="held-out prompts answered at the end (default: 3)"
     )
-    run.add_argument("--json", action="store_true", help="print the events as JSON lines, or the plan as JSON")
+    run.add_argument("--json", action="store_true", help="print events or checks as JSON lines, or the plan as JSON")
     for name, field in configs.fields().items():
         _add_flag(run, name, field)
     queue = parser.add_argument_group("headless train and sweep: the queue")
@@ -104,24 +117,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cache = parser.add_argument_group("headless cache")
     cache.add_argument("--clear", action="store_true", help="delete them; the next load quantizes again")
-    evaluate = parser.add_argument_group("headless evaluate (with --adapters, --max-new-tokens and --out)")
+    evaluate = parser.add_argument_group(
+        "headless evaluate",
+        "Takes --adapters, --base, --max-new-tokens, --dataset-format, --dataset-split, --skip-bad-rows and --out too.",
+    )
     evaluate.add_argument("--data", metavar="FILE", help="rows to measure on (default: those that the run held out)")
     evaluate.add_argument("--rows", type=int, metavar="N", help="measure on at most so many rows (default: 100)")
     compare = parser.add_argument_group("headless compare")
     compare.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
     compare.add_argument("--prompts", metavar="FILE", type=Path, help="JSONL with prompt or messages, or plain lines")
     compare.add_argument("--out", metavar="FILE", type=Path, help="where the result goes: JSON, or the report")
-    compare.add_argument("--base", help="base model (default: the one the first adapter was trained on)")
+    compare.add_argument("--base", help="base model, where it is not the one that the first adapter names")
     compare.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
     for name, field in Decoding.model_fields.items():
-        if name not in ("greedy", "seed"):  # --seed is the run's flag too
+        if name not in ("greedy", "seed", "thinking"):  # the last two are flags of a run too
             _add_flag(compare, name, field)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 3 does not fit, 130 stopped."""
-    if argv is None and os.name == "posix":
+    console.prepare()
+    if argv is None and processes.can_begin_again():
         address.hide_password(sys.orig_argv)
     try:
         arguments = build_parser().parse_args(argv)
@@ -142,8 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(arguments, store)
         if arguments.headless_fit:
             return _fit(arguments)
+        if arguments.headless_check:
+            from qlora_gui import headless_check
+
+            return headless_check.show(store, arguments.json)
         if arguments.headless_cache or arguments.clear:
-            return _cache(arguments)
+            return _cache(arguments, store)
         return _page(arguments, store)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -159,7 +180,10 @@ def _train(arguments: argparse.Namespace, store: RunStore) -> int:
     if arguments.resume:
         if knobs or arguments.preset or arguments.config:
             raise UserError("--resume goes on with a run as it was configured: leave out the other settings.")
-        return headless.train(store, None, arguments.resume, arguments.json, arguments.answers)
+        changed = arguments.resume_changed
+        return headless.train(store, None, arguments.resume, arguments.json, arguments.answers, changed)
+    if arguments.resume_changed:
+        raise UserError("--resume-changed says how a run is resumed: name the run with --resume.")
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
     if arguments.queue:
         from qlora_gui import headless_sweep
@@ -176,7 +200,8 @@ def _sweep(arguments: argparse.Namespace, store: RunStore) -> int:
     values = configs.layered(knobs, arguments.config, preset_of(arguments, knobs))
     # A flag of a knob that takes one word may name several, with commas: --rank 8,16,64.
     listed = {name: sweep.listed(value) for name, value in knobs.items() if sweep.names_several(name, value)}
-    device = budget.parse(arguments.memory) if arguments.memory else budget.here()
+    hardware.settle(fresh=True)
+    device = budget.parse(arguments.memory) if arguments.memory else budget.here(str(values.get("gpu", "")))
     return headless_sweep.sweep(store, sweep.expand(values | listed), device, not arguments.no_wait)
 
 
@@ -191,7 +216,10 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     knobs = _knobs(arguments)
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
-    device = budget.parse(arguments.memory) if arguments.memory else budget.here()
+    if not arguments.memory:
+        hardware.settle(fresh=True)
+        cards.check(config.gpu)
+    device = budget.parse(arguments.memory) if arguments.memory else budget.here(config.gpu)
     return fit.show(config, device, arguments.way or "ours", arguments.json, arguments.simulate)
 
 
@@ -224,13 +252,30 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from qlora_gui import headless_evaluate
+    from qlora_gui.judge.evaluate import Reading
     from qlora_gui.judge.job import Settings
 
     if not arguments.adapters:
         raise UserError("--headless-evaluate needs --adapters: see python app.py --help.")
+    for name in ("skip_bad_rows", "dataset_format", "dataset_split"):
+        if arguments.data is None and hasattr(arguments, name):
+            raise UserError(f"{_flag(name)} says how the rows of --data are read: give them, or leave it out.")
     asked = {"rows": arguments.rows, "max_new_tokens": _whole(arguments, "max_new_tokens")}
     settings = Settings(**{name: value for name, value in asked.items() if value is not None})
-    return headless_evaluate.run(arguments.adapters, arguments.data, arguments.out, settings)
+    how = Reading(
+        skip_bad_rows=getattr(arguments, "skip_bad_rows", False),
+        format=getattr(arguments, "dataset_format", "auto"),
+        split=getattr(arguments, "dataset_split", "train"),
+    )
+    return headless_evaluate.run(
+        arguments.adapters,
+        arguments.data,
+        arguments.out,
+        settings,
+        arguments.base,
+        revision=getattr(arguments, "revision", ""),
+        how=how,
+    )
 
 
 def _report(arguments: argparse.Namespace, store: RunStore) -> int:
@@ -251,8 +296,9 @@ def _whole(arguments: argparse.Namespace, name: str) -> int | None:
     return int(text)
 
 
-def _cache(arguments: argparse.Namespace) -> int:
+def _cache(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui import kept
+    from qlora_gui.runs import uploads
 
     if not arguments.headless_cache:
         raise UserError("--clear deletes what --headless-cache shows: give both.")
@@ -260,6 +306,13 @@ def _cache(arguments: argparse.Namespace) -> int:
     for entry in found:
         print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
     print(f"{sum(entry.bytes for entry in found) / 1e6:10,.1f} MB  in {kept.folder()}")
+    kept_uploads = uploads.entries(store.named())
+    unused = [one for one in kept_uploads if not one.runs]
+    if kept_uploads:
+        print(
+            f"{sum(one.bytes for one in kept_uploads) / 1e6:10,.1f} MB  in {uploads.folder()}: {len(kept_uploads)} uploads, "
+            f"{len(unused)} of them named by no run and removed after {uploads.KEPT_DAYS} days"
+        )
     if arguments.clear:
         freed = kept.clear()
         in_use = len(kept.entries())
@@ -276,11 +329,31 @@ def _page(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui.ui.app import launch_page
 
     auth = arguments.auth or os.environ.pop(address.AUTH, "")  # no child shall have it
-    place = address.Address(arguments.host, arguments.port, arguments.share, auth, arguments.allow_host)
-    if place.is_reachable:
-        store = RunStore(store.root, [store.root, hub.cache_dir() / "uploads", *arguments.allow_dir])
+    place = address.Address(
+        arguments.host, arguments.port, arguments.share, auth, arguments.allow_host, not arguments.no_token
+    )
+    if place.has_guests:
+        allowed = [store.root, hub.cache_dir() / "uploads", *arguments.allow_dir]
+        store = RunStore(store.root, allowed, arguments.allow_dir)
+        _work_nowhere()
     launch_page(store, place)
     return EXIT_FINISHED
+
+
+def _work_nowhere() -> None:
+    """Go on in a folder without files: there `docs/notes` is a name of the hub, and tells nobody what lies here.
+
+    Raises UserError where there can be none.
+    """
+    from qlora_gui import hub
+
+    os.environ["QLORA_GUI_CACHE"] = str(hub.cache_dir().absolute())
+    try:
+        os.chdir(hub.private("nowhere"))
+    except OSError as error:
+        raise UserError(
+            f"The cache folder '{hub.cache_dir()}' cannot be used ({error.strerror}): set QLORA_GUI_CACHE to another one."
+        ) from None
 
 
 def _flag(name: str) -> str:

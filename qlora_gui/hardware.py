@@ -1,84 +1,289 @@
-"""What this machine computes with, found out without importing torch."""
+"""What this machine computes with, found out without importing torch in this process.
 
-import shutil
-import subprocess
+torch decides which devices there are (`torch_view`); nvidia-smi, where it is, tells how much of them is free just now.
+"""
+
+import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from qlora_gui import nvidia, torch_view
+from qlora_gui.nvidia import Gpu, Holder, holders
+from qlora_gui.torch_view import Card, View
+
+__all__ = ["Device", "Holder", "cores", "cpu", "devices", "holders", "remark", "settle", "settled", "trouble", "view"]
+
+USE_CPU = "ACCELERATE_USE_CPU"  # accelerate's own word for a CPU on purpose
 _CACHE_SECONDS = 3.0
+_FREE_SECONDS = 60.0  # without nvidia-smi only a child that imports torch can tell what is free
+_PCI = Path("/sys/bus/pci/devices")
+_DEVICE_FILES = Path("/dev")
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+# The oldest driver of each CUDA, from NVIDIA's table of CUDA's minor version compatibility.
+_DRIVERS = {13: 580, 12: 525, 11: 450}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device for training. Sizes in bytes."""
+    """A device for training. Sizes in bytes. `kind` is torch's word; `number` is torch's, by which the knob `gpu` may
+    name it; `address` tells it from others of its name: its uuid, or else its place on the bus."""
 
     name: str
-    kind: str  # "cuda" or "cpu"
+    kind: str  # "cuda" (NVIDIA and AMD), "xpu", "mps" or "cpu"
     total: int
     free: int
+    number: int = 0
+    address: str = ""
+    capability: str = ""  # CUDA's, like "7.5", where torch has told it
+    asked: float = 0.0  # when `free` was told, in seconds since the epoch; 0 for now
 
     def __str__(self) -> str:
-        return f"{self.name} · {self.free / 2**30:.1f} of {self.total / 2**30:.1f} GB free"
+        age = (time.time() - self.asked) / 60 if self.asked else 0
+        then = f" {age:.0f} min ago" if age >= 2 else ""
+        return f"{self.name} · {self.free / 2**30:.1f} of {self.total / 2**30:.1f} GB free{then}"
 
 
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds GPU memory, in bytes."""
-
-    pid: int
-    name: str
-    bytes: int
-
-    def as_dict(self) -> dict[str, int | str]:
-        """Plain values for an event."""
-        return asdict(self)
-
-
-def holders() -> list[Holder]:
-    """The processes that hold GPU memory, the largest first, as far as nvidia-smi can see them."""
-    found = []
-    for line in _ask("--query-compute-apps=pid,process_name,used_memory"):
-        pid, name, used = (part.strip() for part in (*line.split(",", 1)[:1], *line.split(",", 1)[1].rsplit(",", 1)))
-        if pid.isdigit() and used.isdigit():
-            found.append(Holder(int(pid), name, int(used) * 2**20))
-    return sorted(found, key=lambda holder: -holder.bytes)
-
-
-_last: tuple[float, list[Device]] | None = None
+_asking = torch_view.Asking()
+_last: tuple[float, list[Gpu]] | None = None
 
 
 def devices() -> list[Device]:
-    """The GPUs that nvidia-smi lists, or else the CPU. Asked again after a few seconds."""
+    """The devices that torch computes on, in its order: GPUs, or else the CPU. Never waits for torch.
+
+    Until torch has answered (`settled`) these are the GPUs that nvidia-smi lists.
+    """
+    if cpu_on_purpose():
+        return [cpu()]
+    listed, seen = _gpus(), view()
+    if seen is None:
+        return _presumed(listed) or [cpu()]
+    if seen.error:
+        return [cpu()]
+    return [_device(card, seen, listed) for card in seen.cards if not card.oldest] or [cpu()]
+
+
+def view() -> View | None:
+    """What torch says of the devices, None while it has not been asked; then a child asks it in the background."""
+    cards = _named(_gpus())
+    if not _worth_asking():
+        return torch_view.installed()
+    _asking.in_background(cards)
+    return _asking.known(cards)
+
+
+def settled() -> bool:
+    """Whether torch has answered, or need not be asked."""
+    return cpu_on_purpose() or view() is not None
+
+
+def is_stale() -> bool:
+    """Whether only another question to torch (`settle`) tells what is free now.
+
+    That takes some memory of every GPU for a moment: not to be asked while a run trains.
+    """
+    found = None if cpu_on_purpose() else view()
+    return found is not None and _is_stale(found)
+
+
+def settle(seconds: float = 180.0, fresh: bool = False) -> bool:
+    """Wait until torch has answered, if wanted with free memory as it is now; gives whether it has."""
+    cards = _named(_gpus())
+    if cpu_on_purpose() or not _worth_asking():
+        return True
+    found = _asking.known(cards)
+    thread = _asking.in_background(cards, fresh=fresh and found is not None and _is_stale(found))
+    if thread is not None:
+        thread.join(seconds)
+    return _asking.known(cards) is not None
+
+
+def cpu_on_purpose() -> bool:
+    """Whether the environment asks for the CPU in so many words."""
+    return os.environ.get(USE_CPU, "").lower() in ("true", "1", "yes", "on")
+
+
+def trouble(seen: View | None = None) -> str:
+    """Why a GPU of this machine is not used, and the way out, as a sentence; "" where all is well or not yet known.
+
+    `seen` is torch's view where the caller has it already.
+    """
+    found = seen or view()
+    if cpu_on_purpose() or found is None or any(not card.oldest for card in found.cards):
+        return ""
+    if found.cards:
+        card = found.cards[0]
+        return (
+            f"This machine's GPU ({card.name}) is not used, for torch {found.version} has no kernels for its compute capability "
+            f"{card.capability}, only from {card.oldest} on: install a torch that has them (pytorch.org, Get started)."
+        )
+    listed = _gpus()
+    there = _there(listed)
+    if not there:
+        return f"{found.error} Install it as the README says." if found.error else ""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not listed and (why := _out_of_reach()):
+        return f"{there} is not used, for {why}."
+    if found.error:
+        return f"{there} is not used. {found.error}"
+    if found.built_for in ("CPU", "XPU"):
+        return (
+            f"{there} is not used, for the installed torch {found.version} is built for {found.built_for}: install the build "
+            "for this GPU (pip install --force-reinstall torch takes NVIDIA's on Linux)."
+        )
+    if found.is_rocm:
+        return f"{there} is not used, for the installed torch {found.version} is built for ROCm: install the build for CUDA."
+    if (old := _old_driver(found, listed)) is not None:
+        return old
+    if hidden is not None:
+        how = "is empty" if not hidden.strip() else f"is '{hidden}'"
+        return f"{there} is not used, for CUDA_VISIBLE_DEVICES {how} and hides it: unset that, or name a GPU that is there."
+    said = f" (torch says: {found.warning.rstrip('.')})" if found.warning else ""
+    return f"{there} is not used, for torch {found.version} does not see it{said}: look whether nvidia-smi lists it here too."
+
+
+def remark() -> str:
+    """What does not work, or has not been tried, on this kind of device; "" for NVIDIA's and for CPUs."""
+    found = view()
+    return "" if found is None or cpu_on_purpose() else remark_on(found.kind if found.cards else "", found.is_rocm)
+
+
+def remark_on(kind: str, is_rocm: bool) -> str:
+    """`remark` for a kind of device, by torch's word."""
+    if kind == "cuda" and is_rocm:
+        return (
+            "AMD GPUs run through the same code as NVIDIA's, which nobody has tried here: --headless-check tells what works. "
+            "Who else holds memory is not shown."
+        )
+    if kind == "xpu":
+        return (
+            "Intel GPUs train and compare through torch's XPU, which nobody has tried here: --headless-check tells what works. "
+            "Memory is planned as on a CPU; the longest batch is not tried first."
+        )
+    if kind == "mps":
+        return (
+            "Apple GPUs are used through torch's MPS in fp16, which nobody has tried here: --headless-check tells what works. "
+            "Memory is planned as on a CPU; the longest batch is not tried first."
+        )
+    return ""
+
+
+def _device(card: Card, seen: View, listed: Sequence[Gpu]) -> Device:
+    """A card of torch with the free memory that nvidia-smi gives, where that lists it too."""
+    gpu = _same(card, listed) if seen.kind == "cuda" and not seen.is_rocm else None
+    free, asked = card.free, seen.asked
+    if gpu is not None and gpu.free is not None:
+        free, asked = min(gpu.free, card.total), 0.0
+    if seen.kind == "mps":
+        free, asked = psutil.virtual_memory().available, 0.0
+    address = card.uuid or card.bus
+    return Device(card.name, seen.kind, card.total, free, card.number, address, card.capability, asked)
+
+
+def _same(card: Card, listed: Sequence[Gpu]) -> Gpu | None:
+    """The GPU of nvidia-smi that is torch's card: by uuid, else by bus; where neither is told, by its place.
+
+    A MIG instance shares the bus of its card, and not its memory: it is none of them.
+    """
+    if "MIG" in card.name:
+        return None
+    by_uuid = [gpu for gpu in listed if card.uuid and gpu.uuid.removeprefix("gpu-") == card.uuid]
+    by_bus = [gpu for gpu in listed if card.bus and gpu.bus == card.bus and not (card.uuid and gpu.uuid)]
+    nameless = [gpu for gpu in listed if not gpu.uuid and not gpu.bus]
+    by_place = [nameless[card.number]] if len(nameless) == len(listed) > card.number else []
+    found = next(iter(by_uuid + by_bus + by_place), None)
+    alike = found is not None and (found.total is None or abs(found.total - card.total) < 0.1 * card.total)
+    return found if alike else None
+
+
+def _presumed(listed: Sequence[Gpu]) -> list[Device]:
+    """What nvidia-smi alone makes one expect."""
+    told = [gpu for gpu in listed if gpu.total is not None and gpu.free is not None]
+    return [
+        Device(gpu.name, "cuda", gpu.total or 0, gpu.free or 0, number, gpu.uuid or gpu.bus)
+        for number, gpu in enumerate(told)
+    ]
+
+
+def _is_stale(found: View) -> bool:
+    """Whether only another question tells what is free now."""
+    if found.kind not in ("cuda", "xpu") or time.time() - found.asked < _FREE_SECONDS:
+        return False
+    listed = _gpus()
+    told = [_same(card, listed) if found.kind == "cuda" and not found.is_rocm else None for card in found.cards]
+    return any(gpu is None or gpu.free is None for gpu in told)
+
+
+def _worth_asking() -> bool:
+    """Whether torch can see anything but a CPU: its build for CPUs cannot."""
+    return torch_view.installed().built_for not in ("CPU", "")
+
+
+def _named(listed: Sequence[Gpu]) -> list[str]:
+    return [nvidia.driver(), *(f"{gpu.name} {gpu.uuid} {gpu.bus} {gpu.driver}" for gpu in listed)]
+
+
+def _gpus() -> list[Gpu]:
+    """nvidia-smi's list, asked again after a few seconds."""
     global _last  # a cache of what the machine says, never of what a run does
     now = time.monotonic()
     if _last is None or now - _last[0] > _CACHE_SECONDS:
-        _last = (now, _gpus() or [_cpu()])
+        _last = (now, nvidia.gpus())
     return _last[1]
 
 
-def _gpus() -> list[Device]:
-    found = []
-    for line in _ask("--query-gpu=name,memory.total,memory.free"):
-        name, total, free = (part.strip() for part in line.rsplit(",", 2))
-        if total.isdigit() and free.isdigit():
-            found.append(Device(name, "cuda", int(total) * 2**20, int(free) * 2**20))
-    return found
+def _there(listed: Sequence[Gpu]) -> str:
+    """The GPUs that this machine has, whether torch sees them or not; "" where there is none."""
+    if listed:
+        names = list(dict.fromkeys(gpu.name for gpu in listed))
+        return f"This machine's GPU ({', '.join(names)})"
+    return "This machine's NVIDIA GPU" if _has_nvidia_card() else ""
 
 
-def _ask(query: str) -> list[str]:
-    """Lines of nvidia-smi's answer; none where it is not there or says nothing in time."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+def _out_of_reach() -> str:
+    """Why a GPU that is in this machine cannot be used by anybody here, whatever torch is installed; else ""."""
+    if not nvidia.driver():
+        return "no driver is loaded: install NVIDIA's, 580 or newer for CUDA 13"
+    if not any(_DEVICE_FILES.glob("nvidia[0-9]*")):
+        return "this container or session was not given it: start it with the GPU (docker: --gpus all)"
+    return ""
+
+
+def _has_nvidia_card() -> bool:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
+        return any(
+            (card / "vendor").read_text(encoding="ascii").strip() == _NVIDIA
+            and (card / "class").read_text(encoding="ascii").startswith(_DISPLAY)
+            for card in _PCI.iterdir()
+        )
+    except OSError:
+        return False
 
 
-def _cpu() -> Device:
+def _old_driver(found: View, listed: Sequence[Gpu]) -> str | None:
+    """The sentence on a driver that is too old for the CUDA of this torch."""
+    have = next((gpu.driver for gpu in listed if gpu.driver), "") or nvidia.driver()
+    cuda = found.built_for.removeprefix("CUDA ").partition(".")[0]
+    needed = _DRIVERS.get(int(cuda)) if cuda.isdigit() else None
+    major = have.partition(".")[0]
+    if needed is None or not major.isdigit() or int(major) >= needed:
+        return None
+    return (
+        f"{_there(listed)} is not used: torch {found.version} needs NVIDIA driver {needed} or newer, and this one is {have}. "
+        "Update the driver, or install a torch that is built for an older CUDA (pytorch.org, Get started)."
+    )
+
+
+def cpu() -> Device:
+    """The CPU with this machine's memory."""
     memory = psutil.virtual_memory()
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-    return Device(f"CPU, {cores} cores", "cpu", memory.total, memory.available)
+    return Device(f"CPU, {cores()} cores", "cpu", memory.total, memory.available)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    allowed = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None
+    return len(allowed or []) or psutil.cpu_count() or 1

@@ -1,7 +1,6 @@
 """`--headless-train`: start a run, follow its events to the end, show what was learned."""
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -10,28 +9,34 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qlora_gui import hardware
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import tokens
+from qlora_gui.data.prompts import prompts_of
 from qlora_gui.errors import UserError
+from qlora_gui.memory import crawling
 from qlora_gui.runs import launch
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import FINAL, Event
 from qlora_gui.runs.rows import rows_of
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.runs.wording import autopsy_lines, clock, describe, loss_of
+from qlora_gui.system import console, signals
 
 _POLL_SECONDS = 0.3
 EXIT_CODES = {"finished": 0, "failed": 1, "died": 1, "stopped": 130}
 
 
-def train(store: RunStore, config: RunConfig | None, resume: str | None, as_json: bool, answers: int) -> int:
-    """Train a new run of `config`, or go on with the run `resume`. Returns the exit code.
+def train(
+    store: RunStore, config: RunConfig | None, resume: str | None, as_json: bool, answers: int, changed: bool = False
+) -> int:
+    """Train a new run of `config`, or go on with the run `resume`, if `changed` also with other data or base. Returns the
+    exit code.
 
     Ctrl+C (or SIGTERM) asks the run to stop and save; a second one kills it. Raises UserError for bad input,
     also when only the child finds it: then the folder of a run that never took a step is removed.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.raise_on_terminate()
     show = _json_line if as_json else (_Bar() if sys.stderr.isatty() else _plain_line)
     with _Interrupts() as interrupts:
         if resume:
@@ -39,9 +44,11 @@ def train(store: RunStore, config: RunConfig | None, resume: str | None, as_json
             offset = run.events()[1]
         else:
             assert config is not None
+            hardware.settle()
+            crawling.check(config)
             run, offset = store.create(config), 0
         try:
-            launch.start(run, store, resume=resume is not None)
+            launch.start(run, store, resume=resume is not None, changed=changed)
         except UserError:
             if not resume and not run.is_locked():
                 store.delete(run)
@@ -61,13 +68,11 @@ class _Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Interrupts":
-        for kind in (signal.SIGINT, signal.SIGTERM):
-            self._before[kind] = signal.signal(kind, self._came)
+        self._before = signals.handle(self._came, signals.stop_signals())
         return self
 
     def __exit__(self, *error: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
+        signals.restore(self._before)
 
     def _came(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -131,33 +136,26 @@ def _losses(end: Event) -> str:
     return f"{end['kind'].capitalize()}. Held-out loss: base {before:.4f}, adapter {after:.4f} ({change:+.1f}%)"
 
 
-def held_out_prompts(config: RunConfig, count: int) -> list[list[dict[str, str]]]:
-    """The first conversations that were held out of training, up to their last answer."""
-    prompts = []
-    for row in rows_of(config).held_out:
-        messages = row.get("messages", [])
-        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-        if last:
-            prompts.append(tokens.with_system(messages[:last], config.system_prompt))
-    return prompts[:count]
-
-
 def _show_answers(run: Run, count: int) -> None:
     """Held-out prompts answered greedily by base and adapter, side by side."""
     config = run.config()
-    prompts = held_out_prompts(config, count)
-    client = CompareClient()
+    prompts = prompts_of(rows_of(config).held_out, count, config.system_prompt)
+    client, decoding = CompareClient(), Decoding(greedy=True, max_new_tokens=96)
     try:
         if prompts:
             print("\nLoading the base to compare", flush=True)
             client.columns(config.base_model, config.revision, [run.path])
-        for messages in prompts:
+        for prompt in prompts:
             texts = ["", ""]
-            for event in client.answer([messages, messages], Decoding(greedy=True, max_new_tokens=96)):
-                if event["kind"] == "text":
-                    texts[event["column"]] += event["text"]
+            try:
+                for event in client.answer([prompt.turns] * 2, decoding, prompt.tools):
+                    if event["kind"] == "text":
+                        texts[event["column"]] += event["text"]
+            except UserError as error:  # the run itself is done, and well
+                print(f"\nPrompt:  {prompt.turns[-1]['content']}\n{error}", flush=True)
+                continue
             print(
-                f"\nPrompt:  {messages[-1]['content']}\nBase:    {texts[0].strip()}\nAdapter: {texts[1].strip()}",
+                f"\nPrompt:  {prompt.turns[-1]['content']}\nBase:    {texts[0].strip()}\nAdapter: {texts[1].strip()}",
                 flush=True,
             )
     finally:
@@ -165,7 +163,7 @@ def _show_answers(run: Run, count: int) -> None:
 
 
 def _json_line(event: Event) -> None:
-    print(json.dumps(event, ensure_ascii=False), flush=True)
+    print(json.dumps(event, ensure_ascii=not console.shows_everything()), flush=True)
 
 
 def _plain_line(event: Event) -> None:

@@ -9,13 +9,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge.evaluate import evaluate
+from qlora_gui.judge.evaluate import AS_IT_IS, Reading, evaluate
 from qlora_gui.judge.job import Settings
 from qlora_gui.judge.wording import lines
-from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.files import told, write_whole
 
 
-def run(adapters: Sequence[Path], data: str | None, out: Path | None, settings: Settings) -> int:
+def run(
+    adapters: Sequence[Path],
+    data: str | None,
+    out: Path | None,
+    settings: Settings,
+    base: str | None = None,
+    revision: str = "",
+    how: Reading = AS_IT_IS,
+) -> int:
     """Evaluate, print verdicts and figures, write everything to `out`. Returns 0. Raises UserError for bad input."""
     if out is not None and (not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
         raise UserError(f"The result cannot be written to '{out}': choose a file in an existing, writable folder.")
@@ -27,10 +35,14 @@ def run(adapters: Sequence[Path], data: str | None, out: Path | None, settings: 
             bar.total = of
             bar.update(done - bar.n)
 
-        found = evaluate(adapters, data, settings, lambda text: tqdm.write(text, file=sys.stderr), progress)
+        def say(text: str) -> None:
+            tqdm.write(text, file=sys.stderr)
+
+        found = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how)
     for one in found["evaluations"]:
         print("\n".join(lines(one)), flush=True)
     if out is not None:
-        write_whole(out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        with told("The result", out):
+            write_whole(out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
         print(f"Everything measured is in {out}")
     return 0

@@ -4,8 +4,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from qlora_gui import hardware
 from qlora_gui.errors import UserError
-from qlora_gui.memory import sweeps
+from qlora_gui.memory import crawling, sweeps
 from qlora_gui.memory.budget import Budget
 from qlora_gui.runs import queue
 from qlora_gui.runs.config import RunConfig
@@ -23,6 +24,8 @@ def sweep(store: RunStore, found: Sweep, budget: Budget, wait: bool = True) -> i
     Ctrl+C ends the following, not the runs. Returns 0 when all finished, 1 when one did not, 130 when interrupted.
     Raises UserError for bad input, and when none fits; then nothing is left behind.
     """
+    for config in found.configs:
+        crawling.check(config)
     cells = sweeps.planned(found, budget)
     chosen = sweeps.fitting(cells)
     print(f"Sweep {found.name}: {len(cells)} runs over {', '.join(found.varies)}; memory is estimated")
@@ -37,6 +40,8 @@ def sweep(store: RunStore, found: Sweep, budget: Budget, wait: bool = True) -> i
 
 def add(store: RunStore, config: RunConfig) -> int:
     """Make a run and let it wait for its turn. Returns 0. Raises UserError."""
+    hardware.settle()
+    crawling.check(config)
     run = store.create(config)
     queue.add(store, [run])
     print(f"Run {run.id} waits in {run.path}: place {_place(store, run)} in the queue.")

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from qlora_gui.errors import UserError
+from qlora_gui.system import files
 
 PROBE_SECONDS = 4.0
 Answer = TypeVar("Answer")
-_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_ID = 193  # twice 96 and a slash
 
 
@@ -35,7 +37,7 @@ def private(name: str) -> Path:
     folder = cache_dir() / name
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        files.set_mode(folder, 0o700)
     return folder
 
 
@@ -54,7 +56,7 @@ def local(named: str) -> Path | None:
 
 def looks_like_id(name: str) -> bool:
     """True for `name` or `owner/name` as hubs spell them; says nothing about whether it exists."""
-    return bool(_ID.match(name)) and ".." not in name and len(name) <= _LONGEST_ID
+    return bool(_ID.fullmatch(name)) and ".." not in name and len(name) <= _LONGEST_ID
 
 
 @lru_cache(maxsize=1)
@@ -111,7 +113,7 @@ def cached_file(kind: Literal["models", "datasets"], name: str, file: str, revis
 
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
     ref = folder / "refs" / (revision or "main")
-    commit = ref.read_text().strip() if ref.is_file() else revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     found = folder / "snapshots" / commit / file if commit else None
     return found if found is not None and found.is_file() else None
 
@@ -119,10 +121,10 @@ def cached_file(kind: Literal["models", "datasets"], name: str, file: str, revis
 def fetch_json(name: str, file: str, revision: str = "") -> dict[str, Any] | None:
     """A small JSON file of a hub model, or None when it cannot be had within `PROBE_SECONDS`."""
     request = _request(f"{endpoint()}/{name}/resolve/{revision or 'main'}/{file}", "GET", _token())
-    body = _briefly(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).read(2**20))
+    body = _briefly(lambda: _open(request).read(2**20))
     try:
         value = json.loads(body or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -134,8 +136,32 @@ def _token() -> str | None:
 
 
 def _request(url: str, method: str, token: str | None) -> urllib.request.Request:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return urllib.request.Request(url, method=method, headers=headers)
+    request = urllib.request.Request(url, method=method)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
+
+
+class _KeepsToken(urllib.request.HTTPRedirectHandler):
+    """The token goes along to the same place (the hub redirects names that were changed), and to no other."""
+
+    def redirect_request(self, req: urllib.request.Request, *about: Any) -> urllib.request.Request | None:
+        """The request to go on with; urllib's own would have every header."""
+        new = super().redirect_request(req, *about)
+        token = req.unredirected_hdrs.get("Authorization")
+        if new is not None and token and _place(new.full_url) == _place(req.full_url):
+            new.add_unredirected_header("Authorization", token)
+        return new
+
+
+def _place(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: the same host without encryption is another place."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _open(request: urllib.request.Request) -> Any:
+    return urllib.request.build_opener(_KeepsToken).open(request, timeout=PROBE_SECONDS)
 
 
 def _status(url: str, token: str | None = None) -> int | None:
@@ -143,7 +169,7 @@ def _status(url: str, token: str | None = None) -> int | None:
 
     def ask() -> int:
         try:
-            with urllib.request.urlopen(_request(url, "HEAD", token), timeout=PROBE_SECONDS) as reply:
+            with _open(_request(url, "HEAD", token)) as reply:
                 return int(reply.status)
         except urllib.error.HTTPError as error:
             return error.code

@@ -17,6 +17,6 @@ def headless(folder: Path, *words: str, seconds: float = 2400) -> str:
 
 
 def evaluated(folder: Path, *words: str) -> list[dict[str, Any]]:
-    headless(folder, "--headless-evaluate", "--adapters", *words, "--out", "out.json", "--max-new-tokens", "64")
+    headless(folder, "--headless-evaluate", "--max-new-tokens", "64", "--adapters", *words, "--out", "out.json")
     found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())["evaluations"]
     return found

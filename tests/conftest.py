@@ -1,6 +1,8 @@
 """Fixtures: small real bases, a store of its own for every test, and trained adapters made once."""
 
 import os
+import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +10,18 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # begun in the background: programs of the tests would be deaf to Ctrl+C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from qlora_gui import hub
 from qlora_gui.runs import launch
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
+from tests import attacks
 
+_BEGAN = pytest.StashKey[float]()
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data" / "instructions.json"
 TINY: dict[str, object] = {
     "max_length": 192,
@@ -29,17 +37,41 @@ TINY: dict[str, object] = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that of two workers none is left alone with them."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also the tests marked slow")
+    parser.addoption("--minutes", type=float, metavar="N", help="begin no test after so long: those left are skipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_BEGAN] = time.monotonic()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long only where it is asked for; the longest first, so that of two workers none is left alone with them."""
+    asked = re.findall(r"\w+", config.getoption("markexpr"))
+    unasked = {"slow", "architecture"} - set(asked) - ({"slow"} if config.getoption("--slow") else set())
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    attacks.mark(items)
     items.sort(key=lambda item: item.get_closest_marker("demo") is None)
+
+
+@pytest.hookimpl(tryfirst=True)  # before its fixtures are made
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() > item.config.stash[_BEGAN] + 60 * minutes:
+        pytest.skip(f"the {minutes:g} minutes were over")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Quantized bases of tests are not kept among the user's; the demo model is shared, making it takes a while."""
-    folder, models = tmp_path_factory.mktemp("cache"), hub.cache_dir() / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    (folder / "models").symlink_to(models.resolve(), target_is_directory=True)
+    """Quantized bases of tests are not kept among the user's; what takes a while to make or fetch is shared."""
+    folder = tmp_path_factory.mktemp("cache")
+    for name in ("models", "tokenizers"):
+        shared = hub.cache_dir() / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(shared.resolve(), target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_GUI_CACHE", str(folder))
         yield
@@ -59,6 +91,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models import make_llama
 
     return make_llama(tmp_path_factory.mktemp("bases") / "small-llama")
+
+
+@pytest.fixture
+def attempt(request: pytest.FixtureRequest) -> attacks.Attempts:
+    """Counts the tries of an attack: `attempt(held, what)`; one that got through fails the test."""
+    return attacks.Attempts(request.node)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from qlora_gui.memory import known
 from qlora_gui.memory.budget import card
 from qlora_gui.memory.plan import plan
 from qlora_gui.runs import config as configs
+from tests import on_null_card
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -17,7 +18,7 @@ _OTHERS = {
     "adapters/README.md": "The folder of runs: one folder a run, one adapter a folder.",
     "benchmarks/": "Speed, as ratios measured side by side in one run; results in `benchmarks/results/`.",
     "docs/": "Screenshots, and a report of four real runs.",
-    "tests/": "Tests; `tests/models.py` makes the small real models they use.",
+    "tests/": "Tests; `tests/models.py` makes the small real models they use, `tests/matrix/` one of each architecture.",
 }
 
 
@@ -33,8 +34,9 @@ def settings_table() -> str:
 
 
 def fit_table() -> str:
-    """The report's experiments on 16 GB: predicted peaks of the stock way and of ours, with verdicts."""
-    lines = ["| | base | tokens | stock | ours | checkpointing |", "|---|---|---|---|---|---|"]
+    """The report's experiments on 16 GB: predicted peaks of the stock way and of ours, with verdicts, and the emulated ones."""
+    lines = ["| | base | tokens | stock | ours | checkpointing | *emulated*: stock | ours |", "|---" * 8 + "|"]
+    emulated = {(cell["experiment"], cell["length"], cell["way"]): cell for cell in on_null_card.experiments()}
     for number in (1, 2, 3):
         for length in (512, 1024):
             config = configs.resolve({"batch_size": 4, "max_length": length}, preset=f"experiment-{number}")
@@ -42,7 +44,11 @@ def fit_table() -> str:
             stock, ours = (plan(config, shape, card(16), way=way) for way in ("stock", "ours"))
             told = [f"{found.total / 2**30:.1f} GB, {found.verdict}" for found in (stock, ours)]
             base = config.base_model.rpartition("/")[2]
-            lines.append(f"| {number} | {base} | 4 x {length} | {told[0]} | {told[1]} | {ours.checkpointing} |")
+            told += [
+                ours.checkpointing,
+                *(on_null_card.peak(emulated[number, length, way]) for way in ("stock", "ours")),
+            ]
+            lines.append(f"| {number} | {base} | 4 x {length} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 
@@ -113,4 +119,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
+    on_null_card.PAGE.write_text(on_null_card.filled(on_null_card.PAGE.read_text()))
     README.write_text(filled(README.read_text()))

@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def run(script: str, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=300
+        [sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -23,11 +23,14 @@ def test_says_how_it_is_called(script: str) -> None:
     assert "usage" in run(script, "--help")
 
 
+@pytest.mark.slow
 def test_gpu_runs_dry_and_loses_no_part(tmp_path: Path) -> None:
     run("gpu.py", "--dry-run", "--out", str(tmp_path / "gpu.json"))
     result = json.loads((tmp_path / "gpu.json").read_text())
     parts = result["parts"]
-    assert set(parts) == {"experiments", "fit", "speed", "decode"}
+    assert set(parts) == {"needs", "experiments", "fit", "speed", "unsloth", "decode"}
+    assert all(line["of_limit"] > 0 and line["bytes_a_token"] > 0 for line in parts["decode"]["lines"])
+    assert parts["needs"]["summary"]["versions"]["bitsandbytes"]
     assert all(line["seconds"] for line in parts["experiments"]["lines"])
     assert all(line["planned"] > 0 and line["simulated"] > 0 for line in parts["fit"]["lines"])
     assert {line["way"] for line in parts["speed"]["lines"] if "tokens_per_second" in line} >= {"ours", "trainer"}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from qlora_gui.compare import adapter_file, clean_base, generate
+from qlora_gui.compare import adapter_file, clean_base, generate, priority
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.rows import BASE
+from qlora_gui.compare.rows import BASE, _blocks
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.data.literal import Text
 from qlora_gui.errors import UserError
@@ -108,6 +109,25 @@ def test_mixed_logits_equal_clean_ones_and_the_base_stays_clean(bloom: Path, blo
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_rows_read_the_adapters_where_they_lie(bloom: Path, bloom_runs: dict[str, Run]) -> None:
+    """Neighbouring adapters are one view, others a view each: copies would double what adapters take."""
+    assert [(block.place, block.each, block.adapters) for block in _blocks([BASE, 0, 0, 1, 1, 2, 0])] == [
+        (slice(1, 5), 2, slice(0, 2)),
+        (slice(5, 6), 1, slice(2, 3)),
+        (slice(6, 7), 1, slice(0, 1)),
+    ]
+    columns = Columns()
+    columns.load((str(bloom), "", "nf4", True), [run.path for run in bloom_runs.values()], lambda text: None)
+    assert columns.rows
+    for stack in columns.rows.stacks.values():
+        some = stack.of(slice(1, 3))
+        for whole, part in ((stack.a, some.a), (stack.b, some.b), (stack.bias, some.bias)):
+            assert (whole is None) == (part is None)
+            assert (
+                whole is None or part is None or part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            )
+
+
 def test_rank_alpha_patterns_and_rslora_are_honoured(llama: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     patterns = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"q_proj": 64, "v_proj": 3}}
@@ -158,7 +178,7 @@ def test_the_same_seed_says_the_same_whatever_the_number_of_columns(bloom: Path,
 def test_without_the_same_dice_every_column_draws_for_itself(same: bool) -> None:
     """And the first column draws what it would alone, over all steps."""
     dice = Decoding(temperature=1, top_p=1, seed=5, same_dice=same)
-    alone, both = generate.GumbelNoise(dice, 1), generate.GumbelNoise(dice, 3)
+    alone, both = generate.GumbelNoise(dice, [0]), generate.GumbelNoise(dice, [0, 1, 2])
     for _ in range(5):
         one, three = alone(torch.zeros(1, 1), torch.zeros(1, 50)), both(torch.zeros(3, 1), torch.zeros(3, 50))
         assert torch.equal(one[0], three[0])
@@ -168,11 +188,11 @@ def test_without_the_same_dice_every_column_draws_for_itself(same: bool) -> None
 def test_gumbel_noise_draws_from_the_distribution() -> None:
     """10,000 draws from three tokens: within five standard errors of their probabilities; top-p cuts the tail."""
     probabilities = torch.tensor([0.6, 0.3, 0.1])
-    noise = generate.GumbelNoise(Decoding(temperature=1, top_p=1, seed=1), 1)
+    noise = generate.GumbelNoise(Decoding(temperature=1, top_p=1, seed=1), [0])
     drawn = torch.tensor([int(noise(torch.zeros(1, 1), probabilities.log()[None])[0].argmax()) for _ in range(10_000)])
     for token, share in enumerate(probabilities.tolist()):
         assert abs(float((drawn == token).float().mean()) - share) < 5 * (share * (1 - share) / 10_000) ** 0.5
-    cut = generate.GumbelNoise(Decoding(temperature=1, top_p=0.7, seed=1), 1)
+    cut = generate.GumbelNoise(Decoding(temperature=1, top_p=0.7, seed=1), [0])
     assert {int(cut(torch.zeros(1, 1), probabilities.log()[None])[0].argmax()) for _ in range(500)} == {0, 1}
 
 
@@ -180,7 +200,10 @@ class _Script:
     """Stands in for a model: says the tokens it is told to, so that the ends of rows can be laid down."""
 
     def __init__(self, rows: list[list[int]]):
-        self.rows, self.device, self.config = rows, torch.device("cpu"), GenerationConfig()
+        self.rows, self.device, self.config = rows, torch.device("cpu"), PreTrainedConfig()
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return torch.nn.Embedding(1 + max(map(max, self.rows)), 1)
 
     def generate(self, input_ids: Any, streamer: Any, stopping_criteria: Any, **kwargs: Any) -> None:
         streamer.put(input_ids)
@@ -199,7 +222,9 @@ def play(
     rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     longest = max(map(len, rows))
     script = _Script([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    base = clean_base.CleanBase(None, script, tokenizer, frozenset({tokenizer.eos_token_id}), {})  # type: ignore[arg-type]
+    base = clean_base.CleanBase(
+        bases.Base("scripted", "", "", ""), script, tokenizer, frozenset({tokenizer.eos_token_id}), {}, None
+    )  # type: ignore[arg-type]
     found: list[dict[str, Any]] = []
     pieces = iter(range(10_000))
     generate.answer(
@@ -330,12 +355,27 @@ def test_the_worker_answers_streams_and_proves(
 
 
 @pytest.mark.skipif(not hasattr(os, "getpriority"), reason="priorities are Unix's")
-def test_the_worker_lets_training_and_page_go_first(client: CompareClient, llama: Path) -> None:
+def test_the_worker_makes_way_for_a_run_that_trains_and_never_starves(client: CompareClient, llama: Path) -> None:
     client.columns(str(llama), "", [])
     assert client.pid
-    assert os.getpriority(os.PRIO_PROCESS, client.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 19, 19)
     session = Path(f"/proc/{client.pid}/autogroup")  # where Linux groups by session, only its priority counts
-    assert not session.exists() or session.read_text().endswith("nice 19\n")
+
+    def niceness() -> int:
+        assert client.pid
+        told = session.read_text().rsplit(maxsplit=1) if session.exists() else []
+        return int(told[-1]) if told else os.getpriority(os.PRIO_PROCESS, client.pid)
+
+    def becomes(wanted: int) -> bool:
+        deadline = time.monotonic() + 60
+        while niceness() != wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return niceness() == wanted
+
+    if not priority.a_run_trains_here():  # tests beside this one train, too
+        assert becomes(0)
+    with subprocess.Popen([sys.executable, "-c", "input()", "qlora_gui.training"], stdin=subprocess.PIPE) as trainer:
+        assert becomes(priority.WHILE_TRAINING) and priority.WHILE_TRAINING < 10
+        trainer.communicate(b"\n")
 
 
 def test_a_new_turn_carries_each_columns_own_history(

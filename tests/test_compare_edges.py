@@ -12,13 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from qlora_gui.compare import batch, selftest
+from qlora_gui.compare import batch, lane
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.columns import Columns
 from qlora_gui.compare.settings import Decoding
+from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError
 from qlora_gui.model import base as bases
-from qlora_gui.model import template
 
 GREEDY = Decoding(greedy=True, max_new_tokens=24)
 TURNS = [
@@ -75,7 +75,7 @@ def alone(base: Path, adapter: Path | None, conversations: list[list[dict[str, s
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
         text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        said.append(str(text).split(template.STOP)[0])
+        said.append(str(text).split(chat_template.STOP)[0])
     return said
 
 
@@ -131,7 +131,7 @@ def test_peft_failing_half_way_leaves_the_base_as_it_was(
     columns.load(key, [], lambda text: None)
     assert columns.base
     before = {name: id(part) for name, part in columns.base.model.named_modules()}
-    monkeypatch.setattr(selftest.PeftModel, "from_pretrained", half)
+    monkeypatch.setattr(lane.PeftModel, "from_pretrained", half)
     with pytest.raises(UserError, match=r"'b0' cannot be compared: PEFT refuses it \(the second half\)"):
         columns.load(key, made["bloom"], lambda text: None)
     assert {name: id(part) for name, part in columns.base.model.named_modules()} == before
@@ -150,7 +150,7 @@ def test_a_base_that_was_spoiled_is_loaded_anew(
         return real(model, *args, **kwargs)
 
     columns, key = Columns(), (str(bloom), "", "nf4", True)
-    monkeypatch.setattr(selftest.PeftModel, "from_pretrained", spoil)
+    monkeypatch.setattr(lane.PeftModel, "from_pretrained", spoil)
     with pytest.raises(RuntimeError, match="the base changed while the adapter 'b0' was tested"):
         columns.load(key, made["bloom"], lambda text: None)
     monkeypatch.undo()
@@ -175,7 +175,10 @@ def edited(adapter: Path, folder: Path, **config: Any) -> Path:
         ({"alora_invocation_tokens": [1, 2]}, "it uses alora_invocation_tokens"),
         ({"kasa_config": {"beta": 1.0}}, "it uses kasa_config"),
         ({"target_parameters": ["experts.up"]}, "target_parameters"),
-        ({"lora_alpha": "much"}, "its alpha or rank is none"),
+        ({"target_parameters": 5}, "damaged: its target_parameters is 5"),
+        ({"target_modules": 5}, "damaged: its target_modules is 5"),
+        ({"target_modules": "([a"}, "damaged: its target_modules, "),
+        ({"lora_alpha": "much"}, "its lora_alpha or r is no number"),
     ],
 )
 def test_kinds_of_lora_that_compute_something_else_are_refused(
@@ -189,7 +192,9 @@ def test_kinds_of_lora_that_compute_something_else_are_refused(
 def test_the_proof_says_what_is_not_proven(bloom: Path, made: dict[str, list[Path]], tmp_path: Path) -> None:
     ours = edited(made["bloom"][0], tmp_path / "ours")
     print_ = bases.fingerprint(bloom)
-    (ours / "events.jsonl").write_text(json.dumps({"t": 1, "kind": "base", "name": "x", "fingerprint": print_}) + "\n")
+    (ours / "events.jsonl").write_text(
+        json.dumps({"t": 1.0, "kind": "base", "name": "x", "device": "CPU", "fingerprint": print_}) + "\n"
+    )
     (ours / "run.json").write_text(json.dumps({"schema": 1, "config": {"quant_type": "fp4"}}))
     proofs = Columns().load((str(bloom), "", "nf4", True), [ours, made["bloom"][1]], lambda text: None)
     fp4 = "trained on fp4 with double quantization, answers on nf4 with double quantization"
@@ -306,3 +311,10 @@ def test_bad_prompts_are_named_by_file_and_line(tmp_path: Path, body: str, said:
     (tmp_path / "prompts").write_text(body)
     with pytest.raises(UserError, match=said):
         batch.read_prompts(tmp_path / "prompts")
+
+
+def test_half_a_character_in_a_prompt_is_marked(tmp_path: Path) -> None:
+    lines = r'{"prompt": "a \ud83d"}', r'{"messages": [{"role": "user", "content": "\ud83d"}]}'
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    first, second = batch.read_prompts(tmp_path / "prompts.jsonl")
+    assert first["prompt"] == "a \ufffd" and second["messages"][0]["content"] == "\ufffd"

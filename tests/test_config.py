@@ -14,10 +14,11 @@ from qlora_gui.runs.command import command_line
 from qlora_gui.runs.config import RunConfig, resolve
 
 KNOBS = (
-    "name base_model revision dataset dataset_format dataset_split system_prompt max_length eval_fraction rank alpha "
+    "name base_model revision dataset dataset_format dataset_split skip_bad_rows system_prompt max_length eval_fraction rank alpha "
     "dropout bias target_modules use_rslora quant_type double_quant epochs max_steps learning_rate lr_scheduler "
     "warmup_ratio weight_decay max_grad_norm optimizer batch_size gradient_accumulation gradient_checkpointing attention auto_fit packing "
-    "logging_steps eval_steps probe_prompts probe_tokens save_steps seed report_to special_tokens num_processes fsdp accelerate_config"
+    "chat_template thinking "
+    "logging_steps eval_steps probe_prompts probe_tokens save_steps seed report_to special_tokens gpu num_processes fsdp accelerate_config"
 ).split()
 
 
@@ -112,6 +113,7 @@ def test_a_wrong_config_file_is_a_sentence(tmp_path: Path, body: str, said: str)
 
 OTHER: dict[str, Any] = {
     "special_tokens": "control",
+    "gpu": "cpu",
     "num_processes": 2,
     "fsdp": True,
     "accelerate_config": "two.yaml",
@@ -121,6 +123,9 @@ OTHER: dict[str, Any] = {
     "dataset": "my data.json",
     "dataset_format": "alpaca",
     "dataset_split": "test",
+    "skip_bad_rows": True,
+    "chat_template": "chatml",
+    "thinking": "on",
     "system_prompt": '--Be "kind" & brief',
     "max_length": 77,
     "eval_fraction": 0.2,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_gui.data import batches, facts, literal, read, tokens
+from qlora_gui.data import batches, facts, read, splits, tokens
+from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
 from qlora_gui.model.base import load_tokenizer
 from tests.conftest import SHARED_DATA, need
@@ -72,14 +74,17 @@ def test_a_wrong_row_is_named_by_file_and_number(tmp_path: Path, row: Any, said:
     path.write_text("".join(json.dumps(item) + "\n" for item in [ROWS["alpaca"], ROWS["alpaca"], row, row]))
     with pytest.raises(UserError) as error:
         read.load(str(path))
-    assert str(error.value) == f"tickets.jsonl row 3 (read as alpaca): {said} (1 more rows are wrong too)."
+    assert str(error.value) == (
+        f"tickets.jsonl row 3 (read as alpaca): {said}; row 4: {said}. 2 of 4 rows cannot be used: "
+        "fix them, or leave them out (--skip-bad-rows, or skip_bad_rows in a config file)."
+    )
 
 
 @pytest.mark.parametrize(
     ("turns", "said"),
     [
-        ([{"role": "usr", "content": "x"}], "'messages' entry 1: 'role' is 'usr', expected system, user or assistant"),
-        ([{"content": "x"}], "'messages' entry 1: 'role' is missing, expected system, user or assistant"),
+        ([{"role": "usr", "content": "x"}], "'messages' entry 1: 'role' is 'usr': use system, user or assistant"),
+        ([{"content": "x"}], "'messages' entry 1: 'role' is missing: use system, user or assistant"),
         ([{"role": "user"}], "'messages' entry 1: 'content' is missing"),
         ([{"role": "user", "content": "x"}], "'messages' has no assistant turn to learn from"),
         ([], "'messages' is empty"),
@@ -101,16 +106,16 @@ def test_a_wrong_turn_is_named(tmp_path: Path, turns: Any, said: str) -> None:
         ("a.json", "[]", "is empty"),
         ("a.jsonl", "\n\n", "is empty"),
         ("a.json", "[{", "is not JSON"),
-        ("a.jsonl", '{"text": "x"}\n{oops', "a.jsonl row 2 is not JSON"),
+        ("a.jsonl", '{"text": "x"}\n{oops', "a.jsonl row 2: it is not JSON"),
         ("a.jsonl", '{"question": "x"}', "fits no known format: it has question"),
-        ("a.csv", "text\nx\na,b\n", "a.csv row 2 has more cells than the header"),
+        ("a.csv", "text\nx\na,b\n", "a.csv row 2 (line 3): it has more cells than the header (2, not 1): quote"),
         ("a.parquet", "no parquet", "is not Parquet"),
         ("a.txt", "x", "is of no kind this program reads"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, name: str, body: str, said: str) -> None:
     (tmp_path / name).write_text(body)
-    with pytest.raises(UserError, match=said.replace("(", r"\(")) as error:
+    with pytest.raises(UserError, match=re.escape(said)) as error:
         read.load(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
@@ -133,6 +138,12 @@ def test_the_shipped_demo_has_rows_enough_and_no_row_twice() -> None:
         ticket = json.loads(row["messages"][1]["content"])
         assert list(ticket) == ["topic", "product", "order", "urgency", "summary"]
         assert ticket["order"] is None or ticket["order"] in row["messages"][0]["content"]
+
+
+def encode(example: dict[str, Any], tokenizer: Any, max_length: int = 512, control: bool = False) -> tokens.Encoded:
+    """The one row of an example."""
+    (row,) = tokens.encode(example, Chat(tokenizer, control=control), max_length, tokens.Report())
+    return row
 
 
 def supervised_text(encoded: tokens.Encoded, tokenizer: Any) -> list[str]:
@@ -164,8 +175,7 @@ def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
 def test_only_the_assistants_tokens_and_their_eos_are_learned_in_every_turn(llama: Path, bloom: Path) -> None:
     for base, eos in ((llama, "<|im_end|>"), (bloom, "</s>")):  # with a template, and with the plain one
         tokenizer = load_tokenizer(base)
-        encoded = tokens.encode({"messages": CONVERSATION, "row": 1}, tokenizer, 512)
-        assert isinstance(encoded, tokens.Encoded)
+        encoded = encode({"messages": CONVERSATION, "row": 1}, tokenizer)
         assert supervised_text(encoded, tokenizer) == [f"It ships today.{eos}", f"Tomorrow, as promised.{eos}"]
         assert all(
             label in (tokens.IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
@@ -174,8 +184,7 @@ def test_only_the_assistants_tokens_and_their_eos_are_learned_in_every_turn(llam
 
 def test_plain_text_is_learned_whole_with_its_end(llama: Path) -> None:
     tokenizer = load_tokenizer(llama)
-    encoded = tokens.encode({"text": "A whole story.", "row": 1}, tokenizer, 512)
-    assert isinstance(encoded, tokens.Encoded)
+    encoded = encode({"text": "A whole story.", "row": 1}, tokenizer)
     assert tokenizer.decode(encoded.labels) == "A whole story.<|im_end|>"
 
 
@@ -184,7 +193,7 @@ def test_rows_are_cut_and_rows_without_an_answer_are_dropped_with_the_reason(lla
     long_answer = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 300}]
     long_question = [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "Hi"}]
     rows = [{"messages": CONVERSATION}, {"messages": long_answer}, {"messages": long_question}]
-    kept, report = tokens.encode_all([row | {"row": n} for n, row in enumerate(rows, 1)], tokenizer, 128)
+    kept, report = tokens.encode_all([row | {"row": n} for n, row in enumerate(rows, 1)], Chat(tokenizer), 128)
     assert [item.row for item in kept] == [1, 2] and len(kept[1].input_ids) == 128
     assert (report.used, report.truncated) == (2, 1)
     [(row, reason)] = report.dropped
@@ -197,17 +206,17 @@ def test_a_system_prompt_leads_only_conversations_that_have_none() -> None:
 
 
 def test_the_held_out_split_is_the_same_for_the_same_seed_and_disjoint() -> None:
-    rows = [{"row": number} for number in range(100)]
-    train, held_out = tokens.split_held_out(rows, 0.1, 1)
-    assert (train, held_out) == tokens.split_held_out(rows, 0.1, 1) != tokens.split_held_out(rows, 0.1, 2)
+    rows = [{"row": number, "text": str(number)} for number in range(100)]
+    train, held_out = splits.split_held_out(rows, 0.1, 1)
+    assert (train, held_out) == splits.split_held_out(rows, 0.1, 1) != splits.split_held_out(rows, 0.1, 2)
     assert len(held_out) == 10 and sorted(row["row"] for row in train + held_out) == list(range(100))
-    assert tokens.split_held_out(rows, 0, 1) == (rows, [])
-    assert len(tokens.split_held_out(rows[:1], 0.5, 1)[0]) == 1
+    assert splits.split_held_out(rows, 0, 1) == (rows, [])
+    assert len(splits.split_held_out(rows[:1], 0.5, 1)[0]) == 1
 
 
 def test_packed_rows_hold_every_example_once(llama: Path) -> None:
     tokenizer = load_tokenizer(llama)
-    examples, _ = tokens.encode_all(read.load("demo").train, tokenizer, 256)
+    examples, _ = tokens.encode_all(read.load("demo").train, Chat(tokenizer), 256)
     rows = batches.share(batches.as_rows(examples), 256)
     assert len(rows) < len(examples)
     assert all(len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= 256 for row in rows)
@@ -227,8 +236,9 @@ def facts_of(
     rows: list[dict[str, Any]], tokenizer: Any, max_length: int = 512, control: bool = False
 ) -> dict[str, Any]:
     examples = [row | {"row": number} for number, row in enumerate(rows, 1)]
-    kept, _ = tokens.encode_all(examples, tokenizer, max_length, control=control)
-    return facts.of(kept, tokenizer, "messages", "digest", has_template=True)
+    chat = Chat(tokenizer, control=control)
+    kept, report = tokens.encode_all(examples, chat, max_length)
+    return facts.of(kept, report, chat, "messages")
 
 
 def test_facts_of_rows_that_are_learned_to_their_end(llama: Path, bloom: Path) -> None:
@@ -237,7 +247,7 @@ def test_facts_of_rows_that_are_learned_to_their_end(llama: Path, bloom: Path) -
         found = facts_of([{"messages": CONVERSATION}, {"messages": CHAT}], tokenizer)
         assert (found["rows"], found["eos_supervised"], found["truncated_answers"]) == (2, 1.0, 0)
         assert 0 < found["supervised_share"] < 1 and not found["pad_is_eos"] and not found["double_bos"]
-        assert found["longest"] == len(tokenizer(tokens.render(CONVERSATION, tokenizer)[0].text)["input_ids"])
+        assert found["longest"] == len(encode({"messages": CONVERSATION, "row": 1}, tokenizer).input_ids)
     text = facts_of([{"text": "A whole story."}], load_tokenizer(llama))
     assert text["supervised_share"] == text["eos_supervised"] == 1
 
@@ -257,14 +267,16 @@ def test_facts_of_a_template_without_an_end_mark_and_of_one_that_is_not_eos(llam
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    assert facts.end_marks(tokenizer) == {tokenizer.eos_token_id}
-    assert facts_of([{"messages": CHAT}], tokenizer)["eos_supervised"] == 0
+    assert Chat(tokenizer).ends == {tokenizer.eos_token_id}
+    without = facts_of([{"messages": CHAT}], tokenizer)
+    assert without["eos_supervised"] == 1 and without["end_from"] == "eos"  # learned, though the template writes none
+    assert "writes no end mark" in " ".join(facts.sentences(without))
     tokenizer = load_tokenizer(llama)
     mark, tokenizer.eos_token = tokenizer.eos_token_id, "</s>"
-    assert facts.end_marks(tokenizer) == {mark, tokenizer.eos_token_id} and mark != tokenizer.eos_token_id
+    assert Chat(tokenizer).ends == {mark, tokenizer.eos_token_id} and mark != tokenizer.eos_token_id
     assert facts_of([{"messages": CHAT}], tokenizer)["eos_supervised"] == 1
     tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert facts.end_marks(tokenizer) == {tokenizer.eos_token_id}
+    assert Chat(tokenizer).ends == {tokenizer.eos_token_id}
 
 
 def test_facts_see_a_double_bos_and_padding_by_eos(llama: Path) -> None:
@@ -295,17 +307,14 @@ def test_special_tokens_that_people_spell_out_are_text(llama: Path, bloom: Path)
         special = special_ids(tokenizer)
         turns = [{"role": "user", "content": hostile}, {"role": "assistant", "content": f"It said {hostile}"}]
         tame = [{**turn, "content": turn["content"].replace("<", "(")} for turn in turns]
-        found, plain = (tokens.encode({"messages": one, "row": 1}, tokenizer, 512) for one in (turns, tame))
-        assert isinstance(found, tokens.Encoded) and isinstance(plain, tokens.Encoded)
+        found, plain = (encode({"messages": one, "row": 1}, tokenizer) for one in (turns, tame))
         assert sum(i in special for i in found.input_ids) == sum(i in special for i in plain.input_ids)
         assert hostile in tokenizer.decode(found.input_ids)
         learned = tokenizer.decode([label for label in found.labels if label != -100])
         assert learned.startswith(f"It said {hostile}")
-        meant = tokens.encode({"messages": turns, "row": 1}, tokenizer, 512, control=True)
-        assert isinstance(meant, tokens.Encoded)
+        meant = encode({"messages": turns, "row": 1}, tokenizer, control=True)
         assert sum(i in special for i in meant.input_ids) > sum(i in special for i in found.input_ids)
-        story = tokens.encode({"text": f"Once {hostile}", "row": 1}, tokenizer, 512)
-        assert isinstance(story, tokens.Encoded)
+        story = encode({"text": f"Once {hostile}", "row": 1}, tokenizer)
         assert [i for i in story.input_ids if i in special] == [tokenizer.eos_token_id]
         assert tokenizer.decode(story.input_ids[:-1]) == f"Once {hostile}"
 
@@ -318,10 +327,9 @@ def test_what_holds_no_special_token_is_tokenized_as_ever(llama: Path, bloom: Pa
             turns = [{"role": "user", "content": content}]
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             assert (
-                literal.prompt(turns, tokenizer).ids(tokenizer)
-                == tokenizer(text, add_special_tokens=False)["input_ids"]
+                Chat(tokenizer).prompt(turns).ids(tokenizer) == tokenizer(text, add_special_tokens=False)["input_ids"]
             )
         turns = [{"role": "user", "content": "\ue000 </s> \ue001</s>"}]
-        found = literal.prompt(turns, tokenizer)
+        found = Chat(tokenizer).prompt(turns)
         assert "\ue000 </s> \ue001</s>" in found.text and len(found.literal) == 2
         assert tokenizer.decode(found.ids(tokenizer)).count("</s>") == found.text.count("</s>")

@@ -1,4 +1,5 @@
-"""The demo model for real: one command, minutes on two cores, and an adapter that is visibly better."""
+"""The demo base for real: the README's one command gives an adapter that is visibly and measurably better; one whose
+answers were shuffled is not; a report of both."""
 
 import json
 import os
@@ -7,15 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qlora_gui.judge import doctor
 from qlora_gui.model import demo
 from qlora_gui.runs.store import RunStore
-from tests.commands import evaluated
+from tests.commands import ROOT, evaluated, headless
+from tests.conftest import SHARED_DATA, need, train
 
-ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(2700)]  # minutes, on one core of a small machine
+KNOBS = ["--gradient-accumulation", "1", "--gradient-checkpointing", "none", "--dropout", "0", "--eval-steps", "1000"]
+KNOBS += ["--save-steps", "1000", "--max-length", "256", "--batch-size", "8", "--probe-prompts", "0", "--answers", "0"]
 
 
 def test_an_interrupted_preparation_leaves_no_half_model(tmp_path: Path) -> None:
@@ -94,7 +99,63 @@ def test_the_demo_adapter_answers_headless(demo_run: tuple[Path, str]) -> None:
 
 
 def test_the_demo_adapter_is_judged_better(demo_run: tuple[Path, str]) -> None:
-    """On the rows that the demo set brings to measure on."""
-    [found] = evaluated(demo_run[0], "adapters/demo")
-    assert found["loss"]["rows"] == 44 and found["loss"]["high"] < 0
-    assert found["verdict"]["kind"] == "better", found["verdict"]
+    """On the rows that the demo set brings to measure on; the doctor finds nothing bad."""
+    folder, _ = demo_run
+    [found] = evaluated(folder, "adapters/demo")
+    assert found["loss"]["rows"] == 44 and found["loss"]["high"] < 0 and found["loss"]["p_holm"] < 0.01
+    assert found["verdict"]["kind"] == "better" and found["verdict"]["text"].startswith("Better on the task: loss -")
+    assert found["dependence"]["adapter"] > found["dependence"]["base"] / 2
+    assert not _bad_findings(folder, "demo", found)
+
+
+def test_a_report_of_real_runs(demo_run: tuple[Path, str], bloom: Path) -> None:
+    """The demo's, and two of a small BLOOM with two kinds of biases."""
+    folder, _ = demo_run
+    for bias in ("none", "all"):
+        train(RunStore(folder / "adapters"), base_model=str(bloom), name=f"bloom-{bias}", bias=bias)
+    headless(folder, "--headless-evaluate", "--adapters", "adapters/bloom-all", "adapters/bloom-none", "--rows", "20")
+    for name in ("report.md", "report.html"):
+        headless(folder, "--headless-report", "--out", name)
+        text = (folder / name).read_text(encoding="utf-8")
+        assert all(run in text for run in ("demo", "bloom-none", "bloom-all")) and "Better on the task: loss -" in text
+
+
+@pytest.mark.slow
+def test_shuffled_answers_are_not_judged_better(tmp_path: Path) -> None:
+    """Its loss may fall, for it learned what answers look like; that they answer nothing is seen, and said why."""
+    need(SHARED_DATA.exists(), "the shared data set is not beside this checkout")
+    rows = json.loads(SHARED_DATA.read_text(encoding="utf-8"))[:400]
+    answers = [row["output"] for row in rows]
+    shuffled = [row | {"output": answer} for row, answer in zip(rows, answers[7:] + answers[:7], strict=True)]
+    (tmp_path / "shuffled.json").write_text(json.dumps(shuffled))
+    told = ["--dataset", "shuffled.json", "--name", "shuffled", "--rank", "8", "--eval-fraction", "0.02"]
+    headless(tmp_path, "--headless-train", *told, "--epochs", "1", *KNOBS)
+    held_out = json.loads(SHARED_DATA.read_text(encoding="utf-8"))[1000:1100]
+    (tmp_path / "held-out.json").write_text(json.dumps(held_out))
+    [found] = evaluated(tmp_path, "adapters/shuffled", "--data", "held-out.json", "--max-new-tokens", "16")
+    assert found["loss"]["rows"] == 100 and found["verdict"]["kind"] in ("worse", "unclear"), found["verdict"]
+    assert found["dependence"]["high"] < 0
+    run = RunStore(tmp_path / "adapters").get("shuffled")
+    said = " ".join(f"{one.evidence} {one.why}" for one in doctor.after(run.config(), run.events()[0], found))
+    assert "prompt" in said
+    headless(tmp_path, "--headless-report", "--out", "report.md")
+    assert "ignores prompts" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_one_epoch_of_the_shared_data_is_judged_better(tmp_path: Path) -> None:
+    """A tenth of an hour of two cores: 100 rows that were held out, an interval that excludes zero, nothing bad found."""
+    need(SHARED_DATA.exists(), "the shared data set is not beside this checkout")
+    headless(tmp_path, "--headless-train", "--dataset", str(SHARED_DATA), "--name", "shared", "--epochs", "1", *KNOBS)
+    end = RunStore(tmp_path / "adapters").get("shared").events()[0][-1]
+    assert end["loss_after"] <= 0.75 * end["loss_before"]
+    [found] = evaluated(tmp_path, "adapters/shared")
+    assert found["loss"]["rows"] == 100 and found["loss"]["high"] < 0 and found["loss"]["p_holm"] < 0.01
+    assert found["verdict"]["kind"] == "better" and found["verdict"]["text"].startswith("Better on the task: loss -0.")
+    assert found["dependence"]["adapter"] > found["dependence"]["base"] / 2
+    assert not _bad_findings(tmp_path, "shared", found)
+
+
+def _bad_findings(folder: Path, name: str, found: dict[str, Any]) -> list[doctor.Finding]:
+    run = RunStore(folder / "adapters").get(name)
+    return [one for one in doctor.after(run.config(), run.events()[0], found) if one.level == "bad"]

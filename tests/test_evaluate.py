@@ -1,19 +1,19 @@
 """Evaluations: mixed batches measure what clean models measure, answers are Compare's, and a verdict follows the numbers."""
 
 import json
-import os
 import shutil
-import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from qlora_gui.compare import decode, evidence, generate, measure
+from qlora_gui import cli
+from qlora_gui.compare import decode, evidence, generate, measure, reading
 from qlora_gui.compare.columns import Columns
 from qlora_gui.compare.rows import BASE
 from qlora_gui.compare.settings import Decoding
@@ -21,7 +21,8 @@ from qlora_gui.data import read, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.judge import evaluate, job, texts, verdict, wording
 from qlora_gui.model import base as bases
-from qlora_gui.model import template
+from qlora_gui.runs import launch
+from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import train
 from tests.test_compare import fresh
@@ -41,7 +42,7 @@ def columns(bloom: Path, bloom_runs: dict[str, Run]) -> Columns:
 @pytest.fixture(scope="module")
 def encoded(columns: Columns) -> list[tokens.Encoded]:
     assert columns.base
-    found, _ = tokens.encode_all((read.load("demo").held_out or [])[:ROWS], columns.base.tokenizer, 256)
+    found, _ = tokens.encode_all((read.load("demo").held_out or [])[:ROWS], columns.chat(None), 256)
     assert len(found) == ROWS
     return found
 
@@ -50,7 +51,7 @@ def encoded(columns: Columns) -> list[tokens.Encoded]:
 def measured(columns: Columns, encoded: list[tokens.Encoded]) -> dict[int, dict[str, Any]]:
     assert columns.base and columns.rows
     found: dict[int, dict[str, Any]] = {}
-    task = measure.Task(16, template.stop_strings(columns.base.tokenizer.chat_template))
+    task = measure.Task(16, columns.chat(None).stops)
     measure.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
     assert sorted(found) == list(range(ROWS))
     return found
@@ -118,8 +119,8 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
 
     whole = run(set())
     assert all(len(one) == 24 for one in whole)
-    flat = [token for one in whole for token in one[2:12]]
-    mark = max(set(flat), key=flat.count)
+    said = [set(one[2:12]) for one in whole]
+    mark = max(sorted(set().union(*said)), key=lambda token: sum(token in one for one in said))
     assert sum(mark in one for one in whole) >= 2
     assert run({mark}) == [one[: one.index(mark)] if mark in one else one for one in whole]
 
@@ -206,9 +207,8 @@ def test_evaluating_in_a_child_writes_beside_the_adapter(llama_run: Run, tmp_pat
 def test_a_killed_evaluation_is_a_sentence(llama_run: Run, tmp_path: Path) -> None:
     run = Run(shutil.copytree(llama_run.path, tmp_path / "killed", ignore=shutil.ignore_patterns("evalua*")))
     job.start([run])
-    for process in psutil.process_iter(["cmdline"]):
-        if job.MODULE in (process.info["cmdline"] or []):
-            os.kill(process.pid, signal.SIGKILL)
+    for process in launch.processes_of(job.MODULE, run):  # other tests evaluate at the same time
+        process.kill()
     deadline = time.monotonic() + 10
     while job.state(run).running and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -216,14 +216,15 @@ def test_a_killed_evaluation_is_a_sentence(llama_run: Run, tmp_path: Path) -> No
     assert job.result(run) is None
 
 
+@pytest.mark.slow
 def test_rows_that_another_adapter_learned_are_left_out(store: RunStore, llama: Path, tmp_path: Path) -> None:
     rows = [{"instruction": f"Say the number {number}.", "output": str(number)} for number in range(20)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     knobs = {"base_model": str(llama), "dataset": str(tmp_path / "rows.json"), "eval_fraction": 0.5, "max_steps": 1}
     runs = [train(store, name=f"run-{seed}", seed=seed, **knobs) for seed in (1, 2)]
-    question = evaluate._question([run.path for run in runs], None, job.Settings())
+    question = evaluate._question([run.path for run in runs], None, job.Settings(), False, print)
     asked = {example["messages"][0]["content"] for example in question.examples}
-    learned = {example["messages"][0]["content"] for run in runs for example in evaluate._trained_rows(run.config())}
+    learned = {example["messages"][0]["content"] for run in runs for example in evaluate._trained_rows(run, print)}
     assert asked and not asked & learned and question.shared > 0
 
 
@@ -242,6 +243,26 @@ def test_wrong_questions_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate.evaluate([Path(one) for one in adapters], data, job.Settings(**settings), lambda text: None)
+
+
+def test_faulty_rows_of_other_data_are_left_out_where_one_asks_and_what_is_not_used_is_said(
+    llama_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": f"Say {number}.", "output": str(number), "images": ["a.png"]} for number in range(3)]
+    data = tmp_path / "mine.json"
+    data.write_text(json.dumps([*rows, {"instruction": "Say nothing.", "output": None}]))
+    words = ["--headless-evaluate", "--adapters", str(llama_run.path), "--data", str(data), "--max-new-tokens", "0"]
+    assert cli.main(words) == 2
+    assert "1 of 4 rows cannot be used" in capsys.readouterr().err
+    out = tmp_path / "found.json"
+    assert cli.main([*words, "--skip-bad-rows", "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "mine.json row 4 left out: 'output' is null" in said
+    assert "mine.json: 1 row that cannot be used is left out." in said
+    assert "mine.json: Not used, though it may change what the rows mean: images (3 rows)." in said
+    assert len(json.loads(out.read_text())["rows"]) == 3
+    assert cli.main([*words, "--dataset-format", "text"]) == 2
+    assert "'text' is missing" in capsys.readouterr().err
 
 
 def test_foreign_answers_follow_other_prompts() -> None:
@@ -309,7 +330,36 @@ def test_the_verdict_follows_the_numbers(
 def test_bases_are_told_apart_by_their_bytes_a_token(bloom: Path, llama: Path) -> None:
     for base, heads in ((bloom, 4), (llama, 2)):
         model = bases.load_model(str(base), "nf4", True, torch.device("cpu"), torch.float32)
-        assert measure.bytes_a_token(model) == 2 * 3 * heads * 16 * 4
+        assert reading.ask(model).token_bytes == 2 * 3 * heads * 16 * 4
         cache = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        assert held == 3 * measure.bytes_a_token(model)
+        assert held == 3 * reading.ask(model).token_bytes
+
+
+def test_an_evaluation_that_is_starting_is_not_called_gone(llama_run: Run, tmp_path: Path) -> None:
+    """Its child reads torch from the disk before it takes the lock; a page that looks meanwhile is not told a fault."""
+    run = Run(shutil.copytree(llama_run.path, tmp_path / "slow", ignore=shutil.ignore_patterns("evalua*")))
+    EventLog(run.path / job.PROGRESS).append("stage", text="Starting")
+    assert "gone without a word" in job.state(run).fault
+    command = [sys.executable, "-c", "import time; time.sleep(60)", job.MODULE, str(run.path)]
+    child = subprocess.Popen(command)
+    try:
+        assert job.state(run) == job.State(True, "Starting")
+        with pytest.raises(UserError, match="is being evaluated already"):
+            job.start([run])
+    finally:
+        child.kill()
+        child.wait()
+    assert "gone without a word" in job.state(run).fault
+
+
+def test_an_evaluation_that_ends_at_once_says_its_last_words(
+    llama_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(shutil.copytree(llama_run.path, tmp_path / "broken", ignore=shutil.ignore_patterns("evalua*")))
+    (tmp_path / "broken_module.py").write_text("raise SystemExit('no library of that name')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(job, "MODULE", "broken_module")
+    with pytest.raises(UserError, match="ended at once: no library of that name"):
+        job.start([run])
+    assert job.state(run) == job.State(False, fault="The evaluation ended at once: no library of that name")

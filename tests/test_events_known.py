@@ -12,15 +12,17 @@ from qlora_gui.runs.events import EventLog
 def test_only_what_is_new_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     for step in range(50):
-        log.append("step", step=step)
+        log.append("step", step=step, max_steps=60, loss=1.0)
     found, end = events.read(log.path)
-    log.append("step", step=50)
+    log.append("step", step=50, max_steps=60, loss=1.0)
     log.path.open("ab").write(b'{"half')
-    parsed: list[int] = []
+    parsed: list[bytes] = []
     whole = events._parsed
-    monkeypatch.setattr(events, "_parsed", lambda body, start: (parsed.append(start), whole(body, start))[1])
+    monkeypatch.setattr(events, "_parsed", lambda line: (parsed.append(line), whole(line))[1])
     again, then = events.read(log.path)
-    assert [event["step"] for event in again] == list(range(51)) and parsed == [end]
+    assert [event["step"] for event in again] == list(range(51)) and [b'"step": 50' in line for line in parsed] == [
+        True
+    ]
     assert len(found) == 50  # theirs did not grow
     assert events.read(log.path, end)[0] == again[50:] and then > end
 
@@ -29,12 +31,13 @@ def test_another_file_in_its_place_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     for step in range(20):
-        log.append("step", step=step)
+        log.append("step", step=step, max_steps=60, loss=1.0)
     assert len(events.read(path)[0]) == 20
     size = path.stat().st_size
     path.write_bytes(b"x" * size + b"\n")
-    assert events.read(path) == ([], size + 1)
-    path.write_text(json.dumps({"t": 1, "kind": "stage"}) + "\n")
+    [told], end = events.read(path)
+    assert told["kind"] == "skipped" and told["count"] == 1 and end == size + 1
+    path.write_text(json.dumps({"t": 1, "kind": "stage", "text": "x"}) + "\n")
     assert [event["kind"] for event in events.read(path)[0]] == ["stage"]
     path.write_text("")
     assert events.read(path) == ([], 0)

@@ -1,6 +1,7 @@
 """Will it fit, as the page says it, without a page: the plan, the changes, the autopsy, and the kept bases."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def test_the_panel_says_verdict_peak_checkpointing_and_that_it_is_an_estimate() 
     assert "Does not fit" in said and "too much" in said and "of 8.0 GB" in said
     assert small.moment in said and "gradient checkpointing: all" in said and "An estimate" in said
     assert "Fits" in fit_views.line(planned(80))
-    seen = Calibration("RTX", 3, 1.04, 0.05)
-    assert "corrected by 1.04: so far 3 runs" in fit_views.panel(planned(80), seen)
+    seen = replace(planned(80), correction=Calibration(3, 1.04, 0.05))
+    assert "corrected by 1.04: so far 3 runs" in fit_views.panel(seen)
 
 
 @pytest.mark.parametrize("gib", [4, 80])

@@ -23,7 +23,8 @@ from qlora_gui.compare import adapter_file, clean_base
 from qlora_gui.compare.columns import Columns
 from qlora_gui.compare.rows import RowAdapters
 from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import facts, literal, read, tokens
+from qlora_gui.data import facts, read, tokens
+from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
 from qlora_gui.judge.votes import VoteLog
 from qlora_gui.model.base import load_tokenizer
@@ -63,17 +64,38 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
-ROLES = st.sampled_from(["user", "assistant", "system", "tool", "", "USER", "human", "gpt"])
+ROLES = st.sampled_from(["user", "assistant", "system", "tool", "function_call", "", "USER", "human", "gpt"])
+CALL = st.fixed_dictionaries({"name": TEXT, "arguments": TEXT | JSON})
+CALLS = st.lists(CALL | st.fixed_dictionaries({"function": CALL | JSON}) | JSON, max_size=2) | CALL | JSON
+BLOCKS = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "thinking"]), "text": TEXT}), max_size=2
+)
+FIELDS = {
+    "tool_calls": CALLS | CALLS.map(json.dumps),
+    "reasoning_content": TEXT | JSON,
+    "weight": st.sampled_from([0, 1, 0.5, "0", None]) | JSON,
+    "train": JSON,
+    "name": TEXT,
+}
+COLUMNS = {
+    "tools": CALLS | CALLS.map(json.dumps),
+    "system": TEXT | JSON,
+    "history": JSON,
+    "weight": JSON,
+    "images": JSON,
+}
 TURN = (
     st.fixed_dictionaries({"role": ROLES, "content": TEXT})
+    | st.fixed_dictionaries({"role": ROLES, "content": TEXT | BLOCKS | CALLS.map(json.dumps)}, optional=FIELDS)
     | st.fixed_dictionaries({"from": ROLES, "value": TEXT})
     | JSON
 )
 ROW = (
-    st.fixed_dictionaries({"messages": st.lists(TURN, max_size=5)})
+    st.fixed_dictionaries({"messages": st.lists(TURN, max_size=5)}, optional=COLUMNS)
+    | st.fixed_dictionaries({"messages": st.lists(TURN, max_size=5).map(json.dumps)})
     | st.fixed_dictionaries({"conversations": st.lists(TURN, max_size=5)})
     | st.fixed_dictionaries({"prompt": TEXT | JSON, "completion": TEXT | JSON})
-    | st.fixed_dictionaries({"instruction": TEXT, "input": TEXT | JSON, "output": TEXT | JSON})
+    | st.fixed_dictionaries({"instruction": TEXT, "input": TEXT | JSON, "output": TEXT | JSON}, optional=COLUMNS)
     | st.fixed_dictionaries({"text": TEXT | JSON})
     | JSON
 )
@@ -96,6 +118,7 @@ def test_configs(values: dict[str, Any]) -> None:
     | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
     | JSON.map(lambda value: _yaml(value))
 )
+@example(b"\x01a")
 def test_config_files_and_sweeps(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     file = tmp_path_factory.mktemp("config") / "c.yaml"
     file.write_bytes(body)
@@ -151,14 +174,17 @@ LONG_LINE = json.dumps({"prompt": "p", "completion": "word " * 2_000_000}).encod
     ),
     st.sampled_from(["", "bom", "utf-16", "latin-1", "cut", "nul"]),
     st.sampled_from(["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]),
+    st.booleans(),
 )
-@example(("json", DEEP), "", "auto")
-@example(("jsonl", DEEP), "", "auto")
-@example(("jsonl", LONG_LINE), "", "auto")
-@example(("csv", b'prompt,completion\n"' + b"a" * 200_000 + b'",b\n'), "", "auto")
-@example(("json", b'{"a":' * 5000 + b"1" + b"}" * 5000), "", "messages")
+@example(("json", DEEP), "", "auto", False)
+@example(("jsonl", DEEP), "", "auto", False)
+@example(("jsonl", LONG_LINE), "", "auto", False)
+@example(("csv", b'prompt,completion\n"' + b"a" * 200_000 + b'",b\n'), "", "auto", False)
+@example(("json", b'{"a":' * 5000 + b"1" + b"}" * 5000), "", "messages", True)
+@example(("csv", b"prompt,completion\n" + b"[" * 100_000 + b',"' + b"[" * 100_000 + b'"\n'), "", "auto", True)
+@example(("csv", b"messages\n" + b"[" * 100_000 + b"\n"), "", "auto", True)
 def test_data_files(
-    tmp_path_factory: pytest.TempPathFactory, llama: Path, file: tuple[str, bytes], twist: str, kind: str
+    tmp_path_factory: pytest.TempPathFactory, llama: Path, file: tuple[str, bytes], twist: str, kind: str, skip: bool
 ) -> None:
     suffix, body = file
     if twist == "bom":
@@ -171,18 +197,23 @@ def test_data_files(
         body = body.replace(b"a", b"\0")
     path = tmp_path_factory.mktemp("data") / f"rows.{suffix}"
     path.write_bytes(body)
-    tokenizer = load_tokenizer(llama)
     try:
-        found = read.load(str(path), kind)
+        found = read.load(str(path), kind, skip_bad_rows=skip)
     except UserError as error:
         assert "\n" not in str(error).strip()
         return
-    kept, report = tokens.encode_all(found.train, tokenizer, 64, "Be kind.")
-    assert len(kept) == report.used and report.used + len(report.dropped) == len(found.train)
+    seen = read.survey(str(path), kind)
+    assert (seen.rows, seen.faulty) == (len(found.train) + found.skipped, found.skipped)
+    assert skip or not found.skipped
+    chat = Chat(load_tokenizer(llama))
+    kept, report = tokens.encode_all(found.train, chat, 64, "Be kind.")
+    assert len({row.row for row in kept}) == report.used and report.used + len(report.dropped) == len(found.train)
     for row in kept:
         assert len(row.input_ids) == len(row.labels) <= 64 and row.supervised
         assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
-    facts.of(kept, tokenizer, found.format, "x", has_template=True)
+    turns = report.turns()
+    assert turns["present"] == sum(turns[name] for name in ("learned", "context_only", "cut", "lost"))
+    assert all(isinstance(sentence, str) for sentence in facts.sentences(facts.of(kept, report, chat, found.format)))
 
 
 @many
@@ -193,7 +224,7 @@ def test_special_tokens_never_control(llama: Path, turns: list[tuple[str, str]])
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     messages = [{"role": role, "content": text} for role, text in turns]
     tame = [{"role": role, "content": "x"} for role, _ in turns]
-    count = [sum(i in special for i in literal.prompt(one, tokenizer).ids(tokenizer)) for one in (messages, tame)]
+    count = [sum(i in special for i in Chat(tokenizer).prompt(one).ids(tokenizer)) for one in (messages, tame)]
     assert count[0] == count[1]
 
 
@@ -326,6 +357,7 @@ def _damage(weights: Path, what: str, dice: int) -> None:
 @example(["</s>" * 300], False)
 @example(["</s>" * 300], True)
 @example(["\x1b[31m\0\x07" * 50], False)
+@pytest.mark.slow
 def test_prompts(bloom: Path, trained: Run, prompts: list[str], control: bool) -> None:
     columns = _loaded(bloom, trained)
     decoding = Decoding(greedy=True, max_new_tokens=2, control_tokens=control)

@@ -15,6 +15,7 @@ import pytest
 
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY
+from tests.test_turns import ALTERNATING
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,6 +130,29 @@ def test_headless_train_prints_plain_lines_and_answers(tmp_path: Path, llama: Pa
     assert RunStore(tmp_path / "adapters").get("one").state() == "finished"
 
 
+@pytest.mark.slow
+def test_a_row_that_the_template_refuses_does_not_end_the_answers(tmp_path: Path, llama: Path) -> None:
+    """And one that ends in two answers is probed, under a template that wants roles to alternate."""
+    (tmp_path / "alternating.jinja").write_text(
+        ALTERNATING
+        + "{% if m['content'] == 'secret' %}{{ raise_exception('not that') }}{% endif %}"
+        + "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    (tmp_path / "rows").mkdir()
+    said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    refused = [{"role": "user", "content": "secret"}, said[1]]
+    for name, rows in (("train", [said] * 4), ("validation", [refused, [*said, said[1]]])):
+        lines = [json.dumps({"messages": list(row)}) + "\n" for row in rows]
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("".join(lines))
+    given = ["--base-model", llama, "--name", "one", "--dataset", "rows", "--chat-template", "alternating.jinja"]
+    done = app(T, *given, *flags(max_steps=1, probe_prompts=2), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refuses this conversation: not that" in done.stdout and done.stdout.count("\nBase:") == 1
+    probed = [one for one in RunStore(tmp_path / "adapters").get("one").events()[0] if one["kind"] == "probe"]
+    assert probed and [one["prompt"] for one in probed[-1]["answers"]] == ["Hi"]
+
+
 def test_json_gives_the_events_and_nothing_else(tmp_path: Path, llama: Path) -> None:
     done = app(T, "--base-model", llama, "--name", "one", "--json", *flags(), cwd=tmp_path)
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -136,6 +160,7 @@ def test_json_gives_the_events_and_nothing_else(tmp_path: Path, llama: Path) -> 
     assert events == RunStore(tmp_path / "adapters").get("one").events()[0]
 
 
+@pytest.mark.slow
 def test_a_run_json_replays_the_same_run(tmp_path: Path, llama: Path) -> None:
     app(T, "--base-model", llama, "--answers", "0", *flags(name="one"), cwd=tmp_path)
     first = tmp_path / "adapters" / "one" / "run.json"

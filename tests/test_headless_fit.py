@@ -70,6 +70,19 @@ def test_an_architecture_that_the_closed_form_does_not_know_is_simulated(tmp_pat
     assert json.loads(done.stdout)["gradient_checkpointing"] == "all"
 
 
+@pytest.mark.slow
+def test_a_plan_stands_where_nothing_can_be_simulated(tmp_path: Path) -> None:
+    """An architecture that transformers does not know: neither counted nor simulated, and both are said."""
+    (tmp_path / "config.json").write_text(json.dumps(NEOX | {"model_type": "of_tomorrow", "hidden_act": "silu"}))
+    words = ["--base-model", tmp_path, "--memory", "8GB"]
+    told = json.loads(fit(*words, "--json", cwd=tmp_path).stdout)
+    assert told["verdict"] == "fits" and "simulation" not in told["terms"]
+    assert "the plan is rough" in told["doubts"][0]
+    assert "without a simulated step" in told["doubts"][1] and "does not know" in told["doubts"][1]
+    done = fit(*words, cwd=tmp_path)
+    assert done.returncode == 0 and all(doubt in done.stdout for doubt in told["doubts"]), done.stderr
+
+
 def test_the_demo_on_this_machine(tmp_path: Path) -> None:
     done = fit("--json", cwd=tmp_path)
     assert done.returncode in (0, 3) and json.loads(done.stdout)["budget"]["total"] > 0

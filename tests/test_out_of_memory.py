@@ -14,8 +14,9 @@ from qlora_gui.memory.budget import GIB, card
 from qlora_gui.memory.plan import choose_checkpointing
 from qlora_gui.model import device as devices
 from qlora_gui.runs import events, launch
-from qlora_gui.runs.config import make
+from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.training import __main__ as program
 from qlora_gui.training import fitting, limit
 from qlora_gui.training.trainer import arguments
 from tests.conftest import TINY, train, wait_until_ended
@@ -74,6 +75,7 @@ def test_a_run_that_is_too_large_goes_on_with_smaller_micro_batches(
     assert run.config().batch_size == 8  # what was asked for stays as it was
 
 
+@pytest.mark.slow
 def test_without_auto_fit_it_ends_with_an_autopsy(
     llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,68 @@ def test_memory_errors_are_known_by_their_cause() -> None:
     assert devices.ran_out(torch.OutOfMemoryError("x")) and devices.ran_out(wrapped(torch.OutOfMemoryError("x")))
     assert devices.ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not devices.ran_out(ValueError("shape")) and not devices.ran_out(None)
+    assert not devices.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not devices.ran_out(KeyError("out of memory"))  # a name, not a message
+
+
+# As the libraries say it.
+SHORT = {
+    "driver": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cublas-handle": RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cudnn-9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "nccl": RuntimeError("NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"),
+    "bitsandbytes": RuntimeError("Error out of memory at line 90 in file /src/csrc/ops.cu"),
+    "hip": RuntimeError("HIP error: hipErrorOutOfMemory"),
+    "xpu": RuntimeError("UR error: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 5.43 GB)"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "cpu-windows": RuntimeError("[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 1"),
+    "kernel": OSError(12, "Cannot allocate memory"),
+    "c++": RuntimeError("std::bad_alloc"),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", SHORT.values(), ids=SHORT)
+def test_a_lack_of_memory_is_known_by_any_library_s_words(error: Exception) -> None:
+    assert devices.ran_out(error)
+    tried = []
+
+    def try_it(config: RunConfig) -> None:
+        tried.append(config.batch_size)
+        if config.batch_size > 2:
+            raise error
+
+    said: list[str] = []
+    fitted = fitting.fitted(config_of(batch_size=8), try_it, lambda level: None, lambda config, text: said.append(text))
+    assert tried == [8, 4, 2] and fitted.batch_size == 2 and "micro-batch 2" in said[-1]
+
+
+def test_what_is_no_lack_of_memory_is_not_retried() -> None:
+    def try_it(config: RunConfig) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fitting.fitted(config_of(batch_size=8), try_it, lambda level: None, lambda config, text: None)
+
+
+@pytest.mark.parametrize("stage", ["loads", "forward"])
+def test_a_lack_of_memory_by_any_name_ends_in_plain_words(
+    llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise SHORT["cublas"]
+
+    where = {"loads": "qlora_gui.model.quantized.load", "forward": "qlora_gui.model.causality.check"}
+    monkeypatch.setattr(where[stage], full)
+    run = store.create(make(TINY | HEAVY | {"base_model": str(llama)}))
+    monkeypatch.setattr(sys, "argv", ["qlora_gui.training", str(run.path)])
+    assert program.main() == 1
+    end = run.events()[0][-1]
+    assert end["kind"] == "failed" and end["bug"] is False and "autopsy" in end
+    assert end["message"].startswith("Out of memory in the stage 'Loading the base model")
 
 
 def test_a_limit_is_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Quantized bases are kept: the same model to the bit, damage is noticed, two processes do not disturb each other."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_gui import cli, kept
@@ -260,3 +262,23 @@ def test_the_command_line_shows_and_clears(llama: Path, cache: Path, capsys: pyt
     shown = capsys.readouterr().out.splitlines()
     assert "MB  small-llama-nf4-double-cpu-" in shown[0] and str(cache) in shown[1] and shown[2] == "Freed 0.4 MB"
     assert cli.main(["--clear"]) == 2 and not os.listdir(cache)[1:]
+
+
+def test_what_was_quantized_is_gone_before_the_model_is_built_from_it(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a cycle of references: on a GPU the first load of a base would hold it twice."""
+    plain, there = quantized._assemble, []
+
+    def linears() -> int:
+        return sum(type(thing) is Linear4bit for thing in gc.get_objects())
+
+    def assemble(*args: Any) -> Any:
+        there.append(linears())
+        return plain(*args)
+
+    monkeypatch.setattr(quantized, "_assemble", assemble)
+    gc.collect()
+    before = linears()
+    load(llama)
+    assert there == [before]

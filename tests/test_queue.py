@@ -1,6 +1,7 @@
 """The queue: real runs that wait for each other, started by a process of its own that may be killed."""
 
 import itertools
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def span(run: Run) -> tuple[float, float]:
     return times[0], times[-1]
 
 
+@pytest.mark.slow
 def test_runs_wait_in_order_through_a_killed_starter(store: RunStore, llama: Path) -> None:
     """Reordered while they wait, the starter killed, started again by a run's end: one after the other, all finish."""
     [first] = made(store, llama, "first", max_steps=12)
@@ -86,18 +88,26 @@ def test_a_run_that_cannot_start_does_not_hold_up_the_others(store: RunStore, ll
     assert (bad.state(), good.state()) == ("failed", "finished"), bad.log_tail()
 
 
+@pytest.mark.slow
 def test_a_launcher_that_fails_at_once_does_not_hold_up_the_others(
     store: RunStore, llama: Path, tmp_path: Path
 ) -> None:
-    """accelerate refuses the file before anything of this program runs."""
-    file = tmp_path / "odd.yaml"
-    file.write_text("distributed_type: MULTI_GPU\nno_such_word: 1\n")
+    """accelerate finds the port taken before anything of this program runs."""
+    file, taken = tmp_path / "odd.yaml", socket.create_server(("127.0.0.1", 0))
+    file.write_text(
+        "distributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 2\nmain_process_ip: 127.0.0.1\n"
+        f"main_process_port: {taken.getsockname()[1]}\n"
+    )
     [bad], [good] = made(store, llama, "bad", accelerate_config=str(file)), made(store, llama, "good")
     queue.add(store, [bad, good])
     until(lambda: bad.state() in ENDED and good.state() in ENDED)
     assert (bad.state(), good.state()) == ("failed", "finished"), bad.log_tail()
     assert "ended at once" in bad.events()[0][-1]["message"]
     with pytest.raises(UserError, match="ended at once"):
+        launch.start(bad, store)
+    taken.close()
+    file.write_text("distributed_type: MULTI_GPU\nno_such_word: 1\n")  # changed since the run was made
+    with pytest.raises(UserError, match="sets no_such_word, which this program does not pass on"):
         launch.start(bad, store)
 
 

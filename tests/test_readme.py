@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests import readme
+from tests import on_null_card, readme
 
 ROOT = Path(__file__).parents[1]
 TEXT = readme.README.read_text()
@@ -29,3 +29,15 @@ def test_requirements_are_bounded() -> None:
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         wanted = line.partition("#")[0].strip()
         assert not wanted or "==" in wanted or ("<" in wanted and ">=" in wanted), line
+
+
+def test_the_plan_holds_on_emulated_cards_and_its_page_says_so() -> None:
+    """Every card and base of benchmarks/plan_on_null_card.py, and the README's experiments in both ways."""
+    assert on_null_card.filled(on_null_card.PAGE.read_text()) == on_null_card.PAGE.read_text(), (
+        "run: python -m tests.readme"
+    )
+    cells = [cell for cell in on_null_card.ours() if "experiment" not in cell]
+    assert len({(cell["card"], cell["base"]) for cell in cells}) == 15 and len(cells) == 360
+    assert len(on_null_card.experiments()) == 12
+    told = on_null_card.summary(on_null_card.found()["cells"])
+    assert told["median"] < 0.02 and told["worst"] < 0.05 and told["died_though_said_to_fit"] == 0

@@ -16,7 +16,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.headless_report import report
 from qlora_gui.judge import statistics, stored, verdict
 from qlora_gui.judge.report import comparable, gather, markdown, observations, page, plot, words, written
-from qlora_gui.judge.report.blocks import SideBySide, Table
+from qlora_gui.judge.report.blocks import Answer, SideBySide, Table
 from qlora_gui.judge.report.facts import Experiment, Observation
 from qlora_gui.judge.votes import Column, Vote, VoteLog
 from qlora_gui.runs.config import RunConfig
@@ -577,7 +577,7 @@ def test_probes_stand_in_where_nothing_was_evaluated(store: RunStore) -> None:
     for step, answer in ((0, "the base's"), (40, "the adapter's")):
         made.log.append("probe", step=step, answers=[{"prompt": "Why?", "answer": answer, "ended": True}])
     (found,) = [block for block in written(store) if isinstance(block, SideBySide)]
-    assert found.asked == "Why?" and found.texts == [("base", "the base's"), ("adapter", "the adapter's")]
+    assert found.asked == "Why?" and found.texts == [Answer("base", "the base's"), Answer("adapter", "the adapter's")]
 
 
 # --- nothing comes out as anything but text ---
@@ -812,7 +812,8 @@ def test_the_tab_shows_and_hands_out_the_report(store: RunStore) -> None:
     assert all(fn.api_visibility == "private" for fn in app.fns.values())
 
     def made(picked: list[str]) -> dict[str, Any]:
-        *_, last = listeners["make"](picked)
+        *_, last, unchanged = listeners["make"](picked)
+        assert unchanged == gr.skip()  # else Gradio would empty what it drew
         return {part.elem_id: value for part, value in last.items()}
 
     values = made(["a"])
@@ -822,8 +823,8 @@ def test_the_tab_shows_and_hands_out_the_report(store: RunStore) -> None:
         assert file.suffix == suffix and file.read_text(encoding="utf-8") and values[part]["visible"]
     failed = made(["gone"])
     assert "There is no run" in failed["report-status"] and "report" not in failed
-    assert list(listeners["make_if_asked"](links.to("runs", "a"))) == []
-    *_, shown = listeners["make_if_asked"](links.to("report", "a"))
+    assert list(listeners["make_if_asked"](links.to("runs", "a"))) == [gr.skip()]
+    *_, shown = [drawn for drawn in listeners["make_if_asked"](links.to("report", "a")) if drawn != gr.skip()]
     assert len(shown) == 4
     assert listeners["follow"](links.to("report", "a"), []) == ["a"]
     assert listeners["follow"](links.to("runs", "a"), ["b"]) == ["b"]

@@ -146,7 +146,7 @@ def test_every_choice_by_device_is_made_as_on_a_gpu() -> None:
     files = [Path(part.__file__) for part in (attention, fused, loss, lora, norms)]
     found = [line.strip() for file in files for line in file.read_text().splitlines() if "device.type" in line]
     known = ["hidden.device.type", "query.device.type", "x.device.type", "linear.weight.device.type"]
-    known += ["chunk_rows(", "rows.device.type"]
+    known += ["chunk_rows(", "rows.device.type", "key.device.type"]
     assert len(found) == len(known) and all(any(word in line for line in found) for word in known)
 
 
@@ -200,11 +200,12 @@ def test_experiment_2_the_stock_way_and_ours() -> None:
     ours = simulation.simulate(BLOOM_7B, config, 4, 1024)
     assert ours.resident < ours.peak == max(ours.phases.values()) == ours.phases[ours.peak_in] < 8 * 2**30
     question = {"base": BLOOM_7B, "config": config.model_dump(), "rows": 4, "length": 1024, "way": "stock"}
-    stock = json.loads(simulation._start(question).stdout)
+    stock = json.loads(simulation._start("simulate", question).stdout)
     assert stock["peak"] > 20 * 2**30 and stock["peak_in"] == "loss"
     assert stock["ram"] < 2e9  # of the child itself
 
 
+@pytest.mark.slow
 def test_an_answer_is_kept_by_all_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     base = SIZES | KINDS["llama"]
     first = simulation.simulate(base, run_of(), ROWS, LENGTH)

@@ -1,5 +1,6 @@
 """A sitting of blind votes without a page: a scripted compare worker, the real thread and the real file."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -74,6 +75,9 @@ def worker() -> Worker:
 def seated(
     worker: Worker, folder: Path, prompts: int = 3, names: tuple[str, ...] = ("otter",), aa: bool = False, **more: Any
 ) -> Sitting:
+    for name in names:
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "run.json").write_text(json.dumps({"config": RunConfig().model_dump(mode="json")}))
     plan = Plan(
         RunConfig(),
         [Run(folder / name) for name in names],
@@ -209,9 +213,9 @@ def test_an_early_reveal_ends_the_writing(worker: Worker, tmp_path: Path) -> Non
 
 
 def test_a_vote_that_cannot_be_kept_changes_nothing(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path / "adapters")
+    one = seated(worker, tmp_path)
     until(lambda: one.written == 3)
-    (tmp_path / "adapters").write_text("in the way")
+    VoteLog(tmp_path).path.mkdir(parents=True)  # in the way
     with pytest.raises(UserError, match="cannot be written"):
         one.vote(0, 0)
     assert one.current == 0 and one.rounds[0].vote is None

@@ -11,10 +11,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, TrainingArguments, set_seed
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from qlora_gui.data import batches, read, tokens
+from qlora_gui.data.chat import Chat
 from qlora_gui.model import attention, fused, lora, loss, norms
 from qlora_gui.model import base as bases
 from qlora_gui.runs import events
@@ -82,7 +83,7 @@ def stir(model: Any) -> None:
 
 def rows_of(base: Path, count: int = 12, system: str = "") -> list[batches.Row]:
     found = read.load("demo", limit=count).train
-    return batches.as_rows(tokens.encode_all(found, bases.load_tokenizer(base), 192, system)[0])
+    return batches.as_rows(tokens.encode_all(found, Chat(bases.load_tokenizer(base)), 192, system)[0])
 
 
 def collate(rows: list[batches.Row], shared_length: int = 0) -> dict[str, torch.Tensor]:
@@ -216,12 +217,19 @@ def test_accumulation_does_not_change_the_step(base: Path, store: RunStore) -> N
         assert event["grad_norm"] == pytest.approx(seen[0]["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["cpu", "as on a gpu"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("trained_bias", [False, True])
-def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None:
+def test_the_fused_lora_equals_pefts(
+    dropout: float, trained_bias: bool, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With dropout, PEFT gets the very elements that ours kept; the unpacked weights are the same values."""
+    if as_on_a_gpu:
+        monkeypatch.setattr(fused, "_on_accelerator", lambda x: True)
     torch.manual_seed(0)
     plain = torch.nn.Sequential(bnb.nn.Linear4bit(64, 48, bias=True, compute_dtype=torch.float32)).to("cpu")
+    plain[0].support_avx512bf16_for_cpu = False
+    plain.is_loaded_in_4bit = True  # else PEFT puts a layer of another kind on it
     model = get_peft_model(plain, LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["0"]))
     stir(model)
     layer = model.base_model.model[0]
@@ -229,7 +237,7 @@ def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None
     lora.keep_trained_biases_exact(model)
     x = torch.randn(3, 10, 64)
     torch.manual_seed(5)
-    kept = fused._kept(x.flatten(0, 1), dropout).view(x.shape) if dropout else None
+    kept = fused._drop(x.flatten(0, 1), dropout)[1].view(x.shape) if dropout else None
     one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
     if kept is not None:
         layer.lora_dropout["default"].forward = lambda given: given * kept / (1 - dropout)
@@ -238,7 +246,7 @@ def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None
     expected = {name: part.grad.clone() for name, part in model.named_parameters() if part.requires_grad}
     model.zero_grad()
     fused.install(model)
-    assert fused.keep_dense(model)
+    assert layer.forward.__func__ is fused._forward and fused.keep_dense(model)
     torch.manual_seed(5)
     ours = model(one)
     (ours.square().sum()).backward()
@@ -246,6 +254,30 @@ def test_the_fused_lora_equals_pefts(dropout: float, trained_bias: bool) -> None
     assert off(one.grad, other.grad) < 1e-5
     for name, grad in gradients(model).items():
         assert off(grad, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("trained_bias", [False, True])
+def test_without_a_gradient_no_weight_is_unpacked_on_a_gpu(trained_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe's few tokens are multiplied with the packed weight, and give what training's forward pass gives."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(bnb.nn.Linear4bit(64, 48, bias=True, compute_dtype=torch.float32)).to("cpu")
+    plain[0].support_avx512bf16_for_cpu = False
+    plain.is_loaded_in_4bit = True  # else PEFT puts a layer of another kind on it
+    model = get_peft_model(plain, LoraConfig(r=4, lora_alpha=6, lora_dropout=0.3, target_modules=["0"]))
+    stir(model)
+    model.base_model.model[0].base_layer.bias.requires_grad_(trained_bias)
+    lora.keep_trained_biases_exact(model)
+    fused.install(model)
+    assert model.base_model.model[0].forward.__func__ is fused._forward
+    model.eval()
+    x = torch.randn(3, 1, 64)
+    expected = model(x).detach()
+    monkeypatch.setattr(fused, "_on_accelerator", lambda given: True)
+    monkeypatch.setattr(fused, "dense", None)
+    with torch.no_grad():
+        assert off(model(x), expected) < 1e-6
+    with pytest.raises(TypeError):  # with a gradient it is unpacked as ever
+        model(x)
 
 
 def test_dropout_keeps_its_share_and_changes_every_time() -> None:
@@ -373,6 +405,7 @@ def test_a_batch_that_shares_rows_takes_the_step_of_a_padded_one(base: Path, sys
     padded, shared = collate(rows), collate(rows, 512)
     assert shared["input_ids"].numel() < padded["input_ids"].numel() and "blocks" in shared
     assert shared["tokens"] == padded["tokens"] == sum(len(row["input_ids"]) for row in rows)
+    assert type(padded["tokens"]) is int  # a tensor would go to the GPU, and be waited for there
     assert bool((shared["blocks"] == 0).any()) == bool(batches.common_prefix(rows))
     assert not system or len(batches.common_prefix(rows)) > 8
     found = []
@@ -383,6 +416,39 @@ def test_a_batch_that_shares_rows_takes_the_step_of_a_padded_one(base: Path, sys
         found.append((float(result), torch.cat([grad.flatten() for grad in gradients(model).values()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert (found[0][1] - found[1][1]).norm() <= 1e-5 * found[0][1].norm()
+
+
+REWRITES = (  # what a template does to earlier answers: they lose a mark, or end otherwise
+    "{% for m in messages %}{{ m['role'] + ':' }}{% if m['role'] == 'assistant' %}"
+    "{{ '<think></think>' if loop.last }}{{ m['content'] + ('</s>' if loop.last else '|') }}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:<think></think>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("choice", ["eager", "sdpa"])
+def test_a_conversation_of_several_rows_takes_their_step_in_one(base: Path, choice: str) -> None:
+    """Its turns stand in one row, each seeing just the conversation before it, and cost little more than the last one."""
+    turns = [turn for example in read.load("demo", limit=4).train for turn in example["messages"]]
+    examples = [{"row": number, "messages": turns[first:]} for number, first in enumerate((0, 2, 6), 1)]
+    parts, report = tokens.encode_all(examples, Chat(bases.load_tokenizer(base), REWRITES), 2048)
+    assert report.split == 2 and report.learned == report.present == 8 and len(parts) == 8
+    apart, joined = batches.as_rows(parts), batches.as_rows(parts, 2048)
+    assert [row.get("blocks", [1])[-1] for row in joined] == [3, 2, 1]
+    least = sum(max(len(part.input_ids) for part in parts if part.row == number) for number in (1, 2, 3))
+    answers = sum(part.supervised for part in parts)
+    assert sum(len(row["input_ids"]) for row in joined) < least + answers + 8 < sum(len(r["input_ids"]) for r in apart)
+    found = []
+    for rows in (apart, joined):
+        batch = collate(rows)
+        assert int((batch["labels"][:, 1:] != tokens.IGNORED).sum()) == answers
+        model = trainable(base, config_of(attention=choice))
+        result = model(**for_ours(batch)).loss
+        result.backward()
+        found.append((float(result), torch.cat([grad.flatten() for grad in gradients(model).values()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert (found[0][1] - found[1][1]).norm() <= 1e-5 * found[0][1].norm()
+    assert len(batches.as_rows(parts, 64)) == len(apart)  # no room: rows of their own
 
 
 def test_only_what_nothing_is_learned_from_is_shared() -> None:
@@ -435,3 +501,16 @@ def test_checkpointing_changes_memory_and_nothing_else(base: Path, which: str) -
 
 def _count(calls: Counter[str], *_: Any) -> None:
     calls["forward"] += 1
+
+
+def test_one_process_counts_on_one_gpu_wherever_it_sees_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = TrainingArguments.__post_init__
+
+    def as_beside_another(self: TrainingArguments) -> None:
+        plain(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", as_beside_another)
+    assert TrainingArguments(per_device_train_batch_size=3).train_batch_size == 6  # what the Trainer would take
+    made = arguments(config_of(), "unused", CPU, 3)
+    assert made.n_gpu == 1 and made.train_batch_size == 3

@@ -19,7 +19,7 @@ from qlora_gui.runs.store import Run
 from qlora_gui.training.stopping import Interrupted, StopWatch
 run = Run(Path(sys.argv[1]))
 log = EventLog(run.events_file)
-log.append("step", step=7)
+log.append("step", step=7, max_steps=9, loss=1.0)
 with StopWatch(run, log) as watch:
     print("ready", flush=True)
 """

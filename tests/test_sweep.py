@@ -64,7 +64,7 @@ def test_lines_of_the_page_are_read() -> None:
     assert sweep.parse(text) == {
         "rank": [8, 16, 64],
         "bias": ["none", "all"],
-        "learning_rate": ["1e-4", 0.0002],
+        "learning_rate": [1e-4, 0.0002],
         "use_rslora": [True, False],
     }
     assert sweep.expand(sweep.parse(text)).configs[0].learning_rate == 1e-4
@@ -107,6 +107,7 @@ def test_a_sweep_of_knobs_there_are_not_is_none(store: RunStore) -> None:
     assert run.sweep() is None
 
 
+@pytest.mark.slow
 def test_a_sweep_from_the_command_line(tmp_path: Path, llama: Path) -> None:
     """Six real runs, one refused value named; followed to their end, and each knows its sweep."""
     lines = [f"{name}: {value}" for name, value in (TINY | {"max_steps": 2, "base_model": str(llama)}).items()]

@@ -87,6 +87,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(store: RunStor
     }
 
 
+@pytest.mark.slow
 def test_a_stop_and_a_resume_end_at_the_same_losses(store: RunStore, llama: Path, rows: Path) -> None:
     """Stopped in the middle of an epoch, resumed, and then as if nothing had been."""
     whole = start(store, llama, rows, name="whole", num_processes=2)
@@ -103,6 +104,7 @@ def test_a_stop_and_a_resume_end_at_the_same_losses(store: RunStore, llama: Path
     assert close(losses(run), losses(whole))
 
 
+@pytest.mark.slow
 def test_killing_leaves_no_process_and_a_failure_of_one_is_told(store: RunStore, llama: Path, rows: Path) -> None:
     run = start(store, llama, rows, name="killed", num_processes=2, epochs=50)
     while not losses(run):
@@ -130,6 +132,7 @@ def test_killing_leaves_no_process_and_a_failure_of_one_is_told(store: RunStore,
     assert not [one for one in family if one.is_running() and one.status() != "zombie"]
 
 
+@pytest.mark.slow
 def test_a_stop_in_a_long_step_is_kept(
     store: RunStore, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +157,7 @@ def test_a_stop_in_a_long_step_is_kept(
     assert not [one for one in family if one.is_running() and one.status() != "zombie"]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_does_not_resume(store: RunStore, llama: Path, rows: Path) -> None:
     run = start(store, llama, rows, name="two", num_processes=2, epochs=1)
     assert wait_until_ended(run) == "finished", run.log_tail(60)
@@ -165,6 +169,7 @@ def test_another_number_of_processes_does_not_resume(store: RunStore, llama: Pat
     assert "begun with 2 processes" in run.events()[0][-1]["message"]
 
 
+@pytest.mark.slow
 def test_an_accelerate_config_is_used(store: RunStore, llama: Path, rows: Path, tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n"
@@ -186,6 +191,7 @@ def test_what_is_not_supported_is_said(name: str, monkeypatch: pytest.MonkeyPatc
         together.begin("cpu")
 
 
+@pytest.mark.slow
 def test_two_machines_as_the_slurm_script_starts_them(store: RunStore, llama: Path, rows: Path, tmp_path: Path) -> None:
     """The shipped script with a Slurm of two words: both nodes are this machine, and meet over its network."""
     tools = tmp_path / "bin"
@@ -231,6 +237,7 @@ def test_shared_out_it_takes_the_steps_of_whole_bases(store: RunStore, bloom: Pa
     assert base["share"] == pytest.approx(base["weights_4bit"] / 2, rel=0.001) and base["share"] > 10_000
 
 
+@pytest.mark.slow
 def test_shared_out_by_a_config_file_a_stop_and_a_resume_change_nothing(
     store: RunStore, llama: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from qlora_gui.data import batches, read, tokens
+from qlora_gui.data import batches, chat_template, read, tokens
+from qlora_gui.data.chat import Chat
 from qlora_gui.model import base as bases
 from qlora_gui.model import lora
 from qlora_gui.runs import events, launch
@@ -71,7 +72,7 @@ print(float((model(**ids).logits - before).abs().max()) > 1e-3, "qlora_gui" in s
     assert done.stdout.split() == ["True", "False"], done.stderr
     card = (bloom_runs["all"].path / "README.md").read_text()
     assert str(bloom) in card and "| rank | 6 |" in card and "| 6 |" in card
-    assert (bloom_runs["all"].path / "chat_template.jinja").read_text() == bases.template.PLAIN
+    assert (bloom_runs["all"].path / "chat_template.jinja").read_text() == chat_template.PLAIN
 
 
 def prepared(base: Path, config: RunConfig) -> Any:
@@ -83,7 +84,7 @@ def prepared(base: Path, config: RunConfig) -> Any:
 
 def encoded(base: Path, count: int = 24) -> tuple[list[tokens.Encoded], Any]:
     tokenizer = bases.load_tokenizer(base)
-    return tokens.encode_all(read.load("demo", limit=count).train, tokenizer, 192)[0], tokenizer
+    return tokens.encode_all(read.load("demo", limit=count).train, Chat(tokenizer), 192)[0], tokenizer
 
 
 @pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
@@ -247,7 +248,7 @@ def test_a_stop_before_the_first_step_leaves_no_adapter(bloom: Path, store: RunS
 def test_an_unfinished_line_and_unknown_kinds_do_not_disturb(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = events.EventLog(path)
-    log.append("step", step=1, loss=float("nan"))
+    log.append("step", step=1, max_steps=2, loss=float("nan"))
     log.append("from-the-future", x=1)
     with path.open("a") as file:
         file.write('{"t": 1, "kind": "st')
@@ -255,5 +256,6 @@ def test_an_unfinished_line_and_unknown_kinds_do_not_disturb(tmp_path: Path) -> 
     assert [event["kind"] for event in found] == ["step", "from-the-future"] and found[0]["loss"] is None
     assert events.read(path, offset) == ([], offset)
     events.EventLog(path).append("stopped")
-    assert [event["kind"] for event in events.read(path, offset)[0]] == ["stopped"]
+    found = events.read(path, offset)[0]
+    assert [event["kind"] for event in found] == ["skipped", "stopped"] and found[0]["count"] == 1
     assert json.loads(path.read_text().splitlines()[-1])["kind"] == "stopped"

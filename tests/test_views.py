@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from qlora_gui.cli import build_parser
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
-from qlora_gui.runs import curves
+from qlora_gui.runs import curves, looking
 from qlora_gui.runs.command import command_line
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
@@ -24,8 +25,9 @@ from qlora_gui.runs.store import RunStore
 from qlora_gui.runs.wording import describe
 from qlora_gui.ui import app, asking, chart, columns, drawing, form, html, links, offers, preview, views
 from qlora_gui.ui.address import Address
+from qlora_gui.ui.index import summaries
+from qlora_gui.ui.room import Room
 from qlora_gui.ui.session import Session
-from qlora_gui.ui.summary import summaries
 
 ROOT = Path(__file__).parents[1]
 NASTY = "<script>alert('x')</script> & \"q\""
@@ -109,6 +111,21 @@ def test_dropped_rows_are_named_with_their_reasons() -> None:
     assert "<script>" not in said
 
 
+def test_rows_left_out_copies_and_what_is_not_used_are_told() -> None:
+    event: dict[str, Any] = {"t": 0, "kind": "data", "used": 100, "held_out": 10, "truncated": 0, "dropped": 0}
+    event |= {"dropped_rows": [], "skipped": 21, "usable": 110, "duplicates": 11, "known": 2}
+    event["skipped_rows"] = [{"row": 8, "line": 12, "file": "a.csv", "reason": NASTY}]
+    event["ignored"] = {"images": 3, "id": 110}
+    said, line = views.data_told([event]), describe(event)
+    for told in (said, line):
+        assert "21 rows that cannot be used are left out." in told and "row 8 (line 12)" in told
+        assert "11 rows (10.0%) equal an earlier one" in told and "2 held-out rows equal rows to train on" in told
+        assert "may change what the rows mean: images (3 rows)." in told and "Not used: id (110 rows)." in told
+    assert "and 20 more" in said and "<script>" not in said
+    event |= {"skipped": 0, "duplicates": 0, "known": 0, "ignored": {}, "skipped_rows": []}
+    assert "left out" not in views.data_told([event]) and "\n" not in describe(event)
+
+
 def test_only_knobs_that_differ_are_listed() -> None:
     runs = {"a": RunConfig(rank=4, name="a"), "b": RunConfig(rank=8, name="b"), "c": RunConfig(rank=8, packing=True)}
     assert views.differing(runs) == [["rank", "4", "8", "8"], ["packing", "no", "no", "yes"]]
@@ -134,7 +151,11 @@ def test_what_data_models_and_people_write_is_escaped() -> None:
         chart.line_chart(NASTY, [chart.Series(NASTY, [(0, 1), (1, 2)])]),
         columns.title(NASTY),
         columns.proof({"name": NASTY, "adapter": NASTY}, NASTY, columns.Decoding()),
-        columns.messages([{"role": "user", "content": NASTY}], NASTY)[1]["content"],
+        html.answer(f"<think>{NASTY}</think>{NASTY}"),
+        *(
+            message["content"][0]["text"]
+            for message in columns.messages([{"role": "user", "content": NASTY}], f"<think>{NASTY}</think>{NASTY}")
+        ),
     ]
     assert not [one for one in shown if "<script" in one]
 
@@ -274,6 +295,20 @@ def test_only_adapters_of_the_chosen_base_are_offered(store: RunStore, llama: Pa
     assert offers.adapters(found, "demo") == ["one"]
     said = " ".join(offers.refused(found, "demo"))
     assert f"two: it was trained on another base, {llama}." in said and "three: it has no adapter" in said
+    assert set(offers.adapters(found, "owner/typed")) == {"one", "two", "four"}, "a base that no run names is a choice"
+    assert offers.refused(found, "owner/typed") == ["three: it has no adapter yet (finished)."]
+
+
+def test_a_typed_base_takes_the_place_of_the_one_that_runs_name(store: RunStore, llama: Path) -> None:
+    make_run(store, "one")
+    room = Room(store, None, "base", "chosen", None, None, {}, [])  # type: ignore[arg-type]
+    assert room.asked({"base": "demo", "chosen": ["one"]})[0] == store.get("one").config()
+    config, runs = room.asked({"base": f" {llama} ", "chosen": ["one"]})
+    assert config.base_model == str(llama) and [run.id for run in runs] == ["one"]
+    with pytest.raises(UserError, match="does not exist"):
+        room.asked({"base": "/no/such/base", "chosen": ["one"]})
+    with pytest.raises(UserError, match="none of the folders"):
+        replace(room, store=RunStore(store.root, roots=[])).asked({"base": str(llama), "chosen": ["one"]})
 
 
 def test_the_table_of_runs(store: RunStore) -> None:
@@ -297,7 +332,7 @@ def test_addresses_round_trip() -> None:
 
 
 def test_held_out_examples_come_with_the_datas_answer() -> None:
-    question, answer = offers.held_out(configs.resolve(preset="demo"))[0]
+    question, answer = looking.held_out(configs.resolve(preset="demo"))[0]
     assert question and answer
 
 
@@ -313,8 +348,33 @@ def test_the_preview_marks_what_is_learned(llama: Path) -> None:
 def test_the_preview_of_unusable_data_is_a_sentence(tmp_path: Path, llama: Path) -> None:
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    (said,) = preview.steps(configs.resolve({"base_model": str(llama), "dataset": str(wrong)}, preset="demo"))
-    assert "wrong.jsonl row 2" in said
+    config = configs.resolve({"base_model": str(llama), "dataset": str(wrong)}, preset="demo")
+    answer: dict[str, Any] = {}
+    *_, said = preview.steps(config, answer.update)
+    assert "1 row cannot be used: fix it, or leave it out." in said and "1 can be used" in said
+    assert "<li>row 2: " in preview.at_field(answer["seen"], config)
+    leaving_out = config.model_copy(update={"skip_bad_rows": True})
+    *_, said = preview.steps(leaving_out)
+    assert "1 row that cannot be used is left out" in said and not preview.faulty(answer["seen"], leaving_out)
+    wrong.write_text('{"prompt": "a"}\n')
+    *_, said = preview.steps(config)
+    assert "wrong.jsonl row 1 fits no known format" in said
+
+
+def test_the_preview_looks_through_all_rows_of_a_large_file(tmp_path: Path, llama: Path) -> None:
+    rows = [{"prompt": f"{number}", "completion": "b", "images": "x"} for number in range(2100)] + [
+        {"prompt": "a"}
+    ] * 30
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = configs.resolve({"base_model": str(llama), "dataset": str(tmp_path / "many.jsonl")}, preset="demo")
+    answers: list[dict[str, Any]] = []
+    *_, first, final = preview.steps(config, answers.append)
+    assert "Of the first 2,000 rows" in first and "Looking through the other rows" in first
+    assert "30 rows cannot be used" in final and "images (2,100 rows)" in final and "Looking" not in final
+    assert [answer["seen"] is None for answer in answers] == [True, False]
+    assert answers[1]["seen"]["skipped"] == 30 and len(answers[1]["seen"]["skipped_rows"]) == 20
+    shown = preview.at_field(answers[1]["seen"], config)
+    assert shown.count("<li>") == 21 and "row 2101: " in shown and "and 10 more" in shown
 
 
 class Client:
@@ -457,3 +517,17 @@ def test_a_loss_that_is_no_number_is_said() -> None:
     assert "loss not a number" in describe({"kind": "step", "memory": 0, "eta": 5.0, **step})
     assert "held-out loss not a number" in describe({"kind": "eval", "step": 3, "loss": None})
     assert curves.points([{"kind": "step", **step}], "step", "loss") == []
+
+
+def test_one_row_of_a_column_is_not_called_rows() -> None:
+    counts = {"used": 6, "held_out": 1, "truncated": 0, "dropped": 0, "dropped_rows": [], "ignored": {"images": 1}}
+    assert "images (1 row)." in describe({"kind": "data", **counts})  # type: ignore[typeddict-item]
+
+
+def test_the_preview_says_which_rows_outgrow_the_base(tmp_path: Path, llama: Path) -> None:
+    base = shutil.copytree(llama, tmp_path / "short")
+    told = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(told | {"max_position_embeddings": 128}))
+    for folder, longer in ((base, True), (llama, False)):
+        *_, said = preview.steps(configs.resolve({"base_model": str(folder)}, preset="demo"))
+        assert ("are longer than the 128 tokens" in said and "max_length 128 cuts it off" in said) == longer

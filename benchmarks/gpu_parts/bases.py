@@ -15,11 +15,28 @@ from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_gui.memory import known
+from qlora_gui.model import device as devices
 from qlora_gui.model import lora, loss
 from qlora_gui.runs.config import RunConfig
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 BLOOM_560M, BLOOM_7B1, LLAMA_1B = "bigscience/bloom-560m", "bigscience/bloom-7b1", "meta-llama/Llama-3.2-1B"
+QWEN_8B, GEMMA_4B = "Qwen/Qwen3-8B", "google/gemma-3-4b-pt"
+# The text part, from its config.json; not in the shipped table of known bases.
+_UNLISTED = {
+    GEMMA_4B: {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+        "sliding_window": 1024,
+        "tie_word_embeddings": True,
+    }
+}
 TINY = {
     "bloom": {"model_type": "bloom", "hidden_size": 64, "n_layer": 3, "n_head": 4, "vocab_size": 1000},
     "llama": {
@@ -37,6 +54,8 @@ TINY = {
 
 def shape_of(name: str, dry: bool) -> dict[str, Any]:
     """The config.json of a known base; a tiny one of its kind in a dry run."""
+    if name in _UNLISTED:
+        return dict(_UNLISTED[name])
     table = json.loads(Path(known.__file__).with_name("known.json").read_text(encoding="utf-8"))
     found = next(bases[name] for bases in table.values() if name in bases)
     return dict(TINY[found["model_type"]] if dry else found)
@@ -45,7 +64,8 @@ def shape_of(name: str, dry: bool) -> dict[str, Any]:
 def random_base(shape: dict[str, Any], run: RunConfig, device: torch.device) -> Any:
     """A causal LM with random weights, its linears quantized one by one on `device`: nothing is ever whole in 16 bits."""
     torch.manual_seed(run.seed)
-    dtype = torch.bfloat16
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as training does: it plans anew for every shape
+    dtype = devices.compute_dtype(device)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=run.quant_type,
@@ -57,7 +77,7 @@ def random_base(shape: dict[str, Any], run: RunConfig, device: torch.device) -> 
         replace_with_bnb_linear(model, get_keys_to_not_convert(model), quantization)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            module.weight = _quantized(module, run, device)
+            module.weight = _quantized(module, run, device, dtype)
             module.support_avx512bf16_for_cpu = False
         for name, part in list(module._parameters.items()):
             if part is not None and part.is_meta:
@@ -67,8 +87,8 @@ def random_base(shape: dict[str, Any], run: RunConfig, device: torch.device) -> 
     return model.to(device)
 
 
-def _quantized(linear: Any, run: RunConfig, device: torch.device) -> Params4bit:
-    weight = torch.empty(linear.out_features, linear.in_features, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
+def _quantized(linear: Any, run: RunConfig, device: torch.device, dtype: torch.dtype) -> Params4bit:
+    weight = torch.empty(linear.out_features, linear.in_features, dtype=dtype, device=device).normal_(0, 0.02)
     packed = Params4bit(
         weight,
         requires_grad=False,
@@ -89,7 +109,8 @@ def ours(model: Any, run: RunConfig) -> Any:
     """Made ready as training/run.py does it. `gradient_checkpointing` must not be auto."""
     lora.prepare(model, run)
     wrapped = lora.attach(model, run)
-    loss.install(wrapped.get_base_model())
+    if reason := loss.install(wrapped.get_base_model()):
+        raise RuntimeError(f"This would not measure how this program trains: no chunked loss, for {reason}")
     return wrapped.train()
 
 
@@ -106,3 +127,15 @@ def stock(model: Any, run: RunConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, wanted).train()
+
+
+def tokenizer(size: int) -> Any:
+    """The rows are tokens already; TRL and Unsloth want a tokenizer all the same."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words), pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=size
+    )

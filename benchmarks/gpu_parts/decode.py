@@ -1,4 +1,8 @@
-"""Tokens a second in answering: the base alone, one adapter alone, and base and two adapters in one batch."""
+"""Tokens a second in answering: the base alone, one adapter alone, and base and two adapters in one batch.
+
+Beside what memory allows: a token of a batch reads every packed weight, its statistics and the head once, and no faster
+than the device copies.
+"""
 
 import time
 from collections.abc import Iterator
@@ -20,12 +24,14 @@ COLUMNS = {"base": [BASE], "one adapter": [0], "base and two adapters": [BASE, 0
 def run(dry: bool) -> Iterator[dict[str, Any]]:
     """A line for every base and set of columns: the median of the repeats."""
     prompt, new = (8, 4) if dry else (128, 64)
+    bandwidth = _bandwidth(2**24 if dry else 2**30)
     names = [bases.LLAMA_1B] if dry else [bases.BLOOM_560M, bases.BLOOM_7B1, bases.LLAMA_1B]
     for name in names:
         config, raw = make({"base_model": name}), bases.shape_of(name, dry)
         steps.clear()
         model = bases.random_base(raw, config, steps.device()).eval()
         worn = RowAdapters(model, [_adapter(model, config.rank, seed) for seed in (1, 2)])
+        read = _read_for_a_token(model)
         ids = torch.randint(10, raw["vocab_size"], (1, prompt), device=model.device)
         for repeat in range(1 if dry else 4):
             for columns, rows in list(COLUMNS.items())[:: 1 if repeat % 2 == 0 else -1]:
@@ -35,6 +41,9 @@ def run(dry: bool) -> Iterator[dict[str, Any]]:
                     "tokens_per_second": new / seconds,
                     "tokens": new,
                     "prompt": prompt,
+                    "bandwidth": bandwidth,
+                    "bytes_a_token": read,
+                    "of_limit": new / seconds / (bandwidth / read),
                 }
 
 
@@ -58,6 +67,31 @@ def _answer(model: Any, ids: torch.Tensor, new: int) -> float:
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
     _wait()
     return time.perf_counter() - began
+
+
+def _read_for_a_token(model: Any) -> int:
+    """Bytes: packed weights with their statistics, and the head in 16 bits; the embedding gives a row only."""
+    head = model.get_output_embeddings().weight
+    size = head.nbytes
+    for part in model.modules():
+        if isinstance(part, bnb.nn.Linear4bit):
+            state = part.weight.quant_state
+            size += part.weight.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    return int(size)
+
+
+def _bandwidth(size: int) -> float:
+    """Bytes a second that a copy of `size` bytes reads and writes, the best of 5."""
+    source = torch.zeros(size, dtype=torch.uint8, device=steps.device())
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(6):  # the first one warms up
+        _wait()
+        began = time.perf_counter()
+        target.copy_(source)
+        _wait()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size / best
 
 
 def _wait() -> None:

@@ -124,4 +124,4 @@ def _steps(cell: Cell, config: RunConfig, raw: dict[str, Any]) -> dict[str, Any]
     model = bases.random_base(raw, config, steps.device())
     model = (bases.ours if cell["way"] == "ours" else bases.stock)(model, config)
     batch = steps.made_up(cell["rows"], cell["length"], raw["vocab_size"])
-    return steps.take(model, config, batch, 3)
+    return steps.take(model, config, batch, 3, autocast=cell["way"] == "stock")

@@ -1,7 +1,8 @@
 """Tokens a second in training: ours, the stock way with transformers' Trainer, and TRL's SFTTrainer if it is installed.
 
 Rows of one length without padding, the last half of each learned from. All layers are recomputed by everybody but
-"ours, auto", which recomputes what its plan for this device says.
+"ours, auto", which recomputes what its plan for this device says. Each line has the allocator's peaks. Ours computes in
+the device's own number format without autocast, as training does; the others under autocast, as their guides show it.
 """
 
 import statistics
@@ -47,8 +48,9 @@ def _one(name: str, rows: int, length: int, way: str, dry: bool) -> dict[str, An
     if way == "trl":
         found = _with_trl(model, config, batch, count)
     else:
-        prepare = bases.ours if way.startswith("ours") else bases.stock
-        found = steps.take(prepare(model, config), config, batch, count)
+        ours = way.startswith("ours")
+        model = (bases.ours if ours else bases.stock)(model, config)
+        found = steps.take(model, config, batch, count, autocast=not ours)
     seconds = statistics.median(found["seconds"][2:])
     return found | {"checkpointing": chosen, "tokens_per_second": rows * length / seconds}
 
@@ -68,27 +70,16 @@ def _with_trl(model: Any, config: RunConfig, batch: list[dict[str, Any]], count:
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
-                **steps.arguments(config, len(batch), count, folder),
+                **steps.arguments(config, len(batch), count, folder, autocast=True),
                 max_length=config.max_length,
                 completion_only_loss=True,
                 gradient_checkpointing=True,
             ),
             train_dataset=Dataset.from_list(rows * count),
-            processing_class=_tokenizer(model.config.vocab_size),
+            processing_class=bases.tokenizer(model.config.vocab_size),
             peft_config=wanted,
             callbacks=[clock],
         )
+        steps.on_one_gpu(trainer.args)
         trainer.train()
     return {"seconds": clock.seconds} | steps.peaks()
-
-
-def _tokenizer(size: int) -> Any:
-    """The rows are tokens already; SFTTrainer wants a tokenizer all the same."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    words = WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=size
-    )

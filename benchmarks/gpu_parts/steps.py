@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 
 GIB = 2**30
@@ -20,7 +21,7 @@ def device() -> torch.device:
 
 def context_bytes() -> int:
     """What the driver holds for this process besides tensors, its matrix library loaded."""
-    some = torch.ones(64, 64, dtype=torch.bfloat16, device="cuda")
+    some = torch.ones(64, 64, dtype=devices.compute_dtype(device()), device="cuda")
     (some @ some).sum().item()
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved()
@@ -80,8 +81,13 @@ class Clock(TrainerCallback):
         return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
 
 
-def arguments(run: RunConfig, rows: int, steps: int, folder: str) -> dict[str, Any]:
-    """Settings by their names in TrainingArguments, the same for every way of training."""
+def arguments(run: RunConfig, rows: int, steps: int, folder: str, autocast: bool) -> dict[str, Any]:
+    """Settings by their names in TrainingArguments, the same for every way of training.
+
+    `autocast`: under it, in bf16 or fp16 as the device has it, as the usual way is. Ours needs none, and of the Trainer
+    only fp16's loss scaling.
+    """
+    half = devices.compute_dtype(device())
     return {
         "output_dir": folder,
         "max_steps": steps,
@@ -91,7 +97,8 @@ def arguments(run: RunConfig, rows: int, steps: int, folder: str) -> dict[str, A
         "lr_scheduler_type": "constant",
         "max_grad_norm": run.max_grad_norm,
         "optim": run.optimizer,
-        "bf16": True,
+        "bf16": autocast and half is not torch.float16,
+        "fp16": half is torch.float16,
         "use_cpu": not torch.cuda.is_available(),
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -102,16 +109,24 @@ def arguments(run: RunConfig, rows: int, steps: int, folder: str) -> dict[str, A
     }
 
 
-def take(model: Any, run: RunConfig, batch: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+def on_one_gpu(arguments: TrainingArguments) -> None:
+    """One process trains on one GPU; where it sees more, the Trainer multiplies rows and loss by their number."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def take(model: Any, run: RunConfig, batch: list[dict[str, Any]], steps: int, autocast: bool) -> dict[str, Any]:
     """`steps` optimizer steps, every micro-batch the same. Gives seconds a step, and on a GPU the peaks in bytes.
 
     `allocated` and `reserved` are the allocator's own figures.
     """
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
+        settings = arguments(run, len(batch), steps, folder, autocast)
+        made = TrainingArguments(**settings, remove_unused_columns=False)
+        on_one_gpu(made)
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(**arguments(run, len(batch), steps, folder), remove_unused_columns=False),
+            args=made,
             train_dataset=batch * steps * run.gradient_accumulation,
             data_collator=lambda rows: {key: torch.stack([row[key] for row in rows]) for key in rows[0]},
             callbacks=[clock],

@@ -65,31 +65,45 @@ def experiments(lines: list[Line]) -> tuple[list[str], Line]:
 
 
 def speed(lines: list[Line]) -> tuple[list[str], Line]:
-    """Medians over the repeats, and ours as a multiple of each other way."""
+    """Medians over the repeats, ours as a multiple of each other way, and the highest peak."""
     found = _medians(lines, "way")
-    text, summary = [f"{'base':24} {'way':10} {'tokens/s':>10} {'ours is':>9}"], {}
+    text, summary = [f"{'base':24} {'way':10} {'tokens/s':>10} {'ours is':>9} {'GiB':>8}"], {}
     for (base, way), rate in found.items():
         ours = found.get((base, "ours"))
         ratio = ours / rate if ours else None
-        summary[f"{base}, {way}"] = {"tokens_per_second": rate, "ours_is_times": ratio}
+        peaks = [line.get("allocated", 0) for line in lines if (line["base"], line["way"]) == (base, way)]
+        summary[f"{base}, {way}"] = {"tokens_per_second": rate, "ours_is_times": ratio, "allocated": max(peaks)}
         times = f"{ratio:8.2f}x" if ratio else f"{'-':>9}"
-        text.append(f"{base.rpartition('/')[2]:24} {way:10} {rate:10.0f} {times}")
+        text.append(f"{base.rpartition('/')[2]:24} {way:10} {rate:10.0f} {times} {_gib({'peak': max(peaks)}, 'peak')}")
     skipped = {line["way"]: line["skipped"] for line in lines if "skipped" in line}
     text += [f"{way}: {reason}" for way, reason in skipped.items()]
     return text, summary
 
 
 def decode(lines: list[Line]) -> tuple[list[str], Line]:
-    """Tokens a second of each column, and a batch's time as a multiple of one adapter's."""
+    """Tokens a second of each column, a batch's time as a multiple of one adapter's, and the share of what memory allows."""
     found = _medians(lines, "columns")
-    text, summary = [f"{'base':24} {'columns':22} {'tokens/s a column':>18} {'time of one adapter':>20}"], {}
+    limits = {line["base"]: line["bandwidth"] / line["bytes_a_token"] for line in lines}
+    text = [f"{'base':24} {'columns':22} {'tokens/s a column':>18} {'time of one adapter':>20} {'of the limit':>13}"]
+    summary: Line = {}
     for (base, columns), rate in found.items():
         one = found.get((base, "one adapter"))
         ratio = one / rate if one else None
-        summary[f"{base}, {columns}"] = {"tokens_per_second": rate, "time_of_one_adapter": ratio}
+        share = rate / limits[base]
+        summary[f"{base}, {columns}"] = {"tokens_per_second": rate, "time_of_one_adapter": ratio, "of_limit": share}
         times = f"{ratio:19.2f}x" if ratio else f"{'-':>20}"
-        text.append(f"{base.rpartition('/')[2]:24} {columns:22} {rate:18.1f} {times}")
+        text.append(f"{base.rpartition('/')[2]:24} {columns:22} {rate:18.1f} {times} {share:13.0%}")
+    text += [f"{base.rpartition('/')[2]}: memory allows {limit:.1f} tokens/s" for base, limit in limits.items()]
     return text, summary
+
+
+def needs(lines: list[Line]) -> tuple[list[str], Line]:
+    """What is there, what goes without, and what was tried."""
+    found = {line["package"]: line["version"] for line in lines if "package" in line}
+    text = [", ".join(f"{name} {version}" for name, version in found.items() if version)]
+    text += [f"without {line['package']}: not {line['without']}" for line in lines if "without" in line]
+    text += [line["warning"] for line in lines if "warning" in line]
+    return text, {"versions": found}
 
 
 def _medians(lines: list[Line], by: str) -> dict[tuple[str, str], float]:
@@ -100,4 +114,4 @@ def _medians(lines: list[Line], by: str) -> dict[tuple[str, str], float]:
     return {key: statistics.median(values) for key, values in rates.items()}
 
 
-SHOW = {"fit": fit, "experiments": experiments, "speed": speed, "decode": decode}
+SHOW = {"needs": needs, "unsloth": speed, "fit": fit, "experiments": experiments, "speed": speed, "decode": decode}

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_gui import plain_files
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
+from qlora_gui.data import plain_json
 from qlora_gui.errors import UserError
-from qlora_gui.runs.files import write_whole
+from qlora_gui.runs import base_names
+from qlora_gui.runs.files import told, write_whole
 from qlora_gui.runs.store import Run, check_base
 
 Prompt = dict[str, Any]
@@ -33,12 +36,7 @@ def compare_file(
         raise UserError(f"The answers cannot be written to '{out}': choose a file in an existing, writable folder.")
     if len(adapters) > MAX_ADAPTERS:
         raise UserError(f"{len(adapters)} adapters are too many to compare at once: give {MAX_ADAPTERS} at most.")
-    found, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
-    if base is not None:
-        found |= {"base_model": base, "revision": revision}
-    if not found["base_model"]:
-        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: name it with --base.")
-    check_base(found["base_model"], found["revision"])
+    found = base_of(adapters, base, revision)
     client = CompareClient()
     try:
         columns = client.columns(adapters=[path.absolute() for path in adapters], say=say, **found)
@@ -49,8 +47,9 @@ def compare_file(
     finally:
         client.close()
     settings = decoding.model_dump()
-    told = {"columns": [column | {"decoding": settings} for column in columns], "prompts": answered}
-    write_whole(out, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    found = {"columns": [column | {"decoding": settings} for column in columns], "prompts": answered}
+    with told("The answers", out):
+        write_whole(out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -70,8 +69,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _json_prompt(path: Path, number: int, line: str) -> Prompt:
     try:
-        value = json.loads(line)
-    except ValueError as error:
+        value = plain_json.parsed(line)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} line {number} is not JSON: {error}.") from None
     if isinstance(value, dict) and isinstance(value.get("prompt"), str):
         return {"prompt": value["prompt"]}
@@ -85,6 +84,26 @@ def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
 
 
+def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "") -> dict[str, Any]:
+    """The base that adapters are compared on, as arguments of `CompareClient.columns`: the one named, or the first's own.
+
+    Raises UserError when that is not to be had, or a folder holds no adapter.
+    """
+    found, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
+    if base is not None:
+        found |= {"base_model": base, "revision": revision, "chosen": True}
+    named = found["base_model"]
+    if not named:
+        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: name it with --base.")
+    if base is None and base_names.is_elsewhere(named):
+        raise UserError(
+            f"The adapter '{adapters[0]}' was trained on '{named}', a folder that is not on this machine: name the same "
+            "base with --base."
+        )
+    check_base(named, found["revision"])
+    return found
+
+
 def trained_on(adapter: Path) -> dict[str, Any]:
     """The base of an adapter, as arguments of `CompareClient.columns`; from its run.json, else from PEFT's config.
 
@@ -92,14 +111,19 @@ def trained_on(adapter: Path) -> dict[str, Any]:
     """
     if (adapter / "run.json").is_file():
         config = Run(adapter).config()
-        names = ("base_model", "revision", "quant_type", "double_quant")
-        return {name: getattr(config, name) for name in names}
+        name, revision = base_names.resolved(config.base_model, config.revision)
+        quantization = {"quant_type": config.quant_type, "double_quant": config.double_quant}
+        return {"base_model": name, "revision": revision, **quantization}
     try:
-        told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        name = told.get("base_model_name_or_path") or ""
-    except (OSError, ValueError, AttributeError):
+        told = json.loads(plain_files.read_text(adapter / "adapter_config.json", plain_files.MOST_CONFIG))
+        name, revision = base_names.resolved(
+            str(told.get("base_model_name_or_path") or ""), str(told.get("revision") or "")
+        )
+    except plain_files.StrangeFile as error:
+        raise UserError(f"The adapter '{adapter}' cannot be read: {error}.") from None
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise UserError(f"The folder '{adapter}' holds no adapter: it has no readable adapter_config.json.") from None
-    return {"base_model": str(name), "revision": str(told.get("revision") or "")}
+    return {"base_model": name, "revision": revision}
 
 
 def _answers(client: CompareClient, prompt: Prompt, columns: int, decoding: Decoding) -> list[str]:

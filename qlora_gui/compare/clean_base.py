@@ -1,7 +1,7 @@
 """The one base of the compare worker, in 4-bit values, that nothing ever modifies."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import bitsandbytes as bnb
@@ -10,23 +10,37 @@ import torch
 from bitsandbytes import functional
 from transformers import GenerationConfig
 
-from qlora_gui import hub
-from qlora_gui.compare import onednn
+from qlora_gui import hardware, hub
+from qlora_gui.compare import onednn, reading
+from qlora_gui.compare.reading import Reading
+from qlora_gui.data.chat import Chat
+from qlora_gui.model import ask_torch, attention, causality, chats, quantized, vocabulary
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
+from qlora_gui.model.quantized import Quantization
 
 Key = tuple[str, str, str, bool]
 
 
 @dataclass(frozen=True)
 class CleanBase:
-    """A loaded base with its tokenizer. `eos` are the tokens that end an answer; `proof` says what it is."""
+    """A loaded base with its tokenizer. `eos` are the tokens that end an answer; `proof` says what it is.
+
+    `reading` is how it reads batches; it is asked of the clean base, once. `quantization` is what it really is in.
+    """
 
     located: bases.Base
     model: Any
     tokenizer: Any
     eos: frozenset[int]
     proof: dict[str, Any]
+    quantization: Quantization
+    reading: Reading = field(default_factory=Reading)
+
+    def check_ids(self, rows: Iterable[Sequence[int]]) -> None:
+        """Raise UserError where a token of these rows, or the one for padding, has no embedding."""
+        tokens = self.model.get_input_embeddings().num_embeddings
+        vocabulary.check(rows, self.tokenizer, tokens, self.located.name)
 
 
 def load(key: Key, say: Callable[[str], None]) -> CleanBase:
@@ -39,11 +53,18 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     hub.go_offline_if_unreachable()
     say("Finding the base model")
     located = bases.locate(name, revision, say)
-    tokenizer = bases.load_tokenizer(located.path)
+    tokenizer = bases.load_tokenizer(located.path, or_first=True)  # adapters bring the one they were trained with
     device = devices.pick()
+    if device.type == "cpu" and (trouble := hardware.trouble(ask_torch.view())):
+        say(trouble)
     dtype = torch.float32 if device.type == "cpu" else devices.compute_dtype(device)
+    devices.keep_on_card(device)
     say("Loading the base model in 4 bits")
     model = bases.load_model(located.path, quant_type, double_quant, device, dtype, say)
+    if device.type != "cpu":  # there it is fp32, in which transformers' own BLOOM is exact
+        attention.install(model, "auto")  # as in training: BLOOM's own attention is 9% off in 16 bits at 512 tokens
+    causality.check(model, located.name)
+    quantization = quantized.found(model)  # a base that is stored in 4 bits is in its own kind of them
     unpacked = device.type == "cpu" and unpack_if_it_fits(model)
     if unpacked:
         onednn.install(model)
@@ -51,15 +72,26 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
         "base": located.name,
         "revision": located.revision,
         "base_fingerprint": located.fingerprint,
-        "quantization": quant_type
-        + (", double quantization" if double_quant else "")
+        "quantization": quantization.quant_type
+        + (", double quantization" if quantization.double_quant else "")
         + (", unpacked" if unpacked else ""),
         "computed_in": f"{str(dtype).removeprefix('torch.')} on {device.type}",
     }
-    named = model.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *([named] if isinstance(named, int) else named or [])}
+    eos = Chat(tokenizer, ends=chats.base_ends(located.path)).ends
     model.generation_config = GenerationConfig()  # a base's own penalties and temperature are no part of a comparison
-    return CleanBase(located, model, tokenizer, frozenset(eos), proof)
+    return CleanBase(located, model, tokenizer, eos, proof, quantization, reading.ask(model))
+
+
+def trained_in(base: CleanBase, told: Mapping[str, Any]) -> Quantization | None:
+    """The quantization that an adapter was trained in, by what its folder tells; None where it tells nothing.
+
+    Of this very base, stored in 4 bits, there is one: older runs tell the one that was asked for.
+    """
+    if told.get("quant_type") is None:
+        return None
+    if told.get("fingerprint") == base.located.fingerprint and quantized.stored(base.model):
+        return base.quantization
+    return Quantization(told["quant_type"], bool(told.get("double_quant")))
 
 
 def unpack_if_it_fits(model: torch.nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """The page's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,11 +12,13 @@ from typing import IO, Any
 
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
+from qlora_gui.runs import cards
 from qlora_gui.runs.launch import child_environment
+from qlora_gui.system import processes
 
 MODULE = "qlora_gui.compare.worker"
 IDLE_SECONDS = 900.0
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, Any]]
 
 
 class CompareClient:
@@ -53,8 +54,11 @@ class CompareClient:
         say: Callable[[str], None] | None = None,
         quant_type: str = "nf4",
         double_quant: bool = True,
+        chosen: bool = False,
     ) -> list[dict[str, Any]]:
         """Load base and adapters; gives one dict a column: name, adapter (None for the base) and proof.
+
+        `chosen` says that a person named the base, so that it need not be the one that the adapters name.
 
         Raises UserError for what a person can mend, RuntimeError for a bug in the worker; that names the log file
         which keeps the traceback. After an error there are no columns.
@@ -66,6 +70,7 @@ class CompareClient:
             "quant_type": quant_type,
             "double_quant": double_quant,
             "adapters": [str(folder) for folder in adapters],
+            "chosen": chosen,
         }
         with self._busy:
             self._last_load = None
@@ -73,14 +78,18 @@ class CompareClient:
             self._last_load = request
         return found
 
-    def answer(self, conversations: Sequence[Conversation], decoding: Decoding) -> Iterator[dict[str, Any]]:
+    def answer(
+        self, conversations: Sequence[Conversation], decoding: Decoding, tools: Sequence[Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Ask every column its conversation: yields prompt, text and column events, then done.
 
         `conversations` has one list of messages a column, in the order of `columns`; the last call of `columns` counts,
-        whichever thread made it. A worker that died or was idle too long is started anew with the columns it had.
+        whichever thread made it. `tools` are what the answers may call, as a template takes them. A worker that died
+        or was idle too long is started anew with the columns it had.
         Raises as `columns` does.
         """
         request = {"do": "answer", "conversations": list(conversations), "decoding": decoding.model_dump()}
+        request |= {"tools": list(tools)} if tools else {}
         yield from self._asked(request)
 
     def evaluate(
@@ -193,10 +202,9 @@ class CompareClient:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            text=True,
             encoding="utf-8",
-            env=child_environment(),
-            start_new_session=True,  # a Ctrl+C is for the page
+            env=child_environment() | cards.environment(),
+            **processes.apart(),  # a Ctrl+C is for the page
         )
 
     def _send(self, request: dict[str, Any]) -> None:
@@ -228,7 +236,7 @@ class CompareClient:
         told = f" ({lines[-1].strip()})" if lines else ""
         if child is not None:
             with suppress(subprocess.TimeoutExpired):
-                if child.wait(5) == -getattr(signal, "SIGKILL", 9):  # the log cannot know: there was no time to write
+                if processes.was_killed(child.wait(5)):  # the log cannot know: there was no time to write
                     told = " (it was killed: perhaps memory ran out)"
         self.close()
         return UserError(f"The compare process ended{told}; ask again to start it anew.")

@@ -2,18 +2,21 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.compare import clean_base, generate, selftest
-from qlora_gui.compare.adapter_file import Adapter, read
+from qlora_gui.compare import belonging, clean_base, generate, patterns, selftest
+from qlora_gui.compare.adapter_file import Adapter, for_text, read
 from qlora_gui.compare.clean_base import CleanBase, Key
 from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
-from qlora_gui.data import literal
+from qlora_gui.data import chat_template, literal
+from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError, first_line
+from qlora_gui.model import chats, text_part
 from qlora_gui.model import device as devices
-from qlora_gui.model import template
 
 Say = Callable[[str], None]
 
@@ -26,10 +29,12 @@ class Columns:
         self.base: CleanBase | None = None
         self.adapters: list[Adapter] = []
         self.rows: RowAdapters | None = None
+        self._chats: dict[tuple[str, bool | None, bool], Chat] = {}
 
-    def load(self, key: Key, folders: Sequence[Path], say: Say) -> list[dict[str, Any]]:
+    def load(self, key: Key, folders: Sequence[Path], say: Say, chosen: bool = False) -> list[dict[str, Any]]:
         """Make the columns ready; a base that is loaded already stays. Gives one proof a column, the base's first.
 
+        `chosen` says that a person named the base, so that it need not be the one that the adapters name.
         Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
         """
         self.adapters, self.rows = [], None
@@ -38,18 +43,36 @@ class Columns:
         adapters = [read(folder) for folder in folders]  # before the base: reading is quick, and may refuse
         if self.key != key or self.base is None:
             self.base = self.key = None
+            self._chats.clear()
             gc.collect()  # the old base's memory first
             self.base = clean_base.load(key, say)
             self.key = key
-        for adapter in adapters:
-            check_base(self.base, adapter)
+        names = [belonging.check(self.base, adapter, chosen) for adapter in adapters]
+        left_off = text_part.left_off(self.base.model)
+        adapters = [for_text(adapter, left_off) for adapter in adapters]
+        self._check_patterns(adapters)
         rows = RowAdapters(self.base.model, adapters)
-        proofs = [self._proof(None)]
+        tested = []
         for number, adapter in enumerate(adapters):
             say(f"Testing {adapter.name} against PEFT")
-            proofs.append(self._proof(adapter) | {"self_test": self._test(rows, number, adapter)})
+            told = {"trained_on": names[number]} if names[number] else {}
+            tested.append({"self_test": self._test(rows, number, adapter)} | told)
         self.adapters, self.rows = adapters, rows
-        return proofs
+        own = [self._proof(adapter) | test for adapter, test in zip(adapters, tested, strict=True)]
+        return [self._proof(None), *own]
+
+    def _check_patterns(self, adapters: Sequence[Adapter]) -> None:
+        """Raise UserError for what PEFT would be endless at, or would run out of memory at."""
+        assert self.base is not None
+        modules = dict(self.base.model.named_modules())
+        linears = {
+            name: (module.in_features, module.out_features)
+            for name, module in modules.items()
+            if hasattr(module, "in_features") and hasattr(module, "out_features")
+        }
+        for adapter in adapters:
+            patterns.check(adapter.name, adapter.config, modules)
+            patterns.check_memory(adapter.name, adapter.config, linears)
 
     def _test(self, rows: RowAdapters, number: int, adapter: Adapter) -> str:
         assert self.base is not None
@@ -60,6 +83,8 @@ class Columns:
         except Exception:
             self.base = self.key = None  # whether it is still clean is not known: load it anew
             raise
+        if reason := rows.apart.get(number):
+            return f"computed by PEFT in a lane of its own, as {reason}; the adapter moves the logits by {found.effect:.1e}"
         return (
             f"equals PEFT's logits within {found.difference:.1e} of the largest; "
             f"the adapter moves them by {found.effect:.1e}"
@@ -71,23 +96,23 @@ class Columns:
         decoding: Decoding,
         emit: generate.Emit,
         cancelled: Callable[[], bool],
+        tools: list[Any] | None = None,
     ) -> None:
-        """Answer one conversation a column, all in one batch. Raises UserError."""
+        """Answer one conversation a column, all in one batch; `tools` are those that all may call. Raises UserError."""
         if self.base is None or self.rows is None:
             raise UserError("No base is loaded: choose one first.")
         if len(conversations) != len(self.adapters) + 1:
             raise UserError(f"There are {len(self.adapters) + 1} columns but {len(conversations)} conversations.")
-        templates = [self._template(adapter) for adapter in (None, *self.adapters)]
-        prompts = [
-            self._prompt(messages, chat, decoding.control_tokens)
-            for messages, chat in zip(conversations, templates, strict=True)
-        ]
+        asked = [self.chat(adapter, decoding) for adapter in (None, *self.adapters)]
+        prompts = [_prompt(chat, messages, tools) for messages, chat in zip(conversations, asked, strict=True)]
         for column, prompt in enumerate(prompts):
             emit({"kind": "prompt", "column": column, "prompt": prompt.text})
-        stops = [template.stop_strings(chat) for chat in templates]
+        stops = [chat.stops for chat in asked]
+        base = replace(self.base, eos=frozenset().union(*(chat.ends for chat in asked)))
         try:
-            with self.rows.worn([BASE, *range(len(self.adapters))]):
-                generate.answer(self.base, prompts, stops, decoding, emit, cancelled)
+            batches = self.rows.batches([BASE, *range(len(self.adapters))])
+            columns = [[adapter + 1 for adapter in batch] for batch in batches]  # column 0 is the base
+            generate.answer(base, prompts, stops, decoding, emit, cancelled, self._worn, columns)
         except (RuntimeError, MemoryError) as error:
             if not devices.ran_out(error):
                 raise
@@ -95,17 +120,29 @@ class Columns:
                 "There is not memory enough for so long a conversation in so many columns: shorten it, or take fewer."
             ) from None
 
-    def _template(self, adapter: Adapter | None) -> str:
-        assert self.base is not None
-        own = adapter.template if adapter else None
-        return str(own or self.base.tokenizer.chat_template)
+    def _worn(self, columns: Sequence[int]) -> AbstractContextManager[None]:
+        """While this lasts, row i of every batch is the column columns[i]; 0 is the base."""
+        assert self.rows is not None
+        return self.rows.worn([column - 1 for column in columns])
 
-    def _prompt(self, messages: list[dict[str, str]], chat: str, control: bool) -> literal.Text:
+    def chat(self, adapter: Adapter | None, decoding: Decoding | None = None) -> Chat:
+        """The chat of a column: an adapter's own template and thinking, or the base's, which thinks as the adapters do."""
         assert self.base is not None
-        try:
-            return literal.prompt(messages, self.base.tokenizer, control, chat_template=chat)
-        except Exception as error:  # templates are programs; they raise what they like on turns they dislike
-            raise UserError(f"The chat template refuses this conversation: {first_line(error)}") from error
+        asked = decoding or Decoding()
+        thinking = {"on": True, "off": False}.get(asked.thinking, self._trained_thinking(adapter))
+        own = (adapter.template if adapter else None) or self.base.tokenizer.chat_template
+        key = (own, thinking, asked.control_tokens)
+        if key not in self._chats:
+            ends = chats.base_ends(self.base.located.path)
+            whose = f"the adapter '{adapter.name}'" if adapter and adapter.template else "the base"
+            self._chats[key] = Chat(
+                self.base.tokenizer, own, thinking, ends, asked.control_tokens, f"The chat template of {whose}"
+            )
+        return self._chats[key]
+
+    def _trained_thinking(self, adapter: Adapter | None) -> bool | None:
+        found = {one.thinking for one in ([adapter] if adapter else self.adapters)}
+        return found.pop() if len(found) == 1 else None
 
     def _proof(self, adapter: Adapter | None) -> dict[str, Any]:
         assert self.base is not None
@@ -113,13 +150,15 @@ class Columns:
             "name": adapter.name if adapter else "base",
             "adapter": str(adapter.folder) if adapter else None,
             **self.base.proof,
-            "template": template.digest(self._template(adapter)),
+            "template": chat_template.digest(self.chat(adapter).template),
+            "thinking": {True: "on", False: "off", None: "as the template does"}[self.chat(adapter).thinking],
         }
         if adapter:
             config = adapter.config
             proof |= {
                 "sha256": adapter.sha256,
-                "lora": f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}, {len(adapter.loras)} linears",
+                "lora": f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}, {len(adapter.loras)} linears"
+                + "".join(f", {name}" for name in adapter.parameters),
                 "biases": f"{config.get('bias')}, {len(adapter.biases)} trained",
             }
             if warnings := self._warnings(adapter):
@@ -128,37 +167,30 @@ class Columns:
 
     def _warnings(self, adapter: Adapter) -> list[str]:
         """What does not forbid a comparison, but has to be known to read it."""
-        assert self.base is not None and self.key is not None
+        assert self.base is not None
         found, told = [], adapter.trained_on
         modules = dict(self.base.model.named_modules())
         on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
         if adapter.config.get("bias") == "lora_only" and not adapter.biases and on_biases:
             found.append("trained lora_only, but its biases are not in the file: an old PEFT lost them on saving")
+        if adapter.unasked:
+            s = "s" * (len(adapter.unasked) != 1)
+            found.append(
+                f"what it trained in {len(adapter.unasked):,} module{s} of the vision part is left out: no images are asked "
+                "about"
+            )
         if "fingerprint" not in told:
             found.append("that it belongs to this base is known by name and shapes only")
-        trained, here = (told.get("quant_type"), told.get("double_quant")), self.key[2:]
-        if trained[0] is not None and trained != here:
-            found.append(f"trained on {_quantization(*trained)}, answers on {_quantization(*here)}")
+        trained, here = clean_base.trained_in(self.base, told), self.base.quantization
+        if trained not in (None, here):
+            found.append(f"trained on {trained}, answers on {here}")
         return found
 
 
-def _quantization(quant_type: Any, double: Any) -> str:
-    return f"{quant_type} {'with' if double else 'without'} double quantization"
-
-
-def check_base(base: CleanBase, adapter: Adapter) -> None:
-    """Raise UserError unless the adapter was trained on this base, as far as its folder says."""
-    told = adapter.trained_on.get("fingerprint")
-    if told is not None:
-        if told != base.located.fingerprint:
-            was = adapter.trained_on.get("name")
-            raise UserError(
-                f"The adapter '{adapter.name}' was trained on another base, {was} ({told}), "
-                f"not on {base.located.name} ({base.located.fingerprint}): compare it with its own."
-            )
-        return
-    was = str(adapter.config.get("base_model_name_or_path") or "")
-    if was and Path(was).name != Path(base.located.name).name and was != base.located.path:
-        raise UserError(
-            f"The adapter '{adapter.name}' was trained on {was}, not on {base.located.name}: compare it with its own base."
-        )
+def _prompt(chat: Chat, messages: list[dict[str, Any]], tools: list[Any] | None) -> literal.Text:
+    try:
+        return chat.prompt(messages, tools)
+    except UserError:  # a template without an end
+        raise
+    except Exception as error:  # templates are programs; they raise what they like on turns they dislike
+        raise UserError(f"The chat template refuses this conversation: {first_line(error)}") from error

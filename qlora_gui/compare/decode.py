@@ -4,7 +4,6 @@ transformers' `generate` carries every row to the end of the longest one. Here a
 adapters that have long ended go on with it.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qlora_gui.compare import reading
 from qlora_gui.compare.generate import Rows
 from qlora_gui.compare.rows import RowAdapters
 
@@ -41,7 +41,7 @@ def greedy(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
     """Answer every row until its end or `max_new_tokens`; `rows` takes the tokens, and knows who has ended."""
-    counted = takes_positions(model)
+    counted = reading.takes_positions(model)
     here = list(range(len(start.wear)))  # the number of each row that is still in the batch
     rows.put(start.last)  # by the streamer's contract the prompt comes first
     with ExitStack() as worn:
@@ -79,8 +79,3 @@ def _keep(start: Started, places: Sequence[int]) -> None:
     start.cache.batch_select_indices(index)
     start.last, start.mask = start.last[index], start.mask[index]
     start.wear = [start.wear[place] for place in places]
-
-
-def takes_positions(model: Any) -> bool:
-    """Whether a causal LM is told positions: BLOOM is not, it counts by its mask."""
-    return "position_ids" in inspect.signature(model.base_model.forward).parameters

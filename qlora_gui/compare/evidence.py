@@ -1,18 +1,21 @@
 """The worker's side of an evaluation: rows encoded as in training, measured under all columns; what is known of each adapter."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from qlora_gui.compare import measure
+from qlora_gui.compare import clean_base, measure
 from qlora_gui.compare.adapter_file import Adapter
 from qlora_gui.compare.clean_base import CleanBase
 from qlora_gui.compare.columns import Columns
-from qlora_gui.data import tokens
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.data import chat_template, tokens
+from qlora_gui.data.chat import Chat
+from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
-from qlora_gui.model import fused, template
+from qlora_gui.model import context, fused
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -29,50 +32,57 @@ def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: C
         raise UserError("No base is loaded: choose one first.")
     count = len(columns.adapters) + 1
     emit({"kind": "facts", "adapters": [facts(columns, adapter) for adapter in columns.adapters]})
-    how = request["max_length"], request["system_prompt"], request.get("control", False)
-    with _template(base, columns.adapters) as chat:
-        encoded, report = tokens.encode_all(request["examples"], base.tokenizer, *how)
-        foreign, _ = tokens.encode_all(request["foreign"], base.tokenizer, *how)
-        bos = base.tokenizer.bos_token_id
-        emit(
-            {
-                "kind": "rows",
-                "rows": [one.row for one in encoded],
-                "tokens": [one.supervised for one in encoded],
-                "dropped": report.dropped,
-                "truncated": report.truncated,
-                "prompts": [_prompt(base, one) for one in encoded],
-                "double_bos": bool(bos is not None and any(one.input_ids[:2] == [bos, bos] for one in encoded)),
-            }
-        )
-        chatting = request["max_new_tokens"] and all("messages" in example for example in request["examples"])
-        task = measure.Task(request["max_new_tokens"] if chatting else 0, template.stop_strings(chat))
-        measure.rows(base, rows, count, encoded, task, emit, cancelled)
+    chat = _chat(columns, request.get("control", False))
+    how = chat, request["max_length"], request["system_prompt"]
+    encoded, report = tokens.encode_all(request["examples"], *how)
+    foreign, _ = tokens.encode_all(request["foreign"], *how)
+    base.check_ids(one.input_ids for one in (*encoded, *foreign))
+    context.check([*encoded, *foreign], base.located.path, base.located.name)
+    bos = base.tokenizer.bos_token_id
+    by_row = {example["row"]: example for example in request["examples"]}
+    emit(
+        {
+            "kind": "rows",
+            "rows": [one.row for one in encoded],
+            "tokens": [one.supervised for one in encoded],
+            "dropped": report.dropped,
+            "truncated": report.truncated,
+            "turns": report.turns(),
+            "prompts": [_prompt(base, one) for one in encoded],
+            "questions": [_said(by_row[one.row], one.turn, "user") for one in encoded],
+            "references": [_said(by_row[one.row], one.turn + 1, "assistant") for one in encoded],
+            "double_bos": bool(bos is not None and any(one.input_ids[:2] == [bos, bos] for one in encoded)),
+        }
+    )
+    chatting = request["max_new_tokens"] and all("messages" in example for example in request["examples"])
+    task = measure.Task(request["max_new_tokens"] if chatting else 0, chat.stops)
+    measured = replace(base, eos=chat.ends)
+    measure.rows(measured, rows, count, encoded, task, emit, cancelled)
 
-        def as_foreign(event: dict[str, Any]) -> None:
-            row = foreign[event["number"]]
-            emit(event | {"kind": "foreign", "row": row.row, "tokens": row.supervised})
+    def as_foreign(event: dict[str, Any]) -> None:
+        row = foreign[event["number"]]
+        emit(event | {"kind": "foreign", "row": row.row, "tokens": row.supervised})
 
-        measure.rows(base, rows, count, foreign, measure.Task(0), as_foreign, cancelled)
+    measure.rows(measured, rows, count, foreign, measure.Task(0), as_foreign, cancelled)
     if request["general"]:
         emit({"kind": "general", **measure.text_loss(base, rows, count, request["general"])})
 
 
-@contextmanager
-def _template(base: CleanBase, adapters: Sequence[Adapter]) -> Iterator[str]:
-    """The template that all adapters were trained with, as the tokenizer's own. Raises UserError where they differ."""
-    own = base.tokenizer.chat_template
-    asked = {adapter.template or own for adapter in adapters}
-    if len(asked) > 1:
+def _chat(columns: Columns, control: bool) -> Chat:
+    """The chat that all adapters were trained with. Raises UserError where they differ."""
+    asked = [columns.chat(adapter, Decoding(control_tokens=control)) for adapter in columns.adapters or (None,)]
+    if len({(chat.template, chat.thinking) for chat in asked}) > 1:
         raise UserError(
-            "These adapters were trained with different chat templates, so their losses are on different tokens: "
-            "evaluate them one at a time."
+            "These adapters were trained with different chat templates or thinking, so their losses are on different "
+            "tokens: evaluate them one at a time."
         )
-    base.tokenizer.chat_template = next(iter(asked), own)
-    try:
-        yield base.tokenizer.chat_template
-    finally:
-        base.tokenizer.chat_template = own
+    return asked[0]
+
+
+def _said(example: Example, turn: int, role: str) -> str:
+    """The latest turn of a role before message number `turn`; "" where there is none."""
+    before = example.get("messages", [])[: max(turn, 0)]
+    return next((str(one["content"]) for one in reversed(before) if one["role"] == role), "")
 
 
 def _prompt(base: CleanBase, row: tokens.Encoded) -> str:
@@ -81,12 +91,12 @@ def _prompt(base: CleanBase, row: tokens.Encoded) -> str:
 
 def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
     """What an adapter's tensors and folder say of how it sits on the loaded base; the doctor reads it."""
-    base, key = columns.base, columns.key
-    assert base is not None and key is not None
+    base = columns.base
+    assert base is not None
     modules: dict[str, Any] = dict(base.model.named_modules())
     told, config = adapter.trained_on, adapter.config
     on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
-    quantization = told.get("quant_type"), told.get("double_quant")
+    quantization = clean_base.trained_in(base, told)
     return {
         "b_zero_share": _share([not lora.b.any() for lora in adapter.loras.values()]),
         "delta_ratio": _delta_ratio(modules, adapter),
@@ -97,8 +107,8 @@ def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
         "embeddings_in_file": any(_is_embedding(base.model, modules[name]) for name in adapter.loras),
         "vocab_differs": told.get("vocabulary") not in (None, base.model.get_input_embeddings().num_embeddings),
         "template_differs": adapter.template is not None and adapter.template != base.tokenizer.chat_template,
-        "no_base_template": base.tokenizer.chat_template == template.PLAIN,
-        "quantization_differs": quantization[0] is not None and quantization != key[2:],
+        "no_base_template": base.tokenizer.chat_template == chat_template.PLAIN,
+        "quantization_differs": quantization not in (None, base.quantization),
         "revision_differs": told.get("revision") not in (None, base.located.revision),
     }
 

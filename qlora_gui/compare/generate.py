@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from qlora_gui.compare.clean_base import CleanBase
+from qlora_gui.compare.reading import Reading
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.data.literal import Text
 from qlora_gui.errors import UserError
@@ -68,6 +70,7 @@ class Rows:
                 "kind": "column",
                 "column": column,
                 "tokens": len(row.ids),
+                "ids": list(row.ids),
                 "seconds": round(seconds, 3),
                 "tokens_per_second": round(len(row.ids) / max(seconds, 1e-6), 2),
                 "ended": reason,
@@ -118,9 +121,9 @@ class GumbelNoise(LogitsProcessor):
     its own. Either way an answer depends on the seed and its column, and not on how many columns there are.
     """
 
-    def __init__(self, decoding: Decoding, rows: int):
+    def __init__(self, decoding: Decoding, columns: Sequence[int]):
         self.decoding = decoding
-        self.dice = [_dice(decoding.seed, row) for row in range(1 if decoding.same_dice else rows)]
+        self.dice = [_dice(decoding.seed, column) for column in ([0] if decoding.same_dice else columns)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float() / self.decoding.temperature
@@ -141,38 +144,42 @@ def _gumbel(size: int, dice: torch.Generator) -> torch.Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-@torch.no_grad()
-def answer(
-    base: CleanBase,
-    prompts: Sequence[Text],
-    stops: Sequence[Sequence[str]],
-    decoding: Decoding,
-    emit: Emit,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> None:
-    """Answer all prompts in one batch; `emit` gets `text` events as they come and one `column` event a row.
-
-    Raises UserError when a prompt and its answer do not fit into the model's context.
+def together(prompts: Mapping[int, Sequence[int]], reading: Reading, new: int) -> list[list[int]]:
+    """The numbers of prompts that can be read in one batch, and answered with `new` tokens at most: all, or those of one
+    length where padding is not ignored, or where the longest changes how the others are read.
     """
-    model, tokenizer = base.model, base.tokenizer
-    ids = [prompt.ids(tokenizer) for prompt in prompts]
-    longest = max(map(len, ids))
-    room = getattr(model.config, "max_position_embeddings", None)
-    if room and longest + decoding.max_new_tokens > room:
-        raise UserError(
-            f"The conversation has {longest} tokens and the answer may have {decoding.max_new_tokens}, but the model "
-            f"reads {room}: shorten it, or ask for fewer tokens."
-        )
-    padding = [longest - len(row) for row in ids]
-    pad = tokenizer.pad_token_id
-    batch = torch.tensor([[pad] * gap + row for gap, row in zip(padding, ids, strict=True)], device=model.device)
+    lengths: dict[int, list[int]] = {}
+    for number, prompt in prompts.items():
+        own = not reading.left_padding or reading.is_apart(len(prompt) + new)
+        lengths.setdefault(len(prompt) if own else 0, []).append(number)
+    return list(lengths.values())
+
+
+def renumbered(emit: Emit, places: Sequence[int]) -> Emit:
+    """Events of rows that are the columns `places`, with the columns' numbers."""
+    return lambda event: emit(event | {"column": places[event["column"]]})
+
+
+@torch.no_grad()
+def run(
+    base: CleanBase,
+    prompts: Sequence[list[int]],
+    rows: Rows,
+    max_new_tokens: int,
+    processors: Sequence[LogitsProcessor],
+    cancelled: Callable[[], bool],
+) -> None:
+    """Answer prompts of tokens in one batch, padded on the left, by transformers' own `generate`; `rows` takes them."""
+    model, pad = base.model, base.tokenizer.pad_token_id
+    longest = max(map(len, prompts))
+    padding = [longest - len(row) for row in prompts]
+    batch = torch.tensor([[pad] * gap + row for gap, row in zip(padding, prompts, strict=True)], device=model.device)
     mask = torch.tensor(
-        [[0] * gap + [1] * len(row) for gap, row in zip(padding, ids, strict=True)], device=model.device
+        [[0] * gap + [1] * len(row) for gap, row in zip(padding, prompts, strict=True)], device=model.device
     )
-    rows = Rows(tokenizer, stops, base.eos, emit)
     config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=decoding.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         eos_token_id=sorted(base.eos),
         pad_token_id=pad,
         use_cache=True,
@@ -181,7 +188,49 @@ def answer(
         input_ids=batch,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=LogitsProcessorList([] if decoding.greedy else [GumbelNoise(decoding, len(ids))]),
+        logits_processor=LogitsProcessorList(processors),
         stopping_criteria=StoppingCriteriaList([_Ended(rows, cancelled)]),
         streamer=rows,
     )
+
+
+def answer(
+    base: CleanBase,
+    prompts: Sequence[Text],
+    stops: Sequence[Sequence[str]],
+    decoding: Decoding,
+    emit: Emit,
+    cancelled: Callable[[], bool] = lambda: False,
+    worn: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda places: nullcontext(),
+    batches: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Answer all prompts, in one batch where the base allows it; `emit` gets `text` events as they come and one
+    `column` event a row.
+
+    `batches` are the numbers of prompts that may share one, all where it is None; `worn` is entered around every batch,
+    with the numbers of the prompts that are its rows. Raises UserError when a prompt and its answer do not fit into the
+    model's context, or a token has no embedding.
+    """
+    ids = [prompt.ids(base.tokenizer) for prompt in prompts]
+    base.check_ids(ids)
+    _check_room(base.model.config, max(map(len, ids)), decoding.max_new_tokens)
+    allowed = [range(len(ids))] if batches is None else batches
+    for places in (
+        part
+        for batch in allowed
+        for part in together({place: ids[place] for place in batch}, base.reading, decoding.max_new_tokens)
+    ):
+        rows = Rows(base.tokenizer, [stops[place] for place in places], base.eos, renumbered(emit, places))
+        noise = [] if decoding.greedy else [GumbelNoise(decoding, places)]
+        with worn(places):
+            run(base, [ids[place] for place in places], rows, decoding.max_new_tokens, noise, cancelled)
+
+
+def _check_room(config: Any, prompt: int, new: int) -> None:
+    """Raise UserError when so many tokens do not fit into the context that the model's config names."""
+    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if room and prompt + new > room:
+        raise UserError(
+            f"The conversation has {prompt} tokens and the answer may have {new}, but the model "
+            f"reads {room}: shorten it, or ask for fewer tokens."
+        )

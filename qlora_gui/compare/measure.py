@@ -1,7 +1,8 @@
 """Evidence of base and adapters on the same rows: losses of the reference, drift, and greedy answers, in mixed batches.
 
 Every row is read once by every column, prompt and reference in one pass; the answers go on from the cache of that
-pass, cut where the prompt ends. So differences are paired row by row, and a prompt is not read twice.
+pass, cut where the prompt ends. So differences are paired row by row, and a prompt is not read twice. Where what was
+read cannot be cut back, as in recurrent layers, the prompts are read once more.
 """
 
 import math
@@ -10,11 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from qlora_gui.compare import decode
+from qlora_gui.compare import decode, generate, reading
 from qlora_gui.compare.clean_base import CleanBase
-from qlora_gui.compare.generate import Rows
 from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.data.tokens import IGNORED, Encoded
 from qlora_gui.model import loss
@@ -35,13 +34,17 @@ class Task:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows by number, aligned where their answers begin: ids and mask [rows, tokens], the last turn from `begin` on."""
+    """Rows by number, aligned where their answers begin: ids and mask [rows, tokens], the last turn from `begin` on.
+
+    `goes_on`: their answers go on from what was read.
+    """
 
     numbers: list[int]
     ids: torch.Tensor
     mask: torch.Tensor
     shift: list[int]  # padding on the left
     begin: int
+    goes_on: bool
 
 
 @torch.no_grad()
@@ -61,28 +64,70 @@ def rows(
     the row was cut), and of the answer `text`, `ended` (eos, length or stop string), `tokens`, and `differs` (the
     first token that is not the base's; None where all are).
     """
-    plain = not loss.not_plain(base.model)
+    asked = _Asked(base, adapters, adapters.batches([BASE, *range(columns - 1)]), task, not loss.not_plain(base.model))
     for batch in _batches(base, columns, examples, task):
         if cancelled():
             return
-        wear = [column for column in (BASE, *range(columns - 1)) for _ in batch.numbers]
-        ids, mask = batch.ids.repeat(columns, 1), batch.mask.repeat(columns, 1)
-        positions = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if decode.takes_positions(base.model) else {}
-        with adapters.worn(wear):
-            given = {"input_ids": ids, "attention_mask": mask, "use_cache": task.max_new_tokens > 0, **positions}
-            out = base.model.base_model(**given) if plain else base.model(**given)
-        found: list[dict[str, Any]] = [{} for _ in batch.numbers]
+        prompts = [examples[number].input_ids[: answer_begins(examples[number])] for number in batch.numbers]
+        states, answers = asked.read(batch, prompts, cancelled)
         for place, number in enumerate(batch.numbers):
-            # one row under every column: [columns, tokens, ...], without its padding on the left
-            states = (out.last_hidden_state if plain else out.logits)[place :: len(batch.numbers), batch.shift[place] :]
-            head = base.model.get_output_embeddings() if plain else None
-            found[place] = _losses(states, head, examples[number], base.eos)
-        if task.max_new_tokens:
-            answers = _answers(base, adapters, batch, ids, mask, out.past_key_values, wear, task, cancelled)
-            for place in range(len(batch.numbers)):
-                found[place] |= _told(answers[place :: len(batch.numbers)])
-        for number, one in zip(batch.numbers, found, strict=True):
-            emit({"kind": "measured", "number": number, **one})
+            # one row under every column, without its padding on the left
+            row = {adapter: part[place, batch.shift[place] :] for adapter, part in states.items()}
+            found = _losses(asked, row, examples[number])
+            if task.max_new_tokens:
+                found |= _told([answers[adapter][place] for adapter in (BASE, *range(columns - 1))])
+            emit({"kind": "measured", "number": number, **found})
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of which columns: `groups` of adapters share a batch; `plain` where logits are head(state)."""
+
+    base: CleanBase
+    adapters: RowAdapters
+    groups: list[list[int]]
+    task: Task
+    plain: bool
+
+    def read(
+        self, batch: _Batch, prompts: list[list[int]], cancelled: Callable[[], bool]
+    ) -> tuple[dict[int, torch.Tensor], dict[int, list[dict[str, Any]]]]:
+        """By adapter: states [rows, tokens, width], or logits where they are more than head(state), and answers."""
+        model, count = self.base.model, len(batch.numbers)
+        goes_on = batch.goes_on
+        states: dict[int, torch.Tensor] = {}
+        answers: dict[int, list[dict[str, Any]]] = {}
+        for group in self.groups:
+            wear = [adapter for adapter in group for _ in batch.numbers]
+            ids, mask = batch.ids.repeat(len(group), 1), batch.mask.repeat(len(group), 1)
+            given = {"input_ids": ids, "attention_mask": mask, "use_cache": goes_on, **reading.positions(model, mask)}
+            if goes_on:
+                given["past_key_values"] = reading.fresh_cache(model)
+            with self.adapters.worn(wear):
+                out = model.base_model(**given) if self.plain else model(**given)
+            said: list[dict[str, Any]] = []
+            if goes_on:
+                cache = given["past_key_values"]
+                said = _go_on(self.base, self.adapters, batch, ids, mask, cache, wear, self.task, cancelled)
+            elif self.task.max_new_tokens:
+                said = _read_anew(self.base, self.adapters, prompts * len(group), wear, self.task, cancelled)
+            for place, adapter in enumerate(group):
+                rows = slice(place * count, (place + 1) * count)
+                states[adapter] = (out.last_hidden_state if self.plain else out.logits)[rows]
+                answers[adapter] = said[rows]
+        return states, answers
+
+    def logits(self, row: dict[int, torch.Tensor], places: list[int]) -> torch.Tensor:
+        """Of one row's states or logits [tokens, ...] by adapter, its logits at these places: [columns, places, vocabulary]."""
+        found: dict[int, torch.Tensor] = {}
+        for group in self.groups:
+            part = torch.stack([row[adapter][places] for adapter in group])
+            if self.plain:
+                dtype = self.base.model.get_output_embeddings().weight.dtype
+                with self.adapters.worn_by_head(group):
+                    part = self.base.model.get_output_embeddings()(part.to(dtype))
+            found |= dict(zip(group, part, strict=True))
+        return torch.stack([found[adapter] for adapter in sorted(found)])  # BASE is the least
 
 
 def _batches(base: CleanBase, columns: int, examples: Sequence[Encoded], task: Task) -> Iterator[_Batch]:
@@ -90,31 +135,31 @@ def _batches(base: CleanBase, columns: int, examples: Sequence[Encoded], task: T
     order = sorted(range(len(examples)), key=lambda number: -len(examples[number].input_ids))
     while order:
         longest = len(examples[order[0]].input_ids) + task.max_new_tokens
-        room = free_memory(base.model.device) // _SHARE // (columns * longest * bytes_a_token(base.model))
-        count = min(max(room, 1), MOST_PROMPTS)
-        yield _aligned(base, order[:count], examples, align=task.max_new_tokens > 0)
-        order = order[count:]
+        room = free_memory(base.model.device) // _SHARE // (columns * base.reading.bytes_per_row(longest))
+        here = order[: min(max(room, 1), MOST_PROMPTS)]
+        apart = base.reading.is_apart(longest)  # its prompt, read with its reference, is not what it is alone
+        if apart:
+            here = [number for number in here if len(examples[number].input_ids) == len(examples[here[0]].input_ids)]
+        yield _aligned(base, here, examples, task.max_new_tokens > 0 and base.reading.croppable and not apart)
+        order = order[len(here) :]
 
 
-def bytes_a_token(model: Any) -> int:
-    """Keys and values of one token in all layers, in bytes."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
-
-
-def _aligned(base: CleanBase, numbers: list[int], examples: Sequence[Encoded], align: bool) -> _Batch:
-    """The rows with their last answers beginning at the same place, so that one cut of the cache leaves all prompts."""
-    starts = [answer_begins(examples[number]) if align else 0 for number in numbers]
+def _aligned(base: CleanBase, numbers: list[int], examples: Sequence[Encoded], goes_on: bool) -> _Batch:
+    """The rows; their last answers begin at the same place where they go on, so that one cut of the cache leaves all
+    prompts.
+    """
+    starts = [answer_begins(examples[number]) if goes_on else 0 for number in numbers]
     begin = max(starts)
     shift = [begin - start for start in starts]
     rows = [examples[number].input_ids for number in numbers]
     width = max(gap + len(row) for gap, row in zip(shift, rows, strict=True))
     pad, device = base.tokenizer.pad_token_id, base.model.device
     ids = [[pad] * gap + row + [pad] * (width - gap - len(row)) for gap, row in zip(shift, rows, strict=True)]
-    mask = [[0] * gap + [1] * (width - gap) for gap in shift]  # padding on the right is seen by nothing that counts
-    return _Batch(numbers, torch.tensor(ids, device=device), torch.tensor(mask, device=device), shift, begin)
+    # Padding on the right is seen by nothing that counts; but counted on, it could be the longest row of a batch.
+    after = 1 if base.reading.alike_up_to is None else 0
+    lengths = [len(row) for row in rows]
+    mask = [[0] * gap + [1] * size + [after] * (width - gap - size) for gap, size in zip(shift, lengths, strict=True)]
+    return _Batch(numbers, torch.tensor(ids, device=device), torch.tensor(mask, device=device), shift, begin, goes_on)
 
 
 def answer_begins(example: Encoded) -> int:
@@ -127,34 +172,32 @@ def answer_begins(example: Encoded) -> int:
     return place
 
 
-def _losses(states: torch.Tensor, head: Any, example: Encoded, eos: frozenset[int]) -> dict[str, Any]:
-    """`loss`, `kl` and `eos` of one row; states: [columns, tokens, width], or logits where there is no head."""
-    columns = len(states)
+def _losses(asked: _Asked, row: dict[int, torch.Tensor], example: Encoded) -> dict[str, Any]:
+    """`loss`, `kl` and `eos` of one row, of its states or logits [tokens, ...] by adapter."""
+    model, eos, columns = asked.base.model, asked.base.eos, len(row)
     places = [place for place in range(1, len(example.labels)) if example.labels[place] != IGNORED]
     ends = example.labels[places[-1]] in eos
     beyond = [] if ends or example.truncated else [places[-1] + 1]  # a reference without an end mark: what follows it
-    asked = [place - 1 for place in (*places, *beyond)]
-    targets = torch.tensor([example.labels[place] for place in places] + [0] * len(beyond), device=states.device)
+    wanted = [place - 1 for place in (*places, *beyond)]
+    targets = torch.tensor([example.labels[place] for place in places] + [0] * len(beyond), device=model.device)
     losses, kl = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
     end_mark: list[float] | None = None
-    marks = torch.tensor(sorted(eos), device=states.device)
-    vocabulary = head.weight.shape[0] if head is not None else states.shape[-1]
-    chunk = max(loss.chunk_rows(vocabulary, states.device.type) // columns, 1)
-    for first in range(0, len(asked), chunk):
-        here = asked[first : first + chunk]
-        part = states[:, here]
-        logits = functional.linear(part.to(head.weight.dtype), head.weight, head.bias) if head is not None else part
-        logs = logits.float().log_softmax(-1)
+    marks = torch.tensor(sorted(eos), device=model.device)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    chunk = max(loss.chunk_rows(vocabulary, model.device.type) // columns, 1)
+    for first in range(0, len(wanted), chunk):
+        here = wanted[first : first + chunk]
+        logs = asked.logits(row, here).float().log_softmax(-1)
         counted = max(min(len(places) - first, len(here)), 0)
-        wanted = targets[first : first + counted].expand(columns, -1)[..., None]
-        losses -= logs[:, :counted].gather(-1, wanted).sum((1, 2)).double().cpu()
+        right = targets[first : first + counted].expand(columns, -1)[..., None]
+        losses -= logs[:, :counted].gather(-1, right).sum((1, 2)).double().cpu()
         kl += (logs.exp() * (logs - logs[:1]))[:, :counted].sum((1, 2)).double().cpu()
-        if first + len(here) == len(asked) and not (example.truncated and not ends):
+        if first + len(here) == len(wanted) and not (example.truncated and not ends):
             end_mark = logs[:, -1, marks].exp().sum(-1).tolist()
     return {"loss": losses.tolist(), "kl": kl.tolist(), "eos": end_mark}
 
 
-def _answers(
+def _go_on(
     base: CleanBase,
     adapters: RowAdapters,
     batch: _Batch,
@@ -165,22 +208,53 @@ def _answers(
     task: Task,
     cancelled: Callable[[], bool],
 ) -> list[dict[str, Any]]:
-    """One greedy answer a row of the batch, in its order."""
+    """One greedy answer a row of the batch, in its order, from the cache of the pass over prompt and reference."""
     cache.crop(-(ids.shape[1] - batch.begin + 1))  # its last token is read again, to be answered
-    said: list[dict[str, Any]] = [{"text": "", "ended": "", "ids": []} for _ in wear]
-
-    def take(event: dict[str, Any]) -> None:
-        if event["kind"] == "text":
-            said[event["column"]]["text"] += event["text"]
-        else:
-            said[event["column"]]["ended"] = event["ended"]
-
-    rows = Rows(base.tokenizer, [task.stops] * len(wear), base.eos, take)
+    said = _Said(len(wear))
+    rows = generate.Rows(base.tokenizer, [task.stops] * len(wear), base.eos, said.take)
     start = decode.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(wear))
     decode.greedy(base.model, adapters, start, rows, task.max_new_tokens, cancelled)
-    for one, row in zip(said, rows.rows, strict=True):
-        one["ids"] = row.ids
-    return said
+    said.ids(rows, range(len(wear)))
+    return said.rows
+
+
+def _read_anew(
+    base: CleanBase,
+    adapters: RowAdapters,
+    prompts: Sequence[list[int]],
+    wear: list[int],
+    task: Task,
+    cancelled: Callable[[], bool],
+) -> list[dict[str, Any]]:
+    """One greedy answer a prompt, in their order; prompt i wears adapter wear[i]."""
+    said = _Said(len(wear))
+    for places in generate.together(dict(enumerate(prompts)), base.reading, task.max_new_tokens):
+        rows = generate.Rows(
+            base.tokenizer, [task.stops] * len(places), base.eos, generate.renumbered(said.take, places)
+        )
+        with adapters.worn([wear[place] for place in places]):
+            generate.run(base, [prompts[place] for place in places], rows, task.max_new_tokens, [], cancelled)
+        said.ids(rows, places)
+    return said.rows
+
+
+class _Said:
+    """Answers of a batch as they come: `text`, `ended` (eos, length or stop string) and `ids` of each."""
+
+    def __init__(self, count: int):
+        self.rows: list[dict[str, Any]] = [{"text": "", "ended": "", "ids": []} for _ in range(count)]
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take an event of `Rows`."""
+        if event["kind"] == "text":
+            self.rows[event["column"]]["text"] += event["text"]
+        else:
+            self.rows[event["column"]]["ended"] = event["ended"]
+
+    def ids(self, rows: generate.Rows, places: Sequence[int]) -> None:
+        """Take the tokens of rows that stand at these places."""
+        for place, row in zip(places, rows.rows, strict=True):
+            self.rows[place]["ids"] = row.ids
 
 
 def _told(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Encoded rows -> tensors for the trainer, with as little padding and repetition as the base allows."""
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
-from typing import TypedDict
+from itertools import groupby, takewhile
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.data import Sampler
@@ -19,7 +19,7 @@ class Row(TypedDict, total=False):
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
-    blocks: list[int]  # 0: a beginning that all examples of the row share; n: the n-th of them
+    blocks: list[int]  # 0: what examples of the row begin with; n: what the n-th of them has of its own
     tokens: int  # of its examples, each counted whole
 
 
@@ -53,6 +53,8 @@ class WholeSteps(Sampler[int]):
 class Collate:
     """Rows -> input_ids, labels, each [rows, tokens], right-padded to the longest, and `tokens`, a count.
 
+    The count is a plain int: as a tensor it would be moved to the GPU, and reading it there would wait for the GPU.
+
     `multiple`: rows are padded up to a multiple of it. CUDA's attention with a bias wants rows of whole 16 bytes, and
     copies the bias in every layer where they are not.
 
@@ -64,7 +66,7 @@ class Collate:
     def __init__(self, pad_id: int, shared_length: int = 0, multiple: int = 1):
         self.pad_id, self.shared_length, self.multiple = pad_id, shared_length, multiple
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         rows = [row for row in rows if row.get("tokens") != 0] or rows
         if self.shared_length and not any("blocks" in row for row in rows):
             rows = level(rows, self.shared_length)
@@ -82,12 +84,48 @@ class Collate:
             batch["position_ids"] = [padded(_positions(row), 0) for row in rows]
             batch["blocks"] = [padded(row.get("blocks", [1] * len(row["input_ids"])), -1) for row in rows]
         tensors = {key: torch.tensor(value) for key, value in batch.items()}
-        return tensors | {"tokens": torch.tensor(sum(row.get("tokens", len(row["input_ids"])) for row in rows))}
+        return {**tensors, "tokens": sum(row.get("tokens", len(row["input_ids"])) for row in rows)}
 
 
-def as_rows(examples: Sequence[Encoded]) -> list[Row]:
-    """One row an example."""
-    return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
+def as_rows(examples: Sequence[Encoded], length: int = 0) -> list[Row]:
+    """One row each; but where a conversation became several, one of at most `length` tokens, as far as that has room."""
+    rows: list[Row] = []
+    for _, group in groupby(examples, key=lambda example: example.row):
+        parts: list[Row] = [{"input_ids": part.input_ids, "labels": part.labels} for part in group]
+        rows += branched(parts, length) if length and len(parts) > 1 else parts
+    return rows
+
+
+def branched(parts: Sequence[Row], length: int) -> list[Row]:
+    """Rows of one conversation as one: the longest is block 0, of the others only what differs stands after it.
+
+    A block of its own begins one token before the first that is learned in it, for what predicts that one stands there
+    too. What would make the row longer than `length`, or saves less than it costs, stays a row of its own.
+    """
+    *others, trunk = sorted(parts, key=lambda part: len(part["input_ids"]))
+    size = len(trunk["input_ids"])
+    joined: Row = {
+        "input_ids": list(trunk["input_ids"]),
+        "labels": [IGNORED, *trunk["labels"][1:]],
+        "position_ids": list(range(size)),
+        "blocks": [0] * size,
+        "tokens": size,
+    }
+    apart: list[Row] = []
+    for part in others:
+        first = next((place for place, label in enumerate(part["labels"]) if label != IGNORED), 0)
+        skip = min(_alike(part["input_ids"], trunk["input_ids"]), first - 1)
+        if skip < _SHORTEST_PREFIX or len(joined["input_ids"]) + len(part["input_ids"]) - skip > length:
+            apart.append(part)
+        else:
+            _append(joined, part, skip)
+    return [*apart, joined if len(apart) < len(others) else trunk]
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def share(rows: Sequence[Row], length: int) -> list[Row]:

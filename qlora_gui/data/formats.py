@@ -1,139 +1,152 @@
 """A row of a data file -> an Example. One function a format; a new format is a function and a line in FORMATS.
 
-Example is `{"messages": [{"role", "content"}, ...]}` for conversations, or `{"text": ...}` for plain text.
+Example is `{"messages": [Turn, ...]}` for conversations (see `turns`), with `tools` where the row brings them, or
+`{"text": ...}` for plain text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from qlora_gui.data import turns
+from qlora_gui.data.turns import RowError, Turn, is_empty, text
 
 Row = dict[str, Any]
 Example = dict[str, Any]
 FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt-completion", "text"]
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
+_EVERY_CHAT = ("system", "tools", "functions", "weight", "train")
+# Columns that change what a row means: that they are not used is told aloud, of any other in passing.
+_MEANING = {
+    *("image", "images", "audio", "audios", "video", "videos", "file", "files", "document", "documents"),
+    *("chosen", "rejected", "label", "context", "input", "history", "system", "tools", "functions"),
+    *("weight", "train", "reasoning", "reasoning_content", "thinking"),
 }
+_HARMLESS = {"id", "timestamp", "date", "created", "created_at", "model", "source", "language", "lang"}  # of a turn
 
 
-class RowError(ValueError):
-    """What is missing or wrong in one row, without saying which row."""
+def alpaca(row: Row, unused: set[str]) -> Example:
+    """`instruction`, optional `input`, `output`; `history` holds pairs that came before."""
+    question = text(row, "instruction")
+    extra = text(row, "input", optional=True)
+    user = f"{question}\n\n{extra}" if extra.strip() else question
+    before = turns.pairs(row.get("history"), "history")
+    return _chat(row, [*before, *_pair(user, text(row, "output"))], unused)
 
 
-def alpaca(row: Row) -> Example:
-    """`instruction`, optional `input`, `output`."""
-    question = _text(row, "instruction")
-    extra = _text(row, "input", optional=True)
-    return _turn(f"{question}\n\n{extra}" if extra.strip() else question, _text(row, "output"), row)
-
-
-def messages(row: Row) -> Example:
+def messages(row: Row, unused: set[str]) -> Example:
     """`messages`: a list of `role`, `content`."""
-    return {"messages": _conversation(row, "messages", "role", "content")}
+    return _conversation(row, "messages", "role", "content", unused)
 
 
-def sharegpt(row: Row) -> Example:
-    """`conversations`: a list of `from`, `value`; optional `system`."""
-    turns = _conversation(row, "conversations", "from", "value")
-    return {"messages": _system(row) + turns if turns[0]["role"] != "system" else turns}
+def sharegpt(row: Row, unused: set[str]) -> Example:
+    """`conversations`: a list of `from`, `value`."""
+    return _conversation(row, "conversations", "from", "value", unused)
 
 
-def prompt_completion(row: Row) -> Example:
-    """`prompt` and `completion`, each a text or a list of messages."""
-    if isinstance(row.get("prompt"), list):
-        before = _turns(row["prompt"], "prompt", "role", "content")
-        after = row.get("completion")
-        if isinstance(after, list):
-            return {"messages": _checked(before + _turns(after, "completion", "role", "content"), "completion")}
-        return {"messages": [*before, {"role": "assistant", "content": _text(row, "completion")}]}
-    return _turn(_text(row, "prompt"), _text(row, "completion"), row)
+def prompt_completion(row: Row, unused: set[str]) -> Example:
+    """`prompt` and `completion`, each a text or a list of messages (or its JSON); answers in the prompt are context."""
+    prompt, completion = turns.messages_in(row.get("prompt")), turns.messages_in(row.get("completion"), answers=True)
+    if prompt is None:
+        before: list[Turn] = [{"role": "user", "content": text(row, "prompt")}]
+    else:
+        before = turns.conversation(prompt, "prompt", "role", "content", unused)
+    for turn in before:
+        if turn["role"] == "assistant":
+            turn["learn"] = False
+    if completion is None:
+        after: list[Turn] = [{"role": "assistant", "content": text(row, "completion")}]
+    else:
+        after = _answered(turns.conversation(completion, "completion", "role", "content", unused), "completion")
+    return _chat(row, before + after, unused)
 
 
-def text(row: Row) -> Example:
+def plain_text(row: Row, unused: set[str]) -> Example:
     """`text`: learned as it stands, from first to last token."""
-    return {"text": _text(row, "text")}
+    return {"text": text(row, "text")}
 
 
-FORMATS: dict[str, tuple[Callable[[Row], Example], tuple[str, ...]]] = {
-    # name: (reader, the columns that give the format away)
-    "messages": (messages, ("messages",)),
-    "sharegpt": (sharegpt, ("conversations",)),
-    "alpaca": (alpaca, ("instruction", "output")),
-    "prompt-completion": (prompt_completion, ("prompt", "completion")),
-    "text": (text, ("text",)),
+@dataclass(frozen=True)
+class Format:
+    """How rows are read: `columns` give the format away, `optional` ones are used where they are there."""
+
+    read: Callable[[Row, set[str]], Example]
+    columns: tuple[str, ...]
+    optional: tuple[str, ...] = _EVERY_CHAT
+
+
+FORMATS: dict[str, Format] = {
+    "messages": Format(messages, ("messages",)),
+    "sharegpt": Format(sharegpt, ("conversations",)),
+    "alpaca": Format(alpaca, ("instruction", "output"), ("input", "history", *_EVERY_CHAT)),
+    "prompt-completion": Format(prompt_completion, ("prompt", "completion")),
+    "text": Format(plain_text, ("text",), ()),
 }
 assert {"auto", *FORMATS} == set(get_args(FormatName))
 
 
-def recognize(row: Row) -> str | None:
-    """The name of the first format whose columns this row has, or None."""
-    return next((name for name, (_, columns) in FORMATS.items() if all(c in row for c in columns)), None)
+def example(row: Any, format: str) -> tuple[Example, set[str]]:
+    """A row read as `format`, and the names of its columns and fields that hold something and are not used.
+
+    Fields of turns are named `column.field`. Raises RowError.
+    """
+    if not isinstance(row, dict):
+        raise RowError("it is not an object with named fields")
+    how = FORMATS[format]
+    unused: set[str] = set()
+    found = how.read(row, unused)
+    used = (*how.columns, *how.optional)
+    return found, unused | {str(name) for name, value in row.items() if name not in used and not is_empty(value)}
 
 
-def _text(row: Row, key: str, optional: bool = False) -> str:
-    value = row.get(key)
-    if value is None:
-        if optional:
-            return ""
-        raise RowError(f"'{key}' is missing" if key not in row else f"'{key}' is null")
-    if not isinstance(value, str):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return str(value)  # CSV and JSON answers such as 42
-        raise RowError(f"'{key}' is {_kind(value)}, not a text")
-    if not value.strip() and not optional:
-        raise RowError(f"'{key}' is empty")
-    return value
+def recognize(columns: Iterable[str]) -> str | None:
+    """The name of the first format whose columns these are, or None."""
+    there = set(columns)
+    return next((name for name, how in FORMATS.items() if there.issuperset(how.columns)), None)
 
 
-def _system(row: Row) -> list[dict[str, str]]:
-    value = _text(row, "system", optional=True)
-    return [{"role": "system", "content": value}] if value.strip() else []
+def fits(columns: Iterable[str], format: str) -> bool:
+    """Whether a row with these columns can be of this format; `auto` is any."""
+    return recognize(columns) is not None if format == "auto" else set(columns).issuperset(FORMATS[format].columns)
 
 
-def _turn(user: str, assistant: str, row: Row) -> Example:
-    pair = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return {"messages": _system(row) + pair}
+def changes_meaning(name: str) -> bool:
+    """Whether a column or field that is not used makes rows mean something else, like images or another weight."""
+    column, dot, field = name.partition(".")
+    if dot:
+        return field not in _HARMLESS
+    return column.partition(" ")[0] in _MEANING
 
 
-def _conversation(row: Row, key: str, role_key: str, text_key: str) -> list[dict[str, str]]:
-    value = row.get(key)
-    if value is None:
-        raise RowError(f"'{key}' is missing")
-    return _checked(_turns(value, key, role_key, text_key), key)
+def _pair(user: str, assistant: str) -> list[Turn]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def _turns(value: Any, key: str, role_key: str, text_key: str) -> list[dict[str, str]]:
-    if not isinstance(value, list):
-        raise RowError(f"'{key}' is {_kind(value)}, not a list")
-    if not value:
-        raise RowError(f"'{key}' is empty")
-    turns = []
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, dict):
-            raise RowError(f"'{key}' entry {number} is {_kind(item)}, not an object")
-        role = item.get(role_key)
-        if not isinstance(role, str) or role.lower() not in _ROLES:
-            known = "system, user or assistant" if role_key == "role" else "system, human or gpt"
-            said = f"'{role_key}' is missing" if role is None else f"'{role_key}' is {role!r}"
-            raise RowError(f"'{key}' entry {number}: {said}, expected {known}")
-        try:
-            turns.append({"role": _ROLES[role.lower()], "content": _text(item, text_key)})
-        except RowError as error:
-            raise RowError(f"'{key}' entry {number}: {error}") from None
-    return turns
+def _conversation(row: Row, key: str, role_key: str, text_key: str, unused: set[str]) -> Example:
+    if row.get(key) is None:
+        raise RowError(f"'{key}' is null" if key in row else f"'{key}' is missing")
+    return _chat(row, _answered(turns.conversation(row[key], key, role_key, text_key, unused), key), unused)
 
 
-def _checked(turns: list[dict[str, str]], key: str) -> list[dict[str, str]]:
-    if not any(turn["role"] == "assistant" for turn in turns):
+def _chat(row: Row, found: list[Turn], unused: set[str]) -> Example:
+    """The turns with what the columns of every chat format say: system, tools, and whether the row is learned."""
+    system = text(row, "system", optional=True)
+    if system.strip() and found[0]["role"] == "system":
+        unused.add("system")  # the conversation brings its own
+    elif system.strip():
+        found = [{"role": "system", "content": system}, *found]
+    if not turns.learns(row, ("weight", "train"), unused):
+        for turn in found:
+            if turn["role"] == "assistant":
+                turn["learn"] = False
+    tools, functions = turns.tools(row.get("tools")), turns.tools(row.get("functions"))
+    if tools and functions:
+        unused.add("functions")
+    tools = tools or functions
+    return {"messages": found} | ({"tools": tools} if tools else {})
+
+
+def _answered(found: list[Turn], key: str) -> list[Turn]:
+    if not any(turn["role"] == "assistant" for turn in found):
         raise RowError(f"'{key}' has no assistant turn to learn from")
-    return turns
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true/false", int: "a number", float: "a number"}
-    return names.get(type(value), type(value).__name__)
+    return found

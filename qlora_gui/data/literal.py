@@ -5,12 +5,14 @@ that afterwards it is known where they are; their tokens are then those of their
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 Span = tuple[int, int]  # characters: first, and after the last
+Turn = Mapping[str, Any]  # role, content; see data/formats.py for the rest
 _PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xF0100))  # more than a text has spellings
 
 
@@ -31,6 +33,19 @@ class Text:
         ids, places = encoded["input_ids"], [tuple(place) for place in encoded["offset_mapping"]]
         return _spelled(tokenizer, self.text, ids, places, self.literal) if self.literal else (ids, places)
 
+    def __add__(self, other: "Text") -> "Text":
+        shift = len(self.text)
+        return Text(self.text + other.text, self.literal + tuple((a + shift, b + shift) for a, b in other.literal))
+
+    def __getitem__(self, place: slice) -> "Text":
+        first, last, _ = place.indices(len(self.text))
+        inside = tuple((a - first, b - first) for a, b in self.literal if first <= a and b <= last)
+        return Text(self.text[first:last], inside)
+
+    def startswith(self, other: "Text") -> bool:
+        """Whether it begins with all of the other text, spelled alike."""
+        return self.text.startswith(other.text) and self[: len(other.text)].literal == other.literal
+
 
 def plain(text: str, tokenizer: Any) -> Text:
     """A text all of which people wrote."""
@@ -47,17 +62,23 @@ def ids_with_added(text: str, tokenizer: Any, control: bool) -> list[int]:
 
 
 class Conversation:
-    """Messages that are rendered by a chat template, wholly or in part; `control` lets special tokens be that."""
+    """Messages, and tools, with every special token spelled out in them hidden; `control` lets them be that.
 
-    def __init__(self, messages: Sequence[Mapping[str, str]], tokenizer: Any, control: bool = False):
-        self.tokenizer = tokenizer
+    `turns` are for a template to render; `reveal` makes text of what it gave.
+    """
+
+    def __init__(
+        self, messages: Sequence[Turn], tokenizer: Any, control: bool = False, tools: Sequence[Any] | None = None
+    ):
         self._spellings: dict[str, str] = {}
-        self.messages = [{**message, "content": _valid(message["content"])} for message in messages]
-        if not control and any(_pattern(tokenizer).search(turn["content"]) for turn in self.messages):
-            used = {character for turn in self.messages for character in turn["content"]}
+        valid: list[Any] = _mapped([list(messages), list(tools or [])], _valid)
+        pattern = _pattern(tokenizer)
+        if not control and any(pattern.search(text) for text in _texts(valid)):
+            used = {character for text in _texts(valid) for character in text}
             self._free = iter(chr(code) for code in _PRIVATE if chr(code) not in used)
-            for turn in self.messages:
-                turn["content"] = _pattern(tokenizer).sub(self._hide, turn["content"])
+            valid = _mapped(valid, lambda text: pattern.sub(self._hide, text))
+        self.turns: list[dict[str, Any]] = valid[0]
+        self.tools: list[Any] | None = valid[1] or None
 
     def _hide(self, match: re.Match[str]) -> str:
         known = {spelling: character for character, spelling in self._spellings.items()}
@@ -66,9 +87,8 @@ class Conversation:
             self._spellings[known[match.group()]] = match.group()
         return known[match.group()]
 
-    def render(self, count: int | None = None, **settings: Any) -> Text:
-        """The first `count` messages (default: all) as the template puts them; it may raise whatever it likes."""
-        rendered = str(self.tokenizer.apply_chat_template(self.messages[:count], tokenize=False, **settings))
+    def reveal(self, rendered: str) -> Text:
+        """A rendered text with the spellings in their places again."""
         if not self._spellings:
             return Text(rendered)
         parts: list[str] = []
@@ -84,13 +104,29 @@ class Conversation:
 
 def spelled(example: Mapping[str, Any], tokenizer: Any) -> bool:
     """Whether somebody spelled out a special token in an example."""
-    texts = [turn["content"] for turn in example["messages"]] if "messages" in example else [example["text"]]
+    texts = _texts(example["messages"]) if "messages" in example else iter([example["text"]])
     return any(_pattern(tokenizer).search(text) for text in texts)
 
 
-def prompt(messages: Sequence[Mapping[str, str]], tokenizer: Any, control: bool = False, **settings: Any) -> Text:
-    """A conversation up to where the answer begins."""
-    return Conversation(messages, tokenizer, control).render(add_generation_prompt=True, **settings)
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Nested messages with every text changed; roles and names of fields are not people's text, but harmless."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return [_mapped(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _valid(text: str) -> str:
@@ -118,12 +154,20 @@ def _spelled(
     return found, spans
 
 
+_patterns: WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = WeakKeyDictionary()  # Gemma brings 6,000 added tokens
+
+
 def _pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Finds every spelling of a special token, the longest first."""
-    return _compiled(tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special))
+    """Finds every spelling of a special token; made once a tokenizer, and again when it got more tokens."""
+    size, found = _patterns.get(tokenizer, (-1, re.compile("")))
+    if size != len(tokenizer):
+        found = compiled(tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special))
+        _patterns[tokenizer] = len(tokenizer), found
+    return found
 
 
 @lru_cache(maxsize=16)
-def _compiled(spellings: tuple[str, ...]) -> re.Pattern[str]:
+def compiled(spellings: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern that finds any of these texts, the longest first; it finds nothing where there are none."""
     longest_first = sorted(filter(None, spellings), key=lambda spelling: -len(spelling))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -13,21 +13,36 @@ from typing import Any
 
 import filelock
 
-from qlora_gui.compare.batch import trained_on
+from qlora_gui.compare.batch import base_of
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.settings import MAX_ADAPTERS
 from qlora_gui.data import read
+from qlora_gui.data.faults import place
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
 from qlora_gui.judge import evaluation, job, texts
+from qlora_gui.runs import changes, locks, reserve
 from qlora_gui.runs.events import EventLog
-from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.files import told, write_whole
 from qlora_gui.runs.rows import rows_of
-from qlora_gui.runs.store import Run, check_base
+from qlora_gui.runs.store import Run
+from qlora_gui.runs.wording import data_remarks, data_warnings
 
 MOST_FOREIGN = 50  # rows whose answers are also read after another row's prompt
 _GENERAL = Path(__file__).parent / "general.txt"
 _NO_RUN: dict[str, Any] = {"max_length": 1024, "system_prompt": "", "control": False}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data to measure on is read: as which format, which split of a hub data set, and without its faulty rows."""
+
+    skip_bad_rows: bool = False
+    format: str = "auto"
+    split: str = "train"
+
+
+AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,14 @@ def evaluate(
     say: Callable[[str], None],
     progress: Callable[[int, int], None] = lambda done, of: None,
     client: CompareClient | None = None,
+    base: str | None = None,
+    revision: str = "",
+    how: Reading = AS_IT_IS,
 ) -> dict[str, Any]:
     """Measure adapters of one base against it. Gives `evaluations`, one an adapter, and `rows`, one a row.
+
+    `base` is another base than the first adapter names, or the same by another name. `how` says how `data` is
+    read.
 
     Without `data` the rows are those that the first adapter's run held out, less any that another was trained on.
     Each evaluation is also written into its adapter's folder where that is a run. Raises UserError.
@@ -59,14 +80,26 @@ def evaluate(
     if not 1 <= len(adapters) <= MAX_ADAPTERS:
         raise UserError(f"{len(adapters)} adapters cannot be evaluated at once: give 1 to {MAX_ADAPTERS}.")
     folders = [path.absolute() for path in adapters]
-    base = next(trained_on(folder) for folder in folders)
-    if not base["base_model"]:
-        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is, so it cannot be evaluated.")
-    check_base(base["base_model"], base["revision"])
-    question = _question(folders, data, settings)
+    with locks.reading(folders, "an evaluation"):
+        return _evaluated(folders, data, settings, say, progress, client, base, revision, how)
+
+
+def _evaluated(
+    folders: Sequence[Path],
+    data: str | None,
+    settings: job.Settings,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    client: CompareClient | None,
+    base: str | None,
+    revision: str,
+    how: Reading,
+) -> dict[str, Any]:
+    found_base = base_of(folders, base, revision)
+    question = _question(folders, data, settings, how, say)
     own = client or CompareClient()
     try:
-        columns = own.columns(adapters=folders, say=say, **base)
+        columns = own.columns(adapters=folders, say=say, **found_base)
         measured = _measure(own, question, settings, say, progress)
     finally:
         if client is None:
@@ -74,32 +107,44 @@ def evaluate(
     if len(measured.rows) < 2:
         raise UserError(f"Of {question.source} only {len(measured.rows)} rows can be measured: give more with --data.")
     say("Computing intervals")
-    chats = [example for example in question.examples if "messages" in example]
-    questions = {example["row"]: _last(example, "user") for example in chats}
-    references = {example["row"]: _last(example, "assistant") for example in chats}
-    found = evaluation.put_together(
-        measured, columns, questions, references, question.grams, question.source, asdict(settings)
-    )
+    found = evaluation.put_together(measured, columns, question.grams, question.source, asdict(settings))
     for folder, one in zip(folders, found, strict=True):
         one["data"]["trained_on"] = question.shared
-        if (folder / "run.json").is_file():
-            write_whole(folder / job.FILE, json.dumps(one, ensure_ascii=False, indent=1) + "\n")
+        if folder.is_symlink():
+            say(f"{folder.name} is a symbolic link: what was measured is not written to where it leads")
+        elif (folder / "run.json").is_file():
+            with told("The evaluation", folder):
+                write_whole(folder / job.FILE, json.dumps(one, ensure_ascii=False, indent=1) + "\n")
+        elif not folder.is_dir():
+            say(f"'{folder.name}' was deleted meanwhile: its evaluation is kept nowhere but here.")
     return {"columns": columns, "evaluations": found, "rows": _rows(measured)}
 
 
-def _question(folders: Sequence[Path], data: str | None, settings: job.Settings) -> Question:
-    """The rows to ask. Raises UserError when there are none."""
+def _question(
+    folders: Sequence[Path], data: str | None, settings: job.Settings, how: Reading, say: Callable[[str], None]
+) -> Question:
+    """The rows to ask; says what of `data` is not used. Raises UserError when there are none."""
     runs = [Run(folder) if (folder / "run.json").is_file() else None for folder in folders]
     configs = [run.config() if run else None for run in runs]
-    trained = [_trained_rows(config) for config in configs]
+    trained = [_trained_rows(run, say) for run in runs]
     known = {_key(example) for rows in trained for example in rows}
     first = configs[0]
     if data is not None:
-        found = read.load(data)
+        found = read.load(data, how.format, how.split, skip_bad_rows=how.skip_bad_rows)
+        seen = vars(found) | {"unused_files": found.source.unused_files}
+        for text in (*data_warnings(seen), *data_remarks(seen)):
+            say(f"{Path(data).name}: {text}")
+        for fault in found.skipped_rows:
+            say(f"{place(fault.plain())} left out: {fault.reason}")
         examples, source = [*found.train, *(found.held_out or [])], Path(data).name
         shared = sum(_key(example) in known for example in examples)
-    elif first is not None:
-        held_out = rows_of(first).held_out
+    elif first is not None and runs[0] is not None:
+        if said := changes.of_data(runs[0]):
+            raise UserError(
+                f"Which rows the run '{folders[0].name}' held out is not known any more, for {said}: put it back, or give "
+                "rows that it did not learn from with --data."
+            )
+        held_out = rows_of(first, runs[0].events()[0]).held_out
         examples = [example for example in held_out if _key(example) not in known]
         source, shared = "held-out rows of the run", len(held_out) - len(examples)
         if not examples:
@@ -114,13 +159,17 @@ def _question(folders: Sequence[Path], data: str | None, settings: job.Settings)
     return Question(taken, source, grams, shared, **about)  # type: ignore[arg-type]
 
 
-def _trained_rows(config: Any) -> list[Example]:
-    """What a run was trained on; [] where its data is gone."""
-    if config is None:
+def _trained_rows(run: Run | None, say: Callable[[str], None]) -> list[Example]:
+    """What a run was trained on; [] where its data is gone. Says where that, or other data than it had, is so."""
+    if run is None:
         return []
+    told = f"Rows that '{run.id}' was trained on cannot be told from others"
     try:
-        return rows_of(config).train
-    except UserError:
+        if said := changes.of_data(run):
+            say(f"{told}, for {said}.")
+        return rows_of(run.config(), run.events()[0]).train
+    except UserError as error:
+        say(f"{told}: {error}")
         return []
 
 
@@ -131,12 +180,8 @@ def _key(example: Example) -> str:
 
 def _answer(example: Example) -> str:
     """The last answer of an example, or its whole text."""
-    return _last(example, "assistant") if "messages" in example else str(example.get("text", ""))
-
-
-def _last(example: Example, role: str) -> str:
-    """The last turn of a role; "" where there is none."""
-    return next((turn["content"] for turn in reversed(example["messages"]) if turn["role"] == role), "")
+    turns = reversed(example.get("messages", []))
+    return next((str(turn["content"]) for turn in turns if turn["role"] == "assistant"), str(example.get("text", "")))
 
 
 def foreign(examples: Sequence[Example]) -> list[Example]:
@@ -193,14 +238,13 @@ def main(argv: Sequence[str]) -> int:
     """The page's child: settings as JSON, and adapters; what it does goes into the first one's `evaluate.jsonl`."""
     settings, folders = job.Settings(**json.loads(argv[0])), [Path(word) for word in argv[1:]]
     try:
-        with job.lock(folders[0]):
-            return _logged(folders, settings, EventLog(folders[0] / job.PROGRESS))
+        with job.lock(folders[0]), reserve.kept(folders[0]) as room:
+            return _logged(folders, settings, EventLog(folders[0] / job.PROGRESS), room)
     except filelock.Timeout:  # another page was faster
         return 1
 
 
-def _logged(folders: Sequence[Path], settings: job.Settings, log: EventLog) -> int:
-    log.append("started", adapters=[folder.name for folder in folders])
+def _logged(folders: Sequence[Path], settings: job.Settings, log: EventLog, room: reserve.Reserve) -> int:
     last = -1
 
     def say(text: str) -> None:
@@ -213,15 +257,18 @@ def _logged(folders: Sequence[Path], settings: job.Settings, log: EventLog) -> i
             log.append("progress", done=done, of=of)
 
     try:
+        log.append("started", adapters=[folder.name for folder in folders])
         evaluate(folders, None, settings, say, progress)
-    except UserError as error:
-        log.append("failed", message=str(error))
-        return 1
+        log.append("finished")
+        return 0
     except Exception as error:
-        log.append("failed", message=f"{type(error).__name__}: {error}")
-        raise
-    log.append("finished")
-    return 0
+        room.give_back()  # a last word needs a place on the disk
+        full = reserve.why_not_written(folders[0], error, "evaluate again")
+        told_as = str(error) if isinstance(error, UserError) else full or f"{type(error).__name__}: {error}"
+        log.append("failed", message=told_as)
+        if not (full or isinstance(error, UserError)):
+            raise
+    return 1
 
 
 if __name__ == "__main__":

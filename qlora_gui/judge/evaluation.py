@@ -4,6 +4,7 @@ import statistics as plain
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from qlora_gui.judge import statistics, texts, verdict
@@ -49,8 +50,6 @@ class Measured:
 def put_together(
     measured: Measured,
     columns: Sequence[Mapping[str, Any]],
-    questions: Mapping[int, str],
-    references: Mapping[int, str],
     trained_on: Sequence[set[tuple[str, ...]]],
     source: str,
     settings: Mapping[str, Any],
@@ -58,11 +57,10 @@ def put_together(
 ) -> list[dict[str, Any]]:
     """One evaluation an adapter, as its evaluation.json holds it.
 
-    `columns` are the worker's proofs, the base's first; `questions` and `references` the last question and answer of a
-    row by its number in the data; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
+    `columns` are the worker's proofs, the base's first; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
     """
     numbers, seed = sorted(measured.rows), settings["seed"]
-    per_row = [_per_token(measured, number) for number in numbers]
+    per_row = _per_row(measured, numbers)
     found: list[dict[str, Any]] = []
     for column in range(1, len(columns)):
         differences = [losses[column] - losses[0] for losses in per_row]
@@ -75,7 +73,7 @@ def put_together(
                 "base": _base(columns[0]),
                 "data": {
                     "source": source,
-                    "rows": len(numbers),
+                    "rows": len(per_row),
                     "tokens": sum(measured.tokens(number) for number in numbers),
                 },
                 "settings": {**settings, "resamples": resamples},
@@ -89,12 +87,12 @@ def put_together(
                     "rows": paired.n,
                 },
                 "dependence": _dependence(measured, column, resamples, seed),
-                "texts": _texts(measured, numbers, column, references, trained_on[column - 1]),
+                "texts": _texts(measured, numbers, column, trained_on[column - 1]),
                 "eos": _eos(measured, numbers, column),
                 "drift": _drift(measured, numbers, column),
                 "general": _general(measured, column),
                 "adapter_facts": {**measured.facts[column - 1], "double_bos": measured.about["double_bos"]},
-                "examples": _examples(measured, numbers, column, questions, references),
+                "examples": _examples(measured, numbers, column),
             }
         )
     corrected = statistics.holm([one["loss"]["p"] for one in found])
@@ -104,8 +102,15 @@ def put_together(
     return found
 
 
-def _per_token(measured: Measured, number: int) -> list[float]:
-    return [value / measured.tokens(number) for value in measured.rows[number]["loss"]]
+def _per_row(measured: Measured, numbers: Sequence[int]) -> list[list[float]]:
+    """Nats a token of every column, a list an example: the rows that one conversation became are no independent ones."""
+    found = []
+    for _, group in groupby(sorted(numbers, key=measured.of_row), key=measured.of_row):
+        here = list(group)
+        tokens = sum(measured.tokens(number) for number in here)
+        sums = zip(*(measured.rows[number]["loss"] for number in here), strict=True)
+        found.append([sum(values) / tokens for values in sums])
+    return found
 
 
 def _base(proof: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +142,12 @@ def _texts(
     measured: Measured,
     numbers: Sequence[int],
     column: int,
-    references: Mapping[int, str],
     trained_on: set[tuple[str, ...]],
 ) -> dict[str, Any] | None:
     answered = [measured.rows[number] for number in numbers if "text" in measured.rows[number]]
     if not answered:
         return None
-    known = [references.get(measured.of_row(event["number"])) for event in answered]
+    known = [measured.about["references"][event["number"]] or None for event in answered]
 
     def told(which: int) -> dict[str, Any]:
         answers, ended, tokens = ([event[key][which] for event in answered] for key in ("text", "ended", "tokens"))
@@ -178,18 +182,12 @@ def _general(measured: Measured, column: int) -> dict[str, Any] | None:
     return {"base": losses[0], "adapter": losses[column], "tokens": measured.general["tokens"]}
 
 
-def _examples(
-    measured: Measured,
-    numbers: Sequence[int],
-    column: int,
-    questions: Mapping[int, str],
-    references: Mapping[int, str],
-) -> list[dict[str, str]]:
+def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[dict[str, str]]:
     answered = [number for number in numbers if "text" in measured.rows[number]]
     return [
         {
-            "prompt": questions.get(measured.of_row(number), ""),
-            "reference": references.get(measured.of_row(number), ""),
+            "prompt": measured.about["questions"][number],
+            "reference": measured.about["references"][number],
             "base": measured.rows[number]["text"][0],
             "adapter": measured.rows[number]["text"][column],
         }

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from qlora_gui import plain_files
 from qlora_gui.errors import UserError
 from qlora_gui.judge import stored
 from qlora_gui.runs import events, locks
-from qlora_gui.runs.launch import detached
-from qlora_gui.runs.store import Run
+from qlora_gui.runs.files import told
+from qlora_gui.runs.launch import detached, processes_of
+from qlora_gui.runs.store import EVALUATION_LOCK, Run
 
 MODULE = "qlora_gui.judge.evaluate"
 FILE, PROGRESS = "evaluation.json", "evaluate.jsonl"
-_START_SECONDS = 10.0
+_START_SECONDS = 180.0  # on a machine that is very busy; one that ends before is seen to
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,37 @@ class State:
     fault: str = ""
 
 
-def lock(folder: Path) -> filelock.BaseFileLock:
+def lock(folder: Path) -> locks.Lock:
     """Held while an evaluation lives that was begun from this run."""
-    return filelock.FileLock(folder / ".evaluate.lock", timeout=0)
+    return locks.Lock(folder / EVALUATION_LOCK)
 
 
 def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
-    """Evaluate runs in a child; its progress is found in the first one's folder. Raises UserError."""
+    """Evaluate runs in a child; its progress is found in the first one's folder.
+
+    Raises UserError where it cannot begin, or ended at once.
+    """
     for run in runs:
         if not run.has_adapter():
             raise UserError(f"The run '{run.id}' has no adapter yet: train it first.")
+        run.check_writable()
     if state(runs[0]).running:
         raise UserError(f"The run '{runs[0].id}' is being evaluated already.")
-    (runs[0].path / PROGRESS).unlink(missing_ok=True)
-    with (runs[0].path / "evaluate.log").open("wb") as log:
+    log_file = runs[0].path / "evaluate.log"
+    with told("The evaluation's log", runs[0].path), plain_files.open_to_write(log_file) as log:
+        (runs[0].path / PROGRESS).unlink(missing_ok=True)
+        events.EventLog(runs[0].path / PROGRESS).append("stage", text="Starting")  # a full disk is told here, not later
         command = [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), *(str(run.path) for run in runs)]
         child = detached(command, log)
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and child.poll() is None and not _is_locked(runs[0].path):
+    while time.monotonic() < deadline and not _is_locked(runs[0].path):
+        if child.poll() is not None:
+            if len(events.read(runs[0].path / PROGRESS)[0]) < 2:
+                last = plain_files.read_bytes(log_file).decode(errors="replace").strip().splitlines()[-1:]
+                message = f"The evaluation ended at once: {last[0] if last else 'no output'}"
+                events.EventLog(runs[0].path / PROGRESS).append("failed", message=message)
+                raise UserError(message)
+            return
         time.sleep(0.05)
 
 
@@ -77,6 +90,8 @@ def state(run: Run) -> State:
     """How the evaluation begun from this run is getting on."""
     found, _ = events.read(run.path / PROGRESS)
     running = _is_locked(run.path)
+    if len(found) == 1 and not running:  # what `start` wrote: its child has not come to the lock yet, or never did
+        running = bool(processes_of(MODULE, run))
     if not found:
         return State(running, "Starting" if running else "")
     progress, stage = events.last(found, "progress"), events.last(found, "stage")
@@ -92,7 +107,7 @@ def state(run: Run) -> State:
 
 
 def _is_locked(folder: Path) -> bool:
-    return locks.is_held(folder / ".evaluate.lock")
+    return locks.is_held(folder / EVALUATION_LOCK)
 
 
 def result(run: Run) -> dict[str, Any] | None:
@@ -101,7 +116,7 @@ def result(run: Run) -> dict[str, Any] | None:
     What it may lack (see `stored.Evaluation`) is None in it, or empty.
     """
     try:
-        found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+        found = json.loads(plain_files.read_text(run.path / FILE))
     except (OSError, ValueError, RecursionError):
         return None
     known = stored.checked(found)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.errors import UserError
 from qlora_gui.runs import events
+from qlora_gui.runs.files import told
 
 FILE = "votes.jsonl"
 TIE, BAD = "tie", "bad"
@@ -93,19 +93,15 @@ class VoteLog:
 
     def read(self) -> list[Vote]:
         """The votes that stand, oldest first."""
-        found, _ = events.read(self.path)
+        found, _ = events.read(self.path, whole=True)
         undone = {event.get("id") for event in found if event["kind"] == "undo"}
         read = (_vote(event) for event in found if event["kind"] == "vote" and event.get("id") not in undone)
         return [vote for vote in read if vote is not None]
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
-        try:
+        with told("The vote", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             events.EventLog(self.path).append(kind, **fields)
-        except OSError as error:
-            raise UserError(
-                f"The vote cannot be written to '{self.path}': {error.strerror or error}; make the folder writable."
-            ) from None
 
 
 def _vote(event: Mapping[str, Any]) -> Vote | None:

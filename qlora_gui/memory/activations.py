@@ -141,8 +141,7 @@ def _attended(step: Step) -> int:
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     numbers = step.tokens * step.number
     rotary = shape.family != "bloom"
-    # with a mask transformers repeats keys and values for every query head, as eager attention does
-    spread = 3 * queries if step.masked or step.eager else queries + 2 * keys
+    spread = 3 * queries if step.repeats else queries + 2 * keys
     # one projection for all of them keeps its output for the values
     fused = queries + keys if shape.model_type == "phi3" else 0
     output = numbers * queries
@@ -167,9 +166,9 @@ def _dense(step: Step, linear: Linear) -> int:
 def _last_linear(step: Step, gradient: int) -> Moment:
     linear = step.shape.linears[-1]
     to_input = step.tokens * linear.inputs * step.number
-    after = 2 * to_input if step.config.dropout and step.has_lora(linear) and not step.stock else 0
+    after = to_input if step.config.dropout and step.has_lora(linear) and not step.stock else 0
     weight = _dense(step, linear)
-    if after > weight:  # the LoRA's share of the gradient, and it with the dropout mask applied
+    if after > weight:  # the LoRA's share of the gradient, which dropout keeps apart from the rest
         return Moment(gradient + to_input + after)
     return Moment(gradient + to_input, weight)
 

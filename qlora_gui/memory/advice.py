@@ -77,7 +77,7 @@ def _candidates(config: RunConfig, shape: Shape, budget: Budget) -> Iterator[tup
         yield knobs, f"Micro-batch {batch} with accumulation {accumulation}", True
     if config.gradient_checkpointing != "all":
         yield {"gradient_checkpointing": "all"}, "Recompute the activations of all layers", True
-    if not config.double_quant:
+    if not config.double_quant and shape.stored_double is None:
         yield {"double_quant": True}, "Double quantization", True
     if config.attention == "eager":
         yield {"attention": "sdpa"}, "SDPA attention", True

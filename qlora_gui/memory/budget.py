@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from qlora_gui import hardware
 from qlora_gui.errors import UserError
 from qlora_gui.memory import calibration
+from qlora_gui.memory.calibration import NO_RUNS, Correction
+from qlora_gui.runs import cards
+from qlora_gui.system import processes
 
 GIB = 2**30
 CARDS = (8, 12, 16, 24, 40, 80)
+_FLASH_FROM = 8.0  # CUDA compute capability: Ampere
 _UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": 2**20, "mb": 2**20, "mib": 2**20}
 
 
@@ -18,8 +21,9 @@ _UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": 2**20, "mb": 2**20, "mi
 class Budget:
     """The memory of a device, in bytes. `gpu` is its name where it is a real GPU of this machine.
 
-    `number` is the size of a number it computes with: 2 for bf16 and fp16, 4 for fp32. `correction` is what measured
-    peaks of earlier runs on it were of the predicted ones (1.0 without any).
+    `number` is the size of a number it computes with: 2 for bf16 and fp16, 4 for fp32. `flash`: torch has flash attention
+    for it, the one kernel that reads keys and values which several query heads share as they are. `correction` knows
+    what measured peaks of earlier runs on it were of the predicted ones.
     """
 
     name: str
@@ -28,7 +32,13 @@ class Budget:
     kind: Literal["cuda", "cpu"] = "cuda"
     gpu: str = ""
     number: int = 2
-    correction: float = 1.0
+    flash: bool = True
+    correction: Correction = NO_RUNS
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a device of this machine, and not a card by its size."""
+        return bool(self.gpu) or self.kind == "cpu"
 
 
 def card(gib: float) -> Budget:
@@ -37,18 +47,31 @@ def card(gib: float) -> Budget:
     return Budget(f"{gib:g} GB", size, size)
 
 
-def here() -> Budget:
-    """This machine's GPU (the first, as training takes it), or else its CPU."""
-    device = hardware.devices()[0]
+def here(gpu: str = "") -> Budget:
+    """What this machine trains on: the GPU that the knob `gpu` names, by default the freest, or else its CPU."""
+    device = cards.chosen(gpu)
     if device.kind == "cuda":
-        factor = calibration.correction(device.name)
-        return Budget(device.name, device.total, device.free, "cuda", device.name, correction=factor)
+        return of_gpu(device.name, device.total, device.free, device.capability)
+    if device.kind == "cpu":
+        return of_cpu()
+    return Budget(device.name, device.total, device.free, "cpu")  # XPU and MPS: planned by a CPU's rules
+
+
+def of_gpu(name: str, total: int, free: int, capability: str = "") -> Budget:
+    """A real CUDA (or ROCm) GPU of this machine, by torch's name for it; bytes. `capability` like "7.5", "" if unknown."""
+    flash = not capability or float(capability) >= _FLASH_FROM
+    return Budget(name, total, free, "cuda", name, flash=flash, correction=calibration.correction(name))
+
+
+def of_cpu() -> Budget:
+    """This machine's CPU and memory."""
+    device = hardware.cpu()
     return Budget(device.name, device.total, device.free, "cpu", number=2 if _cpu_has_bf16() else 4)
 
 
-def targets() -> dict[str, Budget]:
-    """What one can plan for, by its label: "this one" first, then the usual cards."""
-    return {"this one": here()} | {budget.name: budget for budget in map(card, CARDS)}
+def targets(gpu: str = "") -> dict[str, Budget]:
+    """What one can plan for, by its label: "this one" first (see `here`), then the usual cards."""
+    return {"this one": here(gpu)} | {budget.name: budget for budget in map(card, CARDS)}
 
 
 def parse(text: str) -> Budget:
@@ -63,8 +86,5 @@ def parse(text: str) -> Budget:
 
 def _cpu_has_bf16() -> bool:
     """Whether training computes in bf16 on this CPU: the flags that torch asks for (model/device.py)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    except OSError:
-        return False
+    flags = processes.cpu_flags()
     return "avx512_bf16" in flags or "amx_tile" in flags

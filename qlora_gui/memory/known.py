@@ -6,8 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qlora_gui import hub
+from qlora_gui import hub, plain_files
 from qlora_gui.errors import UserError
+from qlora_gui.memory import counting, refusals
 from qlora_gui.memory import shape as shapes
 from qlora_gui.memory.shape import Shape
 from qlora_gui.runs.config import RunConfig
@@ -16,12 +17,16 @@ DEMO = "HuggingFaceTB/SmolLM2-135M"  # the shape of the demo base
 _VARIANTS = ("-instruct", "-it", "-chat", "-base")  # tuned variants have the shape of their base
 
 
-def find(config: RunConfig, ask: bool = True) -> Shape:
+def find(config: RunConfig, ask: bool = True, count: bool = False) -> Shape:
     """The shape of `config.base_model`, without its weights; `ask` allows asking the hub, which may take seconds.
 
-    Raises UserError when no config.json can be had, or it cannot be planned for.
+    So does `count` for counting the parameters of an architecture that the closed form does not know; what was counted
+    once is known. Raises UserError when no config.json can be had, or it is of a base that cannot be trained.
     """
-    return shapes.read(config_json(config, ask))
+    base = config_json(config, ask)
+    refusals.check(base, config.base_model)
+    shape = shapes.read(base)
+    return counting.counted(shape, base, count) if shape.rough else shape
 
 
 def config_json(config: RunConfig, ask: bool = True) -> Mapping[str, Any]:
@@ -105,8 +110,10 @@ def _asked(name: str, revision: str) -> Mapping[str, Any]:
 
 def _read(path: Path, what: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(plain_files.read_text(path, plain_files.MOST_CONFIG, follow=True))
+    except plain_files.StrangeFile as error:
+        raise UserError(f"{what} cannot be read: {error}.") from None
+    except (OSError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{what} has no config.json that can be read: give the folder of a transformers model.")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from qlora_gui.memory import step as steps
 from qlora_gui.memory import terms as parts
 from qlora_gui.memory.budget import Budget
+from qlora_gui.memory.calibration import UNCORRECTED, Calibration
 from qlora_gui.memory.shape import Shape
 from qlora_gui.memory.step import Way
 from qlora_gui.runs.config import RunConfig
@@ -30,7 +31,8 @@ class MemoryPlan:
     """The peak of a step, in bytes. `terms` sum up to `total` and always come in the same order.
 
     `moment` says in words when the peak comes: a term that is not held at that moment has 0 bytes. `uncorrected` is
-    what torch's allocator is expected to report (no context, no correction): what calibration compares.
+    what torch's allocator is expected to report (no context, no correction): what calibration compares. `correction` is
+    what runs of like size on this GPU said of it.
     """
 
     terms: tuple[Term, ...]
@@ -43,6 +45,7 @@ class MemoryPlan:
     checkpointing: str
     rows: int
     length: int
+    correction: Calibration = UNCORRECTED
 
     @property
     def fits(self) -> bool:
@@ -83,7 +86,7 @@ class MemoryPlan:
             "total": self.total,
             "free": self.budget.free,
             "budget": {"name": self.budget.name, "total": self.budget.total, "kind": self.budget.kind},
-            "correction": self.budget.correction,
+            "correction": self.correction.factor,
             "terms": {term.key: term.bytes for term in self.terms},
             "peak": self.moment,
             "way": self.way,
@@ -134,7 +137,7 @@ def plan(
 
 def simulated(found: MemoryPlan, peak: int) -> MemoryPlan:
     """The plan with a simulated peak (torch's allocator, in bytes) in place of the closed form's."""
-    more = Term("simulation", "Beyond the closed form", round((peak - found.uncorrected) * found.budget.correction))
+    more = Term("simulation", "Beyond the closed form", round((peak - found.uncorrected) * found.correction.factor))
     total = found.total + more.bytes
     verdict = verdict_of(total, found.budget.free)
     return replace(found, terms=(*found.terms, more), total=total, uncorrected=peak, verdict=verdict)
@@ -165,8 +168,9 @@ def _plan(
     moment, sizes = max(parts.moments(step), key=lambda found: sum(found[1].values()))
     found = [Term(key, label, sizes.get(key, 0)) for key, label in parts.LABELS.items()]
     uncorrected = sum(sizes.values()) - sizes["framework"]
-    if budget.correction != 1.0:
-        found.append(Term("correction", "Correction from earlier runs", round(uncorrected * (budget.correction - 1))))
+    correction = budget.correction.at(uncorrected)
+    if correction.factor != 1.0:
+        found.append(Term("correction", "Correction from earlier runs", round(uncorrected * (correction.factor - 1))))
     total = sum(term.bytes for term in found)
     return MemoryPlan(
         terms=tuple(found),
@@ -179,4 +183,5 @@ def _plan(
         checkpointing=checkpointing,
         rows=rows,
         length=length,
+        correction=correction,
     )

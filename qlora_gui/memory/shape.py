@@ -1,7 +1,7 @@
 """The shape of a base: its linears, norms and sizes, read from its config.json alone, never from its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qlora_gui.errors import UserError
@@ -12,6 +12,7 @@ LLAMA_LIKE = frozenset("llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi3 
 _TIED = frozenset("bloom gemma gemma2 gemma3_text smollm3 gpt2 opt".split())  # where config.json does not say
 _HEAD_NORMS = frozenset("qwen3 gemma3_text olmo2".split())  # norms on queries and keys
 _MLP_BIAS = frozenset("llama granite smollm3".split())  # types that read mlp_bias
+_HEAD = 64  # the width of a head where there is none: states of Mamba's kind
 _FOUR_NORMS = frozenset("gemma2 gemma3_text".split())
 
 
@@ -44,7 +45,12 @@ class Norm:
 
 @dataclass(frozen=True)
 class Shape:
-    """A causal LM. `linears` and `norms` are those of one layer; `outer_norms` stand outside the layers."""
+    """A causal LM. `linears` and `norms` are those of one layer; `outer_norms` stand outside the layers.
+
+    `experts` are parameters of experts in all layers, which stay in 16 bits. `counted` are the weights in 4 bits and all
+    parameters where those were counted on the model itself (memory/counting.py): then they hold, and not the sums here.
+    `stored_double` is whether a base that is stored in 4 bits has double quantization, which no setting changes; else None.
+    """
 
     model_type: str
     family: Family
@@ -61,6 +67,14 @@ class Shape:
     norms: tuple[Norm, ...]
     outer_norms: tuple[Norm, ...]
     positions: int = 0  # rows of a learned position embedding
+    experts: int = 0
+    counted: tuple[int, int] | None = None
+    stored_double: bool | None = None
+
+    @property
+    def rough(self) -> bool:
+        """Whether an unknown architecture was taken as a plain decoder of the same sizes."""
+        return self.family == "generic" and self.counted is None
 
     @property
     def embedding(self) -> int:
@@ -73,8 +87,14 @@ class Shape:
         return 0 if self.tied else self.vocab * self.hidden
 
     @property
-    def linear_weights(self) -> int:
+    def listed_weights(self) -> int:
+        """Weights of `linears` in all layers."""
         return self.layers * sum(linear.weights for linear in self.linears)
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights that are in 4 bits."""
+        return self.counted[0] if self.counted else self.listed_weights
 
     @property
     def linear_biases(self) -> int:
@@ -94,30 +114,99 @@ class Shape:
     @property
     def parameters(self) -> int:
         """All of them, as `model.num_parameters()` counts."""
-        return self.embedding + self.head + self.linear_weights + self.linear_biases + self.norm_parameters
+        return self.counted[1] if self.counted else self._listed + self.experts
+
+    @property
+    def beyond(self) -> int:
+        """Parameters that are in 16 bits besides embeddings, head, biases and norms; below 0 where those are too many."""
+        return self.parameters - self.linear_weights - (self._listed - self.listed_weights)
+
+    @property
+    def _listed(self) -> int:
+        return self.embedding + self.head + self.listed_weights + self.linear_biases + self.norm_parameters
+
+
+# The largest numbers of a config.json that are believed, each some ten times those of the largest bases there are:
+# beyond them memory and time go into counting, or into making a model of them, whatever the answer is.
+LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 2_000),
+    **dict.fromkeys(("hidden_size", "n_embed", "n_embd", "d_model", "dim"), 1_000_000),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads", "head_dim"), 100_000),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 100_000),
+    **dict.fromkeys(
+        ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"), 10_000_000
+    ),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 10_000),
+    **dict.fromkeys(("num_experts_per_tok", "top_k_experts", "num_experts_per_token"), 10_000),
+    "vocab_size": 50_000_000,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "seq_length"), 100_000_000),
+}
+_MOST_OF_ANY = 10**15
+
+
+def check_limit(name: str, value: object) -> None:
+    """Raise UserError for a number of a config.json that is beyond all measure."""
+    most = LIMITS.get(name, _MOST_OF_ANY)
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int) and not isinstance(one, bool) and abs(one) > most:
+            written = f"{one:,}" if abs(one) < 10**30 else f"a number of {len(str(abs(one)))} digits"
+            raise UserError(
+                f"The base's config.json says that its {name} is {written}, and at most {most:,} is believed."
+            )
+
+
+def check_limits(config: Mapping[str, Any]) -> None:
+    """Raise UserError for a config.json with any number, also in its parts, that is beyond all measure."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_limits(value)
+        else:
+            check_limit(name, value)
 
 
 def read(config: Mapping[str, Any]) -> Shape:
     """The shape that a config.json describes.
 
-    BLOOM and the Llama-like types are exact; other decoders are taken as plain ones with the same sizes. Raises
-    UserError where sizes are missing, and for mixtures of experts, whose experts are not quantized linears.
+    BLOOM and the Llama-like types are exact; other decoders, mixtures of experts among them, are taken as plain ones
+    with the same sizes. Raises UserError where sizes are missing.
     """
+    return replace(_read(config), stored_double=stored(config).get("double_quant"))
+
+
+def stored(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `quant_type` and `double_quant` of a base whose config.json says that it is stored in 4 bits; else empty."""
+    told = config.get("quantization_config")
+    if not isinstance(told, Mapping) or not (told.get("load_in_4bit") or told.get("_load_in_4bit")):
+        return {}
+    return {
+        "quant_type": told.get("bnb_4bit_quant_type", "fp4"),  # what transformers takes where nothing is told
+        "double_quant": bool(told.get("bnb_4bit_use_double_quant", False)),
+    }
+
+
+def _read(config: Mapping[str, Any]) -> Shape:
     inner = config.get("text_config")
     if isinstance(inner, Mapping):  # a model of text and images: the language part is what is trained
-        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
+        tied = config.get("tie_word_embeddings")  # the outer one, where it is told, is the one that ties
+        config = {**inner, "tie_word_embeddings": inner.get("tie_word_embeddings") if tied is None else tied}
     kind = str(config.get("model_type") or "")
-    if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise UserError(f"Memory cannot be planned for a mixture of experts ('{kind}'): choose a dense base.")
     if kind == "bloom":
         return _bloom(config)
-    return _llama(config, kind) if kind in LLAMA_LIKE else _generic(config, kind)
+    return _llama(config, kind) if kind in LLAMA_LIKE and not _experts(config) else _generic(config, kind)
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    """How many experts a layer has; 0 for a dense base."""
+    return _optional(config, 0, "num_local_experts", "num_experts", "n_routed_experts")
 
 
 def _size(config: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = config.get(name)
+        if isinstance(value, list) and value and all(isinstance(one, int) for one in value):
+            value = max(value)  # a size a layer: the largest decides what a step needs
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            check_limit(name, value)
             return value
     raise UserError(f"The base's config.json has no usable {names[0]}: memory cannot be planned for it.")
 
@@ -126,14 +215,25 @@ def _optional(config: Mapping[str, Any], default: int, *names: str) -> int:
     return _size(config, *names) if any(config.get(name) for name in names) else default
 
 
+def _layers(config: Mapping[str, Any]) -> int:
+    """The number of layers; hybrids may give a list of what each layer is instead."""
+    names = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    kinds = config.get("layers_block_type") or config.get("layer_types")
+    if isinstance(kinds, list) and kinds and not any(config.get(name) for name in names):
+        return len(kinds)
+    return _size(config, *names)
+
+
 def _sizes(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     hidden = _size(config, "hidden_size", "n_embed", "n_embd", "d_model", "dim")
-    heads = _size(config, "num_attention_heads", "n_head", "num_heads")
+    names = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+    attends = kind == "bloom" or kind in LLAMA_LIKE
+    heads = _size(config, *names) if attends else _optional(config, max(hidden // _HEAD, 1), *names)
     head_dim = 128 if kind == "qwen3" else 256 if kind.startswith("gemma") else hidden // heads
     tied = config.get("tie_word_embeddings")
     return {
         "model_type": kind,
-        "layers": _size(config, "num_hidden_layers", "n_layer", "num_layers"),
+        "layers": _layers(config),
         "hidden": hidden,
         "heads": heads,
         "kv_heads": _optional(config, heads, "num_key_value_heads", "num_kv_heads"),
@@ -217,10 +317,16 @@ def _llama_norms(kind: str, hidden: int, head_dim: int, queries: int, keys: int)
 
 
 def _generic(config: Mapping[str, Any], kind: str) -> Shape:
-    """Any other decoder: separate projections, two layer norms; gated where the activation is SiLU."""
+    """Any other decoder: separate projections, two layer norms; gated where the activation is SiLU.
+
+    Of a mixture of experts a token goes through the MLPs of some; the weights of all are `experts`.
+    """
     sizes = _sizes(config, kind or "unknown")
-    hidden = sizes["hidden"]
+    hidden, experts = sizes["hidden"], _experts(config)
     middle = _optional(config, 4 * hidden, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    one = _optional(config, middle, "moe_intermediate_size")
+    if experts:
+        middle = one * _optional(config, 1, "num_experts_per_tok", "top_k_experts", "num_experts_per_token")
     queries, keys = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
     activation = str(config.get("hidden_act") or config.get("activation_function") or "")
     gated = "silu" in activation or "swiglu" in activation
@@ -231,6 +337,7 @@ def _generic(config: Mapping[str, Any], kind: str) -> Shape:
         family="generic",
         intermediate=middle,
         gated=gated,
+        experts=sizes["layers"] * experts * hidden * one * 3,
         linears=(
             Linear("attention.q", hidden, queries, plain),
             Linear("attention.k", hidden, keys, plain),

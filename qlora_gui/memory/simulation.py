@@ -17,11 +17,13 @@ from typing import Any
 
 from qlora_gui import hub
 from qlora_gui.errors import UserError
+from qlora_gui.memory import shape as shapes
 from qlora_gui.memory.plan import MemoryPlan, plan, simulated
 from qlora_gui.memory.shape import Shape
 from qlora_gui.memory.step import Way
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.launch import child_environment
+from qlora_gui.system import files
 
 PATIENCE_SECONDS = 60
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -53,12 +55,14 @@ def simulate(
     length: int,
     way: Way = "ours",
     checkpointing: str | None = None,
+    flash: bool = True,
 ) -> Simulated:
     """The step of `rows` x `length` tokens on the base with this config.json; a known answer comes from the disk.
 
-    `checkpointing` replaces the config's; auto counts as all. Raises UserError when the child cannot do it, or takes
-    longer than PATIENCE_SECONDS.
+    `checkpointing` replaces the config's; auto counts as all. `flash` is as in Budget. Raises UserError when the child
+    cannot do it, or takes longer than PATIENCE_SECONDS.
     """
+    config = config.model_copy(update=shapes.stored(base))
     which = checkpointing or config.gradient_checkpointing
     question = {
         "base": base,
@@ -67,8 +71,9 @@ def simulate(
         "length": length,
         "way": way,
         "checkpointing": "all" if which == "auto" else which,
+        "flash": flash,
     }
-    kept = folder() / f"{_key(question)}.json"
+    kept = folder() / f"{key(question)}.json"
     answer = _read(kept)
     if answer is None:
         answer = _ask(question)
@@ -90,7 +95,8 @@ def refined(found: MemoryPlan, config: RunConfig, shape: Shape, base: Mapping[st
         raise UserError("Only steps on a GPU can be simulated: name one by its memory, --memory 16GB.")
 
     def measured(of: MemoryPlan) -> MemoryPlan:
-        return simulated(of, simulate(dict(base), config, of.rows, of.length, of.way, of.checkpointing).peak)
+        how = of.rows, of.length, of.way, of.checkpointing, of.budget.flash
+        return simulated(of, simulate(dict(base), config, *how).peak)
 
     better = measured(found)
     auto = config.gradient_checkpointing == "auto" and found.way == "ours"
@@ -104,8 +110,8 @@ def folder() -> Path:
     return hub.cache_dir() / "simulated"
 
 
-def _key(question: dict[str, Any]) -> str:
-    """All that an answer depends on: what is asked, the libraries, and the code of the step itself."""
+def key(question: dict[str, Any]) -> str:
+    """A file name for a question to the training side, as its libraries and code answer it now."""
     told = json.dumps([question, _libraries()], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
@@ -127,40 +133,51 @@ def _read(kept: Path) -> Simulated | None:
 
 
 def _write(kept: Path, answer: Simulated) -> None:
-    """A cache folder that cannot be written to is no reason to give no answer."""
-    aside = kept.with_suffix(f".{os.getpid()}.part")
+    keep(kept, asdict(answer))
+
+
+def keep(file: Path, answer: dict[str, Any]) -> None:
+    """Keep an answer. A cache folder that cannot be written to is no reason to give none."""
+    aside = file.with_suffix(f".{os.getpid()}.part")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(asdict(answer)), encoding="utf-8")
-        os.replace(aside, kept)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(answer), encoding="utf-8")
+        files.replace(aside, file)
     except OSError:
         aside.unlink(missing_ok=True)
 
 
 def _ask(question: dict[str, Any]) -> Simulated:
+    answer = asked("simulate", question)
+    return Simulated(**{name: answer[name] for name in ("peak", "peak_in", "resident", "phases")})
+
+
+def asked(module: str, question: dict[str, Any]) -> dict[str, Any]:
+    """What a child process of the training side answers. Raises UserError when it cannot, or takes too long."""
     try:
-        child = _start(question)
+        child = _start(module, question)
     except subprocess.TimeoutExpired:
         raise UserError(
             f"The simulation took longer than {PATIENCE_SECONDS} s and was ended: close other programs, or go by the plan."
         ) from None
     try:
-        answer = json.loads(child.stdout)
+        answer: dict[str, Any] = json.loads(child.stdout)
     except ValueError:
         told = child.stderr.strip().splitlines()
         reason = told[-1] if told else f"it ended with {child.returncode}"
         raise UserError(f"The step on this base cannot be simulated ({reason}): go by the plan.") from None
     if "error" in answer:
         raise UserError(answer["error"])
-    return Simulated(**{name: answer[name] for name in ("peak", "peak_in", "resident", "phases")})
+    return answer
 
 
-def _start(question: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def _start(module: str, question: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "qlora_gui.training.simulate"],
+        [sys.executable, "-m", f"qlora_gui.training.{module}"],
         input=json.dumps(question),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=child_environment() | {"CUDA_VISIBLE_DEVICES": ""},  # a GPU has other things to do
         timeout=PATIENCE_SECONDS,
     )

@@ -19,7 +19,7 @@ _CPU_EAGER_UP_TO = 128
 class Step:
     """Sizes in numbers or bytes are for all `tokens` of the batch; `number` is the size of one in the compute dtype.
 
-    `free` is the device's free memory, for what is only kept where there is plenty.
+    `flash` is as in Budget; `free` is the device's free memory, for what is only kept where there is plenty.
     """
 
     shape: Shape
@@ -30,6 +30,7 @@ class Step:
     checkpointing: str
     number: int
     cuda: bool
+    flash: bool
     free: int
 
     @property
@@ -59,6 +60,11 @@ class Step:
     def masked(self) -> bool:
         """Whether attention gets a mask beyond the causal order: packed rows, and padding the stock way."""
         return self.stock or self.config.packing
+
+    @property
+    def repeats(self) -> bool:
+        """Whether keys and values are repeated for every query head that shares them (model/attention.py)."""
+        return self.masked or self.eager or (self.cuda and not self.flash)
 
     @property
     def eager(self) -> bool:
@@ -110,7 +116,8 @@ class Step:
 
 def of(config: RunConfig, shape: Shape, budget: Budget, rows: int, length: int, way: Way, checkpointing: str) -> Step:
     """The step of a run. Raises UserError when target_modules names no linear of the base."""
-    step = Step(shape, config, rows, length, way, checkpointing, budget.number, budget.kind == "cuda", budget.free)
+    cuda = budget.kind == "cuda"
+    step = Step(shape, config, rows, length, way, checkpointing, budget.number, cuda, budget.flash, budget.free)
     if not step.lora:
         names = ", ".join(sorted({linear.name.rpartition(".")[2] for linear in shape.linears}))
         raise UserError(f"LoRA cannot be put on {config.target_modules}: this base has the linears {names}.")

@@ -72,22 +72,25 @@ def weights_4bit(step: Step) -> int:
     halves and a few whole layers.
     """
     packed = statistics = 0
+    double = step.config.double_quant if step.shape.stored_double is None else step.shape.stored_double
     for linear in step.shape.linears:
         blocks = -(-linear.weights // 64)
         packed += -(-linear.weights // 2)
-        statistics += blocks + 4 * -(-blocks // 256) if step.config.double_quant else 4 * blocks
+        statistics += blocks + 4 * -(-blocks // 256) if double else 4 * blocks
     layers, sharers = step.shape.layers, several.sharers(step.config)
     kept = layers if sharers == 1 else min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
-    return packed * kept + statistics * layers
+    size = packed * kept + statistics * layers
+    return size * step.shape.linear_weights // step.shape.listed_weights if step.shape.counted else size
 
 
 def weights(step: Step) -> int:
-    """Embedding, head and frozen linear biases in the compute dtype (fp32 the stock way), norms in fp32."""
+    """Embedding, head, frozen linear biases, experts and the like in the compute dtype (fp32 the stock way), norms in fp32."""
     shape = step.shape
     wide = 4 if step.stock else step.number
     in_linears = sum(part.outputs for part in shape.linears if part.bias and not step.trains_bias(part)) * shape.layers
     of_norms = shape.norm_biases if step.config.bias == "all" else 0  # counted with the trained biases
-    return (shape.embedding + shape.head + in_linears) * wide + 4 * (shape.norm_parameters - of_norms)
+    frozen = shape.embedding + shape.head + in_linears + shape.beyond
+    return frozen * wide + 4 * (shape.norm_parameters - of_norms)
 
 
 def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:

@@ -4,17 +4,29 @@ transformers computes BLOOM's attention itself (its class takes no other impleme
 exact in fp32, but in bf16 a score near slope * 1000 has lost its fraction. ALiBi is relative, so slope * (k - q) is
 the same softmax with small numbers where they matter.
 
-Packed rows come with `blocks`, [rows, tokens]: 0 for a beginning that all examples of the row share, n for the
-n-th example (data/batches.py). A token sees what precedes it in its own block and in block 0.
+Packed rows come with `blocks`, [rows, tokens]: 0 for what examples of the row begin with, n for what the n-th example
+has of its own (data/batches.py). A token sees what precedes it in its own block, and of block 0 what precedes its own
+block: a beginning that all share, or more or less of a conversation that all are turns of. What it sees of that is
+the base's own matter (all of it, a window, a chunk, differently in every layer): every decoder makes its masks with
+transformers' functions, and here those are asked about positions within an example instead of places in the row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
+from transformers.integrations import sdpa_attention
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, eager_mask, sdpa_mask
 from transformers.models.bloom import modeling_bloom
+
+from qlora_gui.model import device as devices
+from qlora_gui.model import short_rows, supported
 
 # Tokens a row: up to here eager is the faster one on CPUs in 16 bits, in fp32 never (benchmarks/bloom_attention.py).
 CPU_EAGER_UP_TO = 128
@@ -22,15 +34,104 @@ CPU_EAGER_UP_TO = 128
 CPU_QUERIES = 256
 
 
-def hidden_by(blocks: torch.Tensor) -> torch.Tensor:
-    """[rows, tokens] -> True where a query (second to last) may not see a key (last), [rows, 1, tokens, tokens]."""
-    keys, queries = blocks[:, None, None, :], blocks[:, None, :, None]
-    later = torch.ones(blocks.shape[1], blocks.shape[1], dtype=torch.bool, device=blocks.device).triu(1)
-    return later | ((keys != queries) & (keys != 0))
+class _Layout(NamedTuple):
+    """Where the examples of packed rows are: `blocks`, positions within the example, and the position that each one's
+    own block begins at, all [rows, tokens].
+    """
+
+    blocks: torch.Tensor
+    positions: torch.Tensor
+    starts: torch.Tensor
+
+    @classmethod
+    def of(cls, blocks: torch.Tensor, positions: torch.Tensor) -> "_Layout":
+        """The layout of rows whose blocks each stand in one piece."""
+        places = torch.arange(blocks.shape[1], device=blocks.device)
+        begins = functional.pad(blocks[:, 1:] != blocks[:, :-1], (1, 0), value=True)
+        first = torch.where(begins, places, 0).cummax(1).values
+        return cls(blocks, positions, positions.gather(1, first))
+
+    def seen(self, row: Any, query: Any, key: Any) -> Any:
+        """True where a query may see a key: in its own block, or in block 0 before its own one begins."""
+        keys = self.blocks[row, key]
+        shared = (keys == 0) & (self.positions[row, key] < self.starts[row, query])
+        return (keys == self.blocks[row, query]) | shared
+
+
+_handed: ContextVar[_Layout | None] = ContextVar("handed", default=None)  # to the decoder, by `handed_blocks`
+_running: ContextVar[_Layout | None] = ContextVar("running", default=None)  # of the decoder that runs now
+
+
+def _mask(stock: Callable[..., Any], mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:
+    """transformers' mask, [rows, 1, tokens, tokens]; of packed rows an additive one, for eager needs it so."""
+    layout = _running.get()
+    if layout is None:
+        return stock(mask_function=mask_function, **kwargs)
+
+    def of_positions(row: Any, head: Any, query: Any, key: Any) -> Any:
+        seen = mask_function(row, head, layout.positions[row, query], layout.positions[row, key])
+        return layout.seen(row, query, key) & seen
+
+    # what is padded has a block of its own, and positions say where an example begins
+    return eager_mask(mask_function=of_positions, **(kwargs | {"attention_mask": None}))
+
+
+AttentionMaskInterface.register("sdpa", partial(_mask, sdpa_mask))
+AttentionMaskInterface.register("eager", partial(_mask, eager_mask))
+
+
+@contextmanager
+def handed_blocks(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Hand `blocks`, if there are any, past a causal LM that does not pass on what it does not know, to its decoder."""
+    blocks, positions = kwargs.pop("blocks", None), kwargs.get("position_ids")
+    token = _handed.set(None if blocks is None or positions is None else _Layout.of(blocks, positions))
+    try:
+        yield
+    finally:
+        _handed.reset(token)
+
+
+def choose_kernels() -> None:
+    """Keep torch's and transformers' choice of SDPA kernels to those that are right and small on every GPU.
+
+    cuDNN's attention is what torch 2.13 prefers for everything on Hopper and newer. Under a mask its backward gives NaN
+    for rows of some lengths (length % 128 = 64, pytorch issue 196678), and it plans for about a second at every new
+    shape, in decoding at every token. Flash and memory-efficient kernels take its place.
+
+    For this process, and to be called wherever a model is made ready: nothing in transformers, accelerate or PEFT turns
+    it on again.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    sdpa_attention.use_gqa_in_sdpa = _use_gqa
+
+
+_stock_use_gqa = sdpa_attention.use_gqa_in_sdpa
+
+
+def _use_gqa(attention_mask: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether SDPA is given keys and values as they are, fewer than queries; else they are repeated for each query.
+
+    On CUDA only flash attention takes them so. Where torch has none (before compute capability 8.0, in fp32) it would
+    write out all scores in fp32 instead, tokens x tokens per head, and keep them for the backward pass.
+    """
+    return _stock_use_gqa(attention_mask, key, value) and _takes_groups(key, value)
+
+
+def _takes_groups(key: torch.Tensor, value: torch.Tensor) -> bool:
+    if key.device.type != "cuda" or torch.version.hip:
+        return True
+    return bool(can_use_flash_attention(SDPAParams(key, key, value, None, 0.0, True, True)))
+
+
+def _taken(kwargs: dict[str, Any]) -> _Layout | None:
+    blocks, positions = kwargs.pop("blocks", None), kwargs.get("position_ids")
+    return _handed.get() if blocks is None or positions is None else _Layout.of(blocks, positions)
 
 
 def install(model: Any, choice: str) -> None:
     """Choose the attention of a causal LM: `sdpa`, `eager`, or `auto`, which is the faster one; teach it `blocks`."""
+    choose_kernels()
+    short_rows.install()
     decoder = model.base_model
     if isinstance(decoder, modeling_bloom.BloomModel):
         bias = _Bias(decoder.num_heads, choice)
@@ -40,20 +141,37 @@ def install(model: Any, choice: str) -> None:
             attention.forward = MethodType(_bloom_forward(bias, attention.forward), attention)
         return
     if choice != "auto":
+        supported.check_attention(type(model), choice)
         model.set_attn_implementation(choice)
-    decoder.register_forward_pre_hook(_with_mask, with_kwargs=True)
+    decoder.register_forward_pre_hook(_begin, with_kwargs=True)
+    decoder.register_forward_hook(_end, always_call=True)
 
 
-def _with_mask(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """`blocks` -> a mask of four dimensions, which transformers takes as it is: additive, for eager needs it so."""
-    blocks = kwargs.pop("blocks", None)
-    if blocks is not None:
-        kwargs["attention_mask"] = _additive(hidden_by(blocks), decoder.get_input_embeddings().weight.dtype)
+def _begin(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    layout = _taken(kwargs)
+    _running.set(layout)
+    if layout is not None:
+        # said to hold no padding, for without a word transformers would look for examples in the positions itself
+        kwargs |= {"position_ids": layout.positions, "attention_mask": torch.ones_like(layout.blocks)}
     return args, kwargs
 
 
-def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+def _end(decoder: Any, args: tuple[Any, ...], output: Any) -> None:
+    _running.set(None)
+
+
+def fixed_window(model: Any) -> int | None:
+    """The fewest keys that the last place of a row sees where layers keep a mask of their own, as GPT-Neo's do.
+
+    Such a window counts places in the row, whatever positions say. None where no layer has one.
+    """
+    windows = []
+    for part in model.base_model.buffers():
+        if part.dtype == torch.bool and part.ndim >= 2 and part.shape[-1] == part.shape[-2] > 1:
+            last = part.reshape(-1, *part.shape[-2:])[:, -1]
+            if not bool(last.all()):
+                windows.append(int(last.sum(-1).min()))
+    return min(windows, default=None)
 
 
 @torch.no_grad()
@@ -71,7 +189,11 @@ def packs(model: Any) -> bool:
     alone, joined = last(input_ids=torch.cat([ids[:, :2], ids[:, 6:]], 1)), last(input_ids=ids)
     try:
         packed = last(input_ids=ids, position_ids=positions, blocks=blocks)
-    except TypeError:  # takes no position_ids
+    except (
+        Exception
+    ) as error:  # what a base makes of arguments that it does not expect is its own: positions, no padding
+        if devices.ran_out(error):
+            raise
         return False
     return bool((packed - alone).norm() < (joined - alone).norm() / 8)
 
@@ -84,14 +206,13 @@ class _Bias:
 
     def __init__(self, heads: int, choice: str) -> None:
         self.heads, self.choice = heads, choice
-        self.positions: torch.Tensor | None = None
-        self.blocks: torch.Tensor | None = None
+        self.layout: _Layout | None = None
         self.made: tuple[Any, torch.Tensor] | None = None
 
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before a forward pass: forget the last bias, and keep what tells examples apart."""
-        self.made = None
-        self.blocks, self.positions = kwargs.pop("blocks", None), kwargs.pop("position_ids", None)
+        self.made, self.layout = None, _taken(kwargs)
+        kwargs.pop("position_ids", None)
         return args, kwargs
 
     def eager(self, hidden: torch.Tensor, keys: int) -> bool:
@@ -109,9 +230,11 @@ class _Bias:
     def _make(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
         slopes = modeling_bloom._get_alibi_slopes(self.heads, query.device)
         places = torch.arange(keys, device=query.device)
-        if self.blocks is not None and self.positions is not None:
-            hidden = hidden_by(self.blocks)
-            distance = self.positions[:, None, None, :] - self.positions[:, None, :, None]
+        if self.layout is not None:
+            rows = torch.arange(len(self.layout.blocks), device=query.device)[:, None, None, None]
+            seen = self.layout.seen(rows, places[:, None], places)
+            hidden = ~seen | (places > places[:, None])
+            distance = self.layout.positions[:, None, None, :] - self.layout.positions[:, None, :, None]
         else:
             distance = places[None, :] - places[keys - query.shape[2] :, None]
             hidden = (distance > 0)[None, None]
@@ -135,7 +258,7 @@ def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         keys = attention_mask.shape[-1] if attention_mask is not None else hidden_states.shape[1]
         if output_attentions or bias.eager(hidden_states, keys):
-            if bias.blocks is not None:
+            if bias.layout is not None:
                 like = hidden_states.new_empty(1, self.num_heads, keys, 1)
                 alibi, attention_mask = torch.zeros_like(alibi), bias.of(like, keys, attention_mask)
             return eager(

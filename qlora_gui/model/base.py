@@ -1,18 +1,25 @@
 """A base model: where it lies, its tokenizer, and its weights in 4 bits."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_gui import hub
+from qlora_gui import hub, plain_files
+from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.model import demo, template
+from qlora_gui.memory import shape
+from qlora_gui.model import demo
+from qlora_gui.runs.fingerprints import config_of, fingerprint
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
+_MOST_TOKENIZER = 128 << 20  # bytes; Gemma 3's has 33 million
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it alarms about a kernel nobody needs
+
+
+__all__ = ["Base", "fingerprint", "load_model", "load_tokenizer", "locate"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,21 @@ def locate(name: str, revision: str = "", say: Callable[[str], None] = print) ->
         return Base(name, str(path), None, fingerprint(path))
     local = hub.local(name)
     if local is not None and local.is_dir():
+        _refuse_strange_files(local)
         _refuse_pickles(local)
+        shape.check_limits(config_of(local))
         return Base(name, str(local.resolve()), None, fingerprint(local))
     hub.require("models", name, revision)
     hub.go_offline_if_unreachable()
     return _on_hub(name, revision, say)
+
+
+def _refuse_strange_files(folder: Path) -> None:
+    """Raise UserError for pipes and devices under the names that libraries will open; links to files are usual here."""
+    try:
+        plain_files.check_readable(folder, follow=True)
+    except OSError as error:
+        raise UserError(f"The base model folder '{folder}' cannot be read: {error.strerror or error}.") from None
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -62,48 +79,31 @@ def _on_hub(name: str, revision: str, say: Callable[[str], None]) -> Base:
         raise UserError(f"The base model '{name}' cannot be fetched: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"The base model '{name}' has no safetensors weights: choose one that has, or convert it.")
+    shape.check_limits(config_of(folder))
     return Base(name, str(folder), folder.name, fingerprint(folder))
 
 
-def fingerprint(folder: Path) -> str:
-    """16 hex digits over the shape of the config and samples of the weights; cheap even for 100 GB.
-
-    Of every safetensors file: its size, its header and 4 kB at 64 even places.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as body:
-            for part in range(64):
-                body.seek(size * part // 64)
-                digest.update(body.read(4096))
-    config = _config(folder)
-    shape = {
-        key: config.get(key) for key in ("model_type", "hidden_size", "n_layer", "num_hidden_layers", "vocab_size")
-    }
-    digest.update(json.dumps(shape, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+def check_tokenizer_size(folder: str | Path) -> None:
+    """Raise UserError for a tokenizer's file that is beyond all measure; what reads it takes ten times its size."""
+    for file in map(Path(folder).joinpath, _TOKENIZER_FILES):
+        if file.is_file() and file.stat().st_size > _MOST_TOKENIZER:
+            raise UserError(
+                f"The file '{file}' has {file.stat().st_size:,} bytes, and at most {_MOST_TOKENIZER:,} are read of a "
+                "tokenizer: choose another one."
+            )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"The base model folder '{folder}' has no readable config.json: {error}.") from None
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a base or of an adapter folder, with a chat template and a pad token.
+def load_tokenizer(path: str | Path, template: str = "", with_tools: bool = False, or_first: bool = False) -> Any:
+    """The tokenizer of a base or of an adapter folder, with one chat template (see `chat_template.choose`) and a pad token.
 
     Raises UserError when there is none, or when it is a slow one (the loss mask needs offsets).
     """
     from transformers import AutoTokenizer
 
+    check_tokenizer_size(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library raises plain Exceptions for a file that it cannot read
         raise UserError(f"No tokenizer can be loaded from '{path}': {first_line(error)}") from error
     if not tokenizer("word", add_special_tokens=False)["input_ids"]:  # from a folder without its files: an empty one
         raise UserError(f"No tokenizer can be loaded from '{path}': its files are missing.")
@@ -115,7 +115,7 @@ def load_tokenizer(path: str | Path) -> Any:
         raise UserError(f"The tokenizer of '{path}' has no end-of-sequence token: set eos_token in its config.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by this id
-    template.ensure(tokenizer)
+    tokenizer.chat_template = chat_template.choose(tokenizer.chat_template, template, with_tools, or_first)
     return tokenizer
 
 
@@ -128,24 +128,33 @@ def load_model(
     can be loaded, or memory does not suffice.
     """
     import bitsandbytes as bnb
-    import torch
+    from safetensors import SafetensorError
     from transformers.utils import logging as chatter
 
-    from qlora_gui.model import quantized
+    from qlora_gui.model import attention, quantized, rope, supported
+    from qlora_gui.model import device as devices
 
     chatter.disable_progress_bar()
     folder = Path(path)
+    supported.check(folder)
+    attention.choose_kernels()
     try:
         model = quantized.load(folder, fingerprint(folder), quant_type, double_quant, device, dtype, say)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        if devices.ran_out(error):
+            where = "this machine's" if device.type == "cpu" else "the GPU's"
+            raise UserError(
+                f"The base model does not fit into {where} memory: choose a smaller one, or free memory."
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
         raise UserError(f"The base model in '{path}' cannot be loaded: {first_line(error)}") from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "The base model does not fit into the GPU's memory: choose a smaller one, or free memory."
-        ) from error
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # An eval-mode forward on a CPU with AVX512-BF16 repacks the weights in place, and later training steps
             # silently get wrong gradients from them.
             module.support_avx512bf16_for_cpu = False
+    if model.base_model is model and hasattr(model, "model"):  # Mllama's prefix names nothing
+        model.base_model_prefix = "model"
+    rope.forget_rows(model)
     return model.eval()

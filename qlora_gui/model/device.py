@@ -1,18 +1,50 @@
 """Which device computes, and in which number format it really can."""
 
+import gc
 import os
+import re
 
 import psutil
 import torch
 
+from qlora_gui.system import kind
+
+_LEFT_TO_DRIVER = 300 * 2**20  # bytes of a card that are not given to tensors where its driver would spill
+# How libraries say that memory is short where they raise another class than torch.OutOfMemoryError: CUDA's and HIP's
+# runtimes (lazy loading of kernels, pinned memory), cuBLAS, cuDNN and cuSOLVER (their workspaces; a cuBLAS handle that
+# finds no room for one is "not initialized"), NCCL, SYCL, bitsandbytes, the allocator of CPUs, C++ and the kernel.
+_SHORT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|cannot allocate memory|not enough memory: you tried|bad_alloc|bad allocation"
+    "|_ALLOC_FAILED|ALLOCATION_FAILED|ErrorMemoryAllocation|ErrorOutOfMemory|ERROR_OUT_OF_(?:DEVICE|HOST)_MEMORY"
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(?:Lt)?Create",
+    re.IGNORECASE,
+)
+
 
 def pick() -> torch.device:
-    """CUDA or ROCm first, then XPU and Apple's MPS as torch names them, else the CPU; of several processes each its own."""
+    """CUDA or ROCm first, then XPU and Apple's MPS as torch names them, else the CPU; of several processes each its own.
+
+    A CUDA card that this torch has no kernels for is none. `hardware.remark_on` says what nobody has tried.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
+    if accelerator.type == "cuda" and too_old(number):
+        return torch.device("cpu")
     return torch.device(accelerator.type, number)
+
+
+def too_old(number: int) -> str:
+    """The oldest compute capability that this torch has kernels for, like "7.5", where a CUDA card's is older; else ""."""
+    have = torch.cuda.get_device_capability(number)
+    kernels = [
+        arch.partition("_")[2].rstrip("af")
+        for arch in torch.cuda.get_arch_list()
+        if arch.startswith(("sm_", "compute_"))
+    ]
+    oldest = min((divmod(int(arch), 10) for arch in kernels if arch.isdigit()), default=have)
+    return "" if torch.version.hip or have >= oldest else f"{oldest[0]}.{oldest[1]}"
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -42,12 +74,32 @@ def _cpu_has_bf16() -> bool:
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Whether memory is what an error, or what caused it, is about; a CPU says so only in words."""
+    """Whether memory is what an error, or what caused it, is about; most libraries say so only in words."""
     while error is not None:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(error, (RuntimeError, OSError)) and _SHORT_OF_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def keep_on_card(device: torch.device) -> None:
+    """Where a driver would move what does not fit into system memory, let torch run out of memory instead.
+
+    NVIDIA's driver does so on Windows, and so under WSL2: a run that is too large then crawls, and says nothing.
+    """
+    if device.type == "cuda" and (kind.is_windows() or kind.is_wsl()):
+        free, total = torch.cuda.mem_get_info(device)
+        room = free + torch.cuda.memory_reserved(device) - _LEFT_TO_DRIVER
+        torch.cuda.set_per_process_memory_fraction(min(max(room / total, 0.0), 1.0), device)
+
+
+def release() -> None:
+    """Give back what nobody holds any more, cycles included, so that what comes next is not refused for fragments."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -58,7 +110,8 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes: what a GPU has free, or what this machine can still give."""
+    """Bytes: what a GPU has free and what torch's allocator keeps for tensors to come, or what this machine can give."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().available

@@ -32,8 +32,9 @@ class _LoraProduct(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> torch.Tensor:
-        kept = _kept(x, dropout) if dropout else None
-        inner = _dropped(x, kept, dropout) @ a.to(x.dtype).t()
+        dropped, kept = _drop(x, dropout) if dropout else (x, None)
+        inner = dropped @ a.to(x.dtype).t()
+        del dropped
         weight = dense(linear, x.dtype)
         out = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
         del weight
@@ -56,7 +57,7 @@ class _LoraProduct(torch.autograd.Function):
             if kept is None:
                 to_x.addmm_(to_inner, a.to(grad.dtype))
             else:
-                to_x += _dropped(to_inner @ a.to(grad.dtype), kept, ctx.dropout)
+                _add_dropped(to_x, to_inner @ a.to(grad.dtype), kept, ctx.dropout)
         return to_x, to_a, to_b, to_bias, None, None, None
 
 
@@ -65,29 +66,52 @@ def dense(linear: Any, dtype: torch.dtype) -> torch.Tensor:
     kept: torch.Tensor | None = getattr(linear, "kept_dense", None)
     if kept is not None:
         return kept
-    # Weights that are shared out (training/sharding.py) are plain parameters: the module knows their statistics.
-    state = getattr(linear.weight, "quant_state", None) or linear.quant_state
-    return quantized.dequantize_4bit(linear.weight.data, state).to(dtype)
+    return quantized.dequantize_4bit(linear.weight.data, _state(linear)).to(dtype)
+
+
+def _state(linear: Any) -> Any:
+    """bitsandbytes' statistics of a packed weight; of weights that are shared out the module knows them."""
+    return getattr(linear.weight, "quant_state", None) or linear.quant_state
+
+
+def _on_accelerator(x: torch.Tensor) -> bool:
+    """Whether x is where the launches of kernels are what a small operation costs."""
+    return x.device.type != "cpu"
+
+
+def _drop(x: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x after dropout, and which of its elements are kept, as bool of its shape."""
+    if _on_accelerator(x):
+        return torch.native_dropout(x, dropout, True)
+    kept = _kept(x, dropout)
+    return _dropped(x, kept, dropout), kept
 
 
 def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    """Which elements dropout keeps, as bool of x's shape.
+    """Which elements dropout keeps on a CPU, as bool of x's shape.
 
     A CPU draws one number at a time, so each drawn int64 serves four elements, 16 bits each.
     """
-    if x.device.type != "cpu":
-        return _kept_on_gpu(x, dropout)
     drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     limit = round(dropout * 2**16) - 2**15
     return (drawn.view(torch.int16)[: x.numel()] >= limit).view(x.shape)
 
 
-def _kept_on_gpu(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    return torch.rand(x.shape, device=x.device, dtype=torch.float32).ge_(dropout).bool()
-
-
 def _dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    return x if kept is None else (x * kept).div_(1 - dropout)
+    """x after a dropout that was drawn before."""
+    if kept is None:
+        return x
+    if _on_accelerator(x):
+        return torch.ops.aten.native_dropout_backward(x, kept, 1 / (1 - dropout))
+    return (x * kept).div_(1 - dropout)
+
+
+def _add_dropped(out: torch.Tensor, x: torch.Tensor, kept: torch.Tensor, dropout: float) -> None:
+    """out += x after a dropout that was drawn before."""
+    if _on_accelerator(x):
+        out.addcmul_(x, kept, value=1 / (1 - dropout))
+    else:
+        out += _dropped(x, kept, dropout)
 
 
 def install(model: torch.nn.Module) -> None:
@@ -118,15 +142,21 @@ def keep_dense(model: torch.nn.Module) -> bool:
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
     (name,) = self.active_adapters
     linear = self.base_layer
-    compute = linear.compute_dtype or x.dtype
-    dropout = self.lora_dropout[name].p if self.training and hasattr(self.lora_dropout[name], "p") else 0.0
-    out: torch.Tensor = _LoraProduct.apply(
-        x.to(compute).flatten(0, -2),
-        self.lora_A[name].weight,
-        self.lora_B[name].weight,
-        linear.bias,
-        linear,
-        self.scaling[name],
-        dropout,
-    )
+    flat = x.to(linear.compute_dtype or x.dtype).flatten(0, -2)
+    a, b, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+    if _on_accelerator(flat) and not (self.training or torch.is_grad_enabled()):
+        out = _answered(flat, a, b, linear, scaling)
+    else:
+        dropout = self.lora_dropout[name].p if self.training and hasattr(self.lora_dropout[name], "p") else 0.0
+        out = _LoraProduct.apply(flat, a, b, linear.bias, linear, scaling, dropout)
     return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def _answered(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, linear: Any, scaling: float) -> torch.Tensor:
+    """The product where no gradient is wanted: few tokens are multiplied with the packed weight, as comparing does it.
+
+    Unpacking moves 4.5 bytes a weight, reading it packed half a byte; bitsandbytes chooses by the number of tokens.
+    """
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    out: torch.Tensor = bnb.matmul_4bit(x, linear.weight.data, _state(linear), bias=bias)
+    return out.addmm_(x @ a.to(x.dtype).t(), b.to(x.dtype).t(), alpha=scaling)

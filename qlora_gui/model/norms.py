@@ -4,6 +4,8 @@ A stock RMSNorm under autograd keeps an fp32 copy of its input, and an fp32 weig
 input is kept as it came, with one number a token, and the rest is computed again in the backward pass.
 """
 
+import inspect
+import re
 from types import MethodType
 from typing import Any
 
@@ -31,10 +33,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _LayerNorm(torch.autograd.Function):
-    """torch's layer norm in fp32, given back in x's dtype; its bias may be trained."""
+    """torch's layer norm in fp32, given back in x's dtype; its bias may be absent or trained."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
         out, mean, rstd = torch.native_layer_norm(x.float(), weight.shape, weight, bias, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         return out.to(x.dtype)
@@ -50,33 +52,75 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def widen(model: torch.nn.Module) -> None:
-    """Make the weights of every norm fp32; layer norms and RMS norms then give back the dtype they were given."""
+    """Make the weights of every norm fp32; all then give back the dtype they were given.
+
+    What is plainly a layer norm or an RMS norm gets the forward above. All others (gated ones, 1 + weight, a weight a
+    head) keep their own: they are given fp32, so that fp32 weights fit, and their result goes back. Where a layer takes
+    the dtype of its norm's weight for that of the stream (Mamba-2, Nemotron-H), the weight stays as it is.
+    """
+    asking = {kind for kind in {type(module) for module in model.modules()} if _asks_for_its_dtype(kind)}
+    asked = {id(child) for module in model.modules() if type(module) in asking for child in module.children()}
     for module in model.modules():
-        if "norm" not in type(module).__name__.lower():
+        if "norm" not in type(module).__name__.lower() or any(True for _ in module.children()):
             continue
-        module.float()
-        if type(module) is torch.nn.LayerNorm and module.elementwise_affine and module.bias is not None:
+        if id(module) not in asked:
+            module.float()
+        if type(module) is torch.nn.LayerNorm and module.elementwise_affine:
             module.forward = MethodType(_layer_norm, module)  # type: ignore[method-assign]
         elif _is_rms_norm(module):
             module.forward = MethodType(_rms_norm, module)  # type: ignore[method-assign]
+        else:
+            _InFp32(module)
 
 
-def _layer_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = _LayerNorm.apply(x, self.weight, self.bias, self.eps)
+def _asks_for_its_dtype(layer: type[torch.nn.Module]) -> bool:
+    """Whether a layer's forward makes its stream the dtype that the weight of its norm has."""
+    try:
+        return re.search(r"norm\w*\.weight\.dtype", inspect.getsource(layer.forward)) is not None
+    except (OSError, TypeError):  # there is no source to read
+        return False
+
+
+def _layer_norm(self: Any, input: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = _LayerNorm.apply(input, self.weight, self.bias, self.eps)
     return out
 
 
-def _rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = _RMSNorm.apply(x, self.weight, self.variance_epsilon)
+def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
     return out
+
+
+class _InFp32:
+    """Hooks around a norm's own forward: its first argument, which is what it norms, in fp32, its result as given."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        self.first = list(inspect.signature(norm.forward).parameters)[:1]
+        self.given: torch.dtype | None = None
+        norm.register_forward_pre_hook(self.before, with_kwargs=True)
+        norm.register_forward_hook(self.after)
+
+    def before(self, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            self.given = args[0].dtype
+            return (args[0].float(), *args[1:]), kwargs
+        for name in self.first:
+            self.given = kwargs[name].dtype
+            kwargs = kwargs | {name: kwargs[name].float()}
+        return args, kwargs
+
+    def after(self, norm: Any, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        return out.to(self.given)
 
 
 @torch.no_grad()
 def _is_rms_norm(module: Any) -> bool:
-    """Whether a module computes exactly an RMS norm: asked by trying, for some (1 + weight) do not."""
+    """Whether a module computes exactly an RMS norm, of nothing but its input: asked by trying."""
     if not hasattr(module, "variance_epsilon") or [name for name, _ in module.named_parameters()] != ["weight"]:
         return False
     weight = module.weight
+    if weight.ndim != 1 or len(inspect.signature(module.forward).parameters) != 1:  # a matrix; a gate
+        return False
     x = torch.linspace(-2, 3, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
     expected = functional.rms_norm(x, weight.shape, weight, module.variance_epsilon)
     return bool(torch.allclose(module(x), expected, rtol=1e-5, atol=1e-6))

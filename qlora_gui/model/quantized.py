@@ -7,10 +7,10 @@ then what stays unquantized is cast. A fresh base and a kept one go through the 
 import hashlib
 import json
 import mmap
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,41 @@ from bitsandbytes.nn import Params4bit
 from filelock import BaseFileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    GenerationConfig,
-)
+from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig
 
-from qlora_gui import kept
+from qlora_gui import kept, plain_files
 from qlora_gui.errors import UserError
+from qlora_gui.model import device as devices
+from qlora_gui.model import text_part
+from qlora_gui.system import files
 
 Say = Callable[[str], None]
 State = dict[str, torch.Tensor]
 _WEIGHTS, _DIGEST = "model.safetensors", "model.xxh3"
+_STORED = "stored_in_4_bits"  # the attribute of a model that says so
 _LEFT_FREE = 2**30  # bytes that stay free on the disk, for what the run itself wants to save
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The kind of a base's 4-bit values."""
+
+    quant_type: str
+    double_quant: bool
+
+    def __str__(self) -> str:
+        return f"{self.quant_type} {'with' if self.double_quant else 'without'} double quantization"
+
+
+def found(model: torch.nn.Module) -> Quantization:
+    """The quantization that a base's linears are in, of the first one; asked before any is unpacked."""
+    state = next(part.weight.quant_state for part in model.modules() if isinstance(part, bnb.nn.Linear4bit))
+    return Quantization(state.quant_type, state.nested)
+
+
+def stored(model: torch.nn.Module) -> bool:
+    """Whether the base's own files are in 4 bits, so that the quantization asked for is not applied."""
+    return bool(getattr(model, _STORED, False))
 
 
 def load(
@@ -55,11 +75,26 @@ def load(
     key = _key(path, fingerprint, quant_type, double_quant, device)
     name = _name(path, key)
     with _held(name, say):
-        found = _read(name, key, say)
-        if found is None:
-            found = _quantize(path, quant_type, double_quant, device)
-            _keep(name, path, key, *found, say)
-    return _assemble(path, *found, device, dtype)
+        entry = _read(name, key, say)
+        if entry is None:
+            entry = _quantize(path, quant_type, double_quant, device)
+            devices.release()  # the model that was quantized is a cycle, and would lie beside the one that is built now
+            _keep(name, path, key, *entry, say)
+    model = _assemble(path, *entry, device, dtype, say)
+    _tell_what_is_stored(model, path, Quantization(quant_type, double_quant), say)
+    return model
+
+
+def _tell_what_is_stored(model: Any, path: Path, asked: Quantization, say: Say) -> None:
+    """Mark a base whose files are in 4 bits, and say where those are of another kind than the one asked for."""
+    config = json.loads(plain_files.read_text(path / "config.json", plain_files.MOST_CONFIG, follow=True))
+    setattr(model, _STORED, bool(config.get("quantization_config")))  # others than 4-bit ones were refused
+    have = found(model)
+    if not stored(model) or have == asked:
+        return
+    ignored = [f"quant_type {asked.quant_type}"] * (have.quant_type != asked.quant_type)
+    ignored += [f"double_quant {'on' if asked.double_quant else 'off'}"] * (have.double_quant != asked.double_quant)
+    say(f"The base is stored in {have}; {' and '.join(ignored)} {'are' if len(ignored) > 1 else 'is'} not applied")
 
 
 def _key(path: Path, fingerprint: str, quant_type: str, double_quant: bool, device: torch.device) -> dict[str, Any]:
@@ -113,7 +148,7 @@ def _read(name: str, key: dict[str, Any], say: Say) -> tuple[State, dict[str, An
     if not entry.is_dir():
         return None
     try:
-        if (entry / _DIGEST).read_text() == _digest(entry / _WEIGHTS):
+        if (entry / _DIGEST).read_text(encoding="ascii") == _digest(entry / _WEIGHTS):
             with safe_open(str(entry / _WEIGHTS), framework="pt") as file:
                 told = json.loads(file.metadata()["qlora_gui"])
                 if told["key"] == key:
@@ -137,7 +172,8 @@ def _quantize(path: Path, quant_type: str, double_quant: bool, device: torch.dev
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
     )
-    model = AutoModelForCausalLM.from_pretrained(
+    auto = text_part.auto_class(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
+    model = auto.from_pretrained(
         str(path),
         quantization_config=quantization,
         dtype="auto",
@@ -164,8 +200,8 @@ def _keep(name: str, path: Path, key: dict[str, Any], state: State, settings: di
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         save_file(state, aside / _WEIGHTS, {"qlora_gui": json.dumps(told)})
-        (aside / _DIGEST).write_text(_digest(aside / _WEIGHTS))
-        os.replace(aside, kept.folder() / name)
+        (aside / _DIGEST).write_text(_digest(aside / _WEIGHTS), encoding="ascii")
+        files.replace(aside, kept.folder() / name)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -189,13 +225,15 @@ def _drop_outdated(path: Path, key: dict[str, Any]) -> None:
             kept.remove(entry.name)
 
 
-def _assemble(path: Path, state: State, settings: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+def _assemble(
+    path: Path, state: State, settings: dict[str, Any], device: torch.device, dtype: torch.dtype, say: Say
+) -> Any:
     """A model around quantized tensors; on a CPU it shares their memory, which may be the mapped file.
 
     transformers builds the model and gets every tensor but the statistics of quantization: five more a linear, on
     each of which it spends more time than on the weight. `Params4bit` takes those itself.
     """
-    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    kind, config = text_part.model_class(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
     stored = getattr(torch, settings["dtype"])
     config.quantization_config = settings["quantization"] | {"bnb_4bit_compute_dtype": _word(dtype)}
     statistics: dict[str, State] = {}
@@ -203,9 +241,7 @@ def _assemble(path: Path, state: State, settings: dict[str, Any], device: torch.
         module, _, statistic = name.partition(".weight.")
         if statistic:
             statistics.setdefault(module, {})[f"weight.{statistic}"] = state.pop(name)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, dtype=stored, device_map={"": device}
-    )
+    model = kind.from_pretrained(None, config=config, state_dict=state, dtype=stored, device_map={"": device})
     saved = set(state)
     state.clear()
     for name, found in statistics.items():
@@ -214,6 +250,8 @@ def _assemble(path: Path, state: State, settings: dict[str, Any], device: torch.
             linear.weight.data, found, requires_grad=False, device=device, module=linear
         )
         linear.weight.quant_state.dtype = dtype
+    if dropped := text_part.drop_the_rest(model):
+        say(f"Text only: {', '.join(dropped)} of this base is not kept in memory, and not trained")
     _cast(model, saved, stored, dtype)
     model.name_or_path = model.config.name_or_path = str(path)
     if (path / "generation_config.json").is_file():
@@ -235,6 +273,9 @@ def _cast(model: Any, saved: set[str], stored: torch.dtype, dtype: torch.dtype) 
         if part.dtype == stored:
             wanted = torch.float32 if any(f".{module}." in f".{name}" for module in exact) else dtype
             part.data = part.data.to(wanted)
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):  # Gemma's: made from this number in the format that is computed in
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=dtype, device=module.weight.device)
     model.config.dtype = dtype
 
 

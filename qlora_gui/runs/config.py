@@ -8,13 +8,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from qlora_gui import hub
 from qlora_gui.data.formats import FormatName
 from qlora_gui.errors import UserError
+from qlora_gui.runs import settings_yaml
+from qlora_gui.system import files
 
 Settings = TypeVar("Settings", bound=BaseModel)
 PRESETS = Path(__file__).parent / "presets"
@@ -32,7 +33,7 @@ class RunConfig(BaseModel):
     Defaults: all linears and 2e-4 as in the QLoRA paper (2305.14314, section 4 and table 9); alpha twice the rank.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
 
     # fmt: off
     name: str = knob("", "Name of the run and its folder; empty makes one up.", "What to train", False, max_length=64)
@@ -41,7 +42,10 @@ class RunConfig(BaseModel):
     dataset: str = knob("demo", "Data: a JSON, JSONL, CSV or Parquet file, a hub id, or demo.", "What to train", False, min_length=1)
     dataset_format: FormatName = knob("auto", "How rows are read; auto recognizes the columns.", "What to train")
     dataset_split: str = knob("train", "Split of a hub data set.", "What to train", min_length=1)
+    skip_bad_rows: bool = knob(False, "Leave out rows that cannot be used, instead of stopping; they are counted and named.", "What to train")
     system_prompt: str = knob("", "System prompt put before every conversation that has none.", "What to train")
+    chat_template: str = knob("", "Chat template: empty for the base's own; plain, chatml, the name of one of the base's, or a Jinja file.", "What to train")
+    thinking: Literal["auto", "on", "off"] = knob("auto", "Whether the model reasons before it answers, where its chat template has such a setting; auto is on if most answers carry reasoning.", "What to train")
     special_tokens: Literal["text", "control"] = knob("text", "What special tokens spelled out in the data are (like </s>): text, or what they spell.", "What to train")
     max_length: int = knob(512, "Longest row, in tokens; longer ones are cut.", "What to train", ge=16, le=131_072)
     eval_fraction: float = knob(0.1, "Share of rows held out to measure on (0 for none); unused where the data brings its own.", "What to train", ge=0, le=0.5)
@@ -57,13 +61,13 @@ class RunConfig(BaseModel):
     double_quant: bool = knob(True, "Quantize the quantization constants too.", "Quantization")
 
     epochs: float = knob(3, "How often the data is seen.", "Schedule", False, gt=0, le=1000)
-    max_steps: int = knob(0, "Stop after this many optimizer steps; 0 lets epochs decide.", "Schedule", ge=0)
+    max_steps: int = knob(0, "Stop after this many optimizer steps; 0 lets epochs decide.", "Schedule", ge=0, le=10**9)
     learning_rate: float = knob(2e-4, "Peak learning rate.", "Schedule", False, gt=0, le=1)
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = knob("cosine", "Shape of the learning rate.", "Schedule")
     warmup_ratio: float = knob(0.03, "Share of steps over which the learning rate rises.", "Schedule", ge=0, lt=1)
 
     weight_decay: float = knob(0.0, "Weight decay of the optimizer.", "Optimizer", ge=0, le=1)
-    max_grad_norm: float = knob(0.3, "Gradients are clipped to this norm; 0 does not clip.", "Optimizer", ge=0)
+    max_grad_norm: float = knob(0.3, "Gradients are clipped to this norm; 0 does not clip.", "Optimizer", ge=0, le=10**9)
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = knob("adamw_torch_fused", "Optimizer, by its name in transformers.", "Optimizer")
     seed: int = knob(42, "Seed of initialization, order and held-out split.", "Optimizer", ge=0, lt=2**32)
 
@@ -74,15 +78,16 @@ class RunConfig(BaseModel):
     auto_fit: bool = knob(True, "When a GPU run does not fit, halve the micro-batch, double accumulation, and go on.", "Memory")
     packing: bool = knob(False, "Fill rows with several examples that cannot see each other.", "Memory")
 
+    gpu: str = knob("", "GPU to train on: its number as --headless-check lists them, or its uuid; empty takes the freest, cpu the CPU.", "Several GPUs")
     num_processes: int = knob(1, "Processes, one a GPU, that train together; accelerate launches them.", "Several GPUs", ge=1, le=1024)
     fsdp: bool = knob(False, "Processes share the 4-bit base out and fetch each layer when it is used (FSDP), for bases larger than a GPU.", "Several GPUs")
     accelerate_config: str = knob("", "A file made by accelerate config, for several machines say; empty is data parallel on this one.", "Several GPUs")
 
-    logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1)
-    eval_steps: int = knob(50, "Steps between two held-out measurements.", "Logging", ge=1)
+    logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1, le=10**9)
+    eval_steps: int = knob(50, "Steps between two held-out measurements.", "Logging", ge=1, le=10**9)
     probe_prompts: int = knob(3, "Held-out prompts answered at every held-out measurement, to see when answers get better or break.", "Logging", ge=0, le=20)
     probe_tokens: int = knob(48, "Longest such answer, in tokens.", "Logging", ge=1, le=512)
-    save_steps: int = knob(50, "Steps between two checkpoints.", "Logging", ge=1)
+    save_steps: int = knob(50, "Steps between two checkpoints.", "Logging", ge=1, le=10**9)
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = knob("none", "Also report to a tracker that is installed.", "Logging")
     # fmt: on
 
@@ -93,6 +98,8 @@ class RunConfig(BaseModel):
             raise ValueError("use letters, digits, dots, dashes and underscores, beginning with a letter or digit")
         if value.endswith((".json", ".jsonl")):
             raise ValueError("a name does not end like a data file")
+        if why := files.why_not_a_name(value):
+            raise ValueError(f"{why}: choose another")
         return value
 
     @field_validator("revision")
@@ -101,6 +108,16 @@ class RunConfig(BaseModel):
         if value and (not re.fullmatch(r"[\w][\w./-]*", value) or ".." in value):
             raise ValueError("use a branch, a tag or a commit")
         return value
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _gpu(cls, value: Any) -> str:
+        text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else "?"
+        if text.lower() == "cpu":
+            return "cpu"
+        if not re.fullmatch(r"|\d{1,3}|(?i:(gpu-|mig-)?[0-9a-f][0-9a-f-]{7,60})", text):
+            raise ValueError("use the number of a GPU, its uuid (GPU-…), cpu, or nothing for the freest")
+        return text
 
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod
@@ -123,6 +140,8 @@ class RunConfig(BaseModel):
         folder = hub.local(self.base_model)
         if self.revision and (self.base_model == "demo" or (folder is not None and folder.is_dir())):
             raise ValueError("revision belongs to a hub model: leave it empty for demo or a local folder")
+        if self.gpu and self.gpu != "cpu" and (self.num_processes > 1 or self.accelerate_config):
+            raise ValueError("gpu names one GPU for one process: leave it empty, or set num_processes to 1")
         if self.fsdp and self.num_processes == 1 and not self.accelerate_config:
             raise ValueError("fsdp shares the base out among processes: set num_processes or accelerate_config too")
         return self
@@ -222,25 +241,19 @@ def types_of(field: FieldInfo) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def of_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises ValueError for what is none: the library raises what it likes on dates and keys."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        reason = str(error).splitlines()
-        raise ValueError(reason[0] if reason else type(error).__name__) from None
-
-
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        body = path.read_text(encoding="utf-8-sig")
-        value = json.loads(body) if path.suffix == ".json" else of_yaml(body)
+        with path.open(encoding="utf-8-sig") as file:
+            body = file.read(settings_yaml.MOST_TEXT + 1)
+        value = json.loads(body) if path.suffix == ".json" else settings_yaml.parsed(body)
     except FileNotFoundError:
         raise UserError(f"The config file '{path}' does not exist: check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file '{path}' cannot be read: {error}.") from None
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "it is nested too deeply"
+        if len(body) > settings_yaml.MOST_TEXT:
+            reason = f"it has more than {settings_yaml.MOST_TEXT:,} characters, and no more are read"
         raise UserError(f"The config file '{path}' is neither YAML nor a run.json: {reason}.") from None
     if value is None:
         return {}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_gui.runs.events import Event
+from qlora_gui.runs.thinning import PEAK
 
 MAX_POINTS = 160
 
@@ -32,20 +33,21 @@ def by_step(events: Sequence[Event], kind: str) -> list[Event]:
 
 
 def points(events: Sequence[Event], kind: str, value: str) -> list[tuple[float, float]]:
-    """(step, value) of the events that have the value."""
-    return [(event["step"], event[value]) for event in by_step(events, kind) if event.get(value) is not None]
+    """(step, value) of the events that have the value; of a thinned run those of its even sample."""
+    found = [event for event in by_step(events, kind) if event.get(value) is not None]
+    return [(event["step"], event[value]) for event in found if PEAK not in event]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means of even groups, with the first and the last point kept as they are."""
+    """At most `most` points: means over equal stretches of x, with the first and the last point kept as they are."""
     if len(points) <= most:
         return list(points)
-    size = math.ceil((len(points) - 2) / (most - 2))
-    kept = [points[0]]
-    for first in range(1, len(points) - 1, size):
-        group = points[first : min(first + size, len(points) - 1)]
-        kept.append((group[len(group) // 2][0], sum(y for _, y in group) / len(group)))
-    return [*kept, points[-1]]
+    left, width = points[0][0], (points[-1][0] - points[0][0]) / (most - 2) or 1.0
+    stretches: dict[int, list[tuple[float, float]]] = {}
+    for point in points[1:-1]:
+        stretches.setdefault(min(int((point[0] - left) / width), most - 3), []).append(point)
+    means = [(group[len(group) // 2][0], sum(y for _, y in group) / len(group)) for group in stretches.values()]
+    return [points[0], *means, points[-1]]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -1,19 +1,25 @@
 """events.jsonl: one JSON object a line, append only. The trainer writes; everybody else follows from an offset.
 
-Kinds: started, stage, data, base, fit, memory, step, eval, probe, saved, then finished | stopped | failed. Readers ignore kinds
-they do not know and a last line that is not finished.
+Kinds: started, stage, note, data, base, fit, memory, step, eval, probe, saved, then finished | stopped | failed. Readers ignore kinds
+they do not know and a last line that is not finished; lines that are no event (`event_shapes`) are skipped, and that is
+told by an event which `read` puts before the others. A long run is read from its end, or by what was added.
 """
 
-import errno
+import contextlib
 import json
 import math
 import os
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from qlora_gui import plain_files
+from qlora_gui.runs import cached, event_shapes
+from qlora_gui.runs.files import append_line
+from qlora_gui.runs.thinning import Thinned
 
 Event = dict[str, Any]
 FINAL = ("finished", "stopped", "failed")
@@ -24,24 +30,21 @@ class EventLog:
 
     def __init__(self, path: Path):
         self.path = path
-        self._broken = False
+        self._torn = True  # perhaps, by a writer before this one
         self._end_broken_line()
 
     def append(self, kind: str, **fields: Any) -> Event:
         """Write one event and give it back. Numbers that JSON has no word for (NaN, infinity) become null."""
+        self._end_broken_line()
         event: Event = {"t": round(time.time(), 3), "kind": kind} | {
             key: _plain(value) for key, value in fields.items()
         }
         line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            whole = b"\n" + line if self._broken else line
-            written = os.write(file, whole)
-            self._broken = written not in (0, len(whole))
-            if written < len(whole):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(file)
+            append_line(self.path, line)
+        except OSError:
+            self._torn = True
+            raise
         return event
 
     def _end_broken_line(self) -> None:
@@ -49,11 +52,14 @@ class EventLog:
 
         Appended, and not written at the end that was seen: meanwhile another writer's line may have begun there.
         """
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("ab+") as file:
+        if self._torn and self.path.exists() and self.path.stat().st_size:
+            with plain_files.open_to_read(self.path) as file:
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
+                broken = file.read(1) != b"\n"
+            if broken:
+                with plain_files.open_to_write(self.path, append=True) as file:
                     file.write(b"\n")
+        self._torn = False
 
 
 class Silent(EventLog):
@@ -67,48 +73,182 @@ class Silent(EventLog):
         return {"t": round(time.time(), 3), "kind": kind, **fields}
 
 
-@dataclass(frozen=True)
 class _Known:
-    """The events of a file up to `end`, as long as its first and last bytes are these."""
+    """What was read of one file up to `end`, as long as its first and last bytes are these. Used under its `lock`.
 
-    events: list[Event]
-    end: int
-    begins: bytes
-    ends: bytes
+    `whole` keeps every event, else a long run is thinned (`thinning`). `skipped` counts lines with a fault.
+    """
+
+    def __init__(self, whole: bool = False):
+        self.lock = threading.Lock()
+        self.whole = whole
+        self._forget()
+
+    def _forget(self) -> None:
+        self.end = self.skipped = self._kept_to = 0
+        self.marks = (b"", b"")
+        self.seen = (0, 0)  # size and time of change when it was read last
+        self.mark: Event | None = None  # the latest of `started` and the final ones
+        self._why: list[str] = []
+        self._whole: list[Event] = []
+        self._thin = Thinned()
+        self._given: list[Event] | None = None
+
+    def check(self, path: Path, file: BinaryIO) -> None:
+        """Forget all where another file has taken this one's place, or it was changed without growing; take over what the
+        cache knows of a long one."""
+        stat = os.fstat(file.fileno())
+        edited = stat.st_size == self.seen[0] and stat.st_mtime_ns != self.seen[1]
+        if self.end and (edited or _marks(file, self.end) != self.marks):
+            self._forget()
+        if not self.end and not self.whole and os.fstat(file.fileno()).st_size > _LONG:
+            self._take_over(cached.load(cached.name_of("events", path)), file)
+
+    def advance(self, file: BinaryIO, most: int | None = None) -> bool:
+        """Read on from `end`, about `most` bytes or all there are; gives whether something was read."""
+        lines = _lines(file, self.end, most)
+        before = self.end
+        for line, end in lines:
+            self.end = end
+            if line is None or line.strip():
+                self._take(line)
+        stat = os.fstat(file.fileno())
+        self.seen = stat.st_size, stat.st_mtime_ns
+        if self.end != before:
+            self.marks, self._given = _marks(file, self.end), None
+        return self.end != before
+
+    def told(self) -> list[Event]:
+        """The events, led by what must be told of them: that lines were skipped, or that not all events are kept."""
+        if self._given is None:
+            head: list[Event] = []
+            if self.skipped:
+                head.append({"t": 0.0, "kind": "skipped", "count": self.skipped, "why": list(self._why)})
+            if counts := {} if self.whole else self._thin.thinned():
+                head.append({"t": 0.0, "kind": "thinned", "counts": counts})
+            self._given = head + (self._whole if self.whole else self._thin.all())
+        return list(self._given)
+
+    def keep(self, path: Path) -> None:
+        """Let the cache know a long file, now and then."""
+        if self.whole or self.end - self._kept_to < _LONG:
+            return
+        self._kept_to = self.end
+        told = {"end": self.end, "marks": [mark.hex() for mark in self.marks], "mark": self.mark, "why": self._why}
+        told |= {"seen": self.seen, "skipped": self.skipped, "events": self._thin.plain()}
+        cached.keep(cached.name_of("events", path), told)
+
+    def _take_over(self, found: Any, file: BinaryIO) -> None:
+        try:
+            marks = bytes.fromhex(found["marks"][0]), bytes.fromhex(found["marks"][1])
+            stat, (size, changed) = os.fstat(file.fileno()), found["seen"]
+            if _marks(file, found["end"]) != marks or (stat.st_size == size and stat.st_mtime_ns != changed):
+                return
+            thin = Thinned.of_plain(found["events"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            return
+        self.seen = size, changed
+        self.end, self.marks, self.mark, self._why = found["end"], marks, found["mark"], found["why"]
+        self.skipped, self._thin, self._kept_to, self._given = found["skipped"], thin, found["end"], None
+
+    def _take(self, line: bytes | None) -> None:
+        event, why = _parsed(line)
+        if why:
+            self.skipped += 1
+            if len(self._why) < _MOST_WHY:
+                self._why.append(why)
+        if event is None:
+            return
+        if event["kind"] in ("started", *FINAL):
+            self.mark = event
+        if self.whole:
+            self._whole.append(event)
+        else:
+            self._thin.add(event)
 
 
-_known: OrderedDict[Path, _Known] = OrderedDict()  # a page asks for the same events many times a second
+_known: OrderedDict[tuple[Path, bool], _Known] = OrderedDict()  # a page asks for the same many times a second
 _keeping = threading.Lock()
 _MOST_KNOWN, _MARK = 32, 256  # files; bytes
+_BLOCK, _LONG, _TAIL = 1 << 20, 8 << 20, 1 << 20  # bytes
+_MOST_WHY = 3
 
 
-def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+def read(path: Path, offset: int = 0, whole: bool = False) -> tuple[list[Event], int]:
     """The events after byte `offset`, and the offset to go on from. A file that is not there has none.
 
-    They are shared with whoever else reads this file: not to be changed.
+    Without an offset those of a run of more than a few thousand are thinned, unless `whole`. What is no event is left out.
+    Both are told by an event at the beginning: `skipped` with `count` and the first reasons `why`, `thinned` with the
+    `counts` that there were of each kind. They are shared with whoever else reads this file: not to be changed.
     """
     try:
-        with path.open("rb") as file:
-            known = None if offset else _still(_known.get(path), file)
-            start = known.end if known else offset
-            file.seek(start)
-            events, end = _parsed(file.read(), start)
-            if offset:
-                return events, end
-            if known:
-                events = [*known.events, *events]
-            _keep(path, events, end, file)
-            return list(events), end
+        with plain_files.open_to_read(path) as file:
+            known = _Known(whole=True) if offset else _of(path, whole)
+            known.end = offset or known.end
+            with known.lock:
+                if not offset:
+                    known.check(path, file)
+                known.advance(file)
+                known.keep(path)
+                return known.told(), known.end
     except OSError:  # there is none, or what is there is no file
         return [], offset
 
 
-def _still(known: _Known | None, file: BinaryIO) -> _Known | None:
-    """What is known of a file, unless another one has taken its place."""
-    if known is None:
-        return None
-    begins, ends = _marks(file, known.end)
-    return known if (begins, ends) == (known.begins, known.ends) else None
+def behind(path: Path) -> int:
+    """How many bytes of a file `read` would have to parse; of what is known already, or by the cache, none."""
+    try:
+        with plain_files.open_to_read(path) as file:
+            known = _of(path)
+            if not known.lock.acquire(blocking=False):  # being read just now
+                return max(os.fstat(file.fileno()).st_size - known.end, 1)
+            try:
+                known.check(path, file)
+                return os.fstat(file.fileno()).st_size - known.end
+            finally:
+                known.lock.release()
+    except OSError:
+        return 0
+
+
+def catch_up(path: Path) -> None:
+    """Read a long file piece by piece, so that others can ask in between how far it is (`behind`)."""
+    with contextlib.suppress(OSError), plain_files.open_to_read(path) as file:
+        known, more = _of(path), True
+        while more:
+            with known.lock:
+                known.check(path, file)
+                more = known.advance(file, 4 * _BLOCK)
+                known.keep(path)
+
+
+def mark(path: Path) -> Event | None:
+    """The latest of `started` and the final events, found from the file's end; None where there is none near it."""
+    if behind(path) <= _TAIL:
+        read(path)
+        return _of(path).mark
+    return last(tail(path), "started", *FINAL)
+
+
+def tail(path: Path) -> list[Event]:
+    """The events of a file's last megabyte."""
+    try:
+        with plain_files.open_to_read(path) as file:
+            start = max(os.fstat(file.fileno()).st_size - _TAIL, 0)
+            lines = [line for line, _ in _lines(file, start, None)]
+    except OSError:
+        return []
+    found = [_parsed(line)[0] for line in (lines[1:] if start else lines)]
+    return [event for event in found if event is not None]
+
+
+def _of(path: Path, whole: bool = False) -> _Known:
+    with _keeping:
+        found = _known.setdefault((path, whole), _Known(whole))
+        _known.move_to_end((path, whole))
+        while len(_known) > _MOST_KNOWN:
+            _known.popitem(last=False)
+        return found
 
 
 def _marks(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
@@ -118,26 +258,37 @@ def _marks(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
     return begins, file.read(min(_MARK, end))
 
 
-def _keep(path: Path, events: list[Event], end: int, file: BinaryIO) -> None:
-    found = _Known(events, end, *_marks(file, end))
-    with _keeping:
-        _known[path] = found
-        _known.move_to_end(path)
-        while len(_known) > _MOST_KNOWN:
-            _known.popitem(last=False)
+def _lines(file: BinaryIO, start: int, most: int | None) -> Iterator[tuple[bytes | None, int]]:
+    """Whole lines from a byte on, each with the byte after it, until about `most` bytes were read.
+
+    A line that is too long to be an event comes as None: it is never held in memory.
+    """
+    file.seek(start)
+    end, held, dropped = start, b"", 0
+    while block := file.read(_BLOCK):
+        first, *more = block.split(b"\n")
+        rest = held + first if not dropped else b""
+        dropped += len(first) if dropped else 0
+        for part in more:
+            end += (dropped or len(rest)) + 1
+            yield (None if dropped else rest), end
+            dropped, rest = 0, part
+        if len(rest) > event_shapes.MOST_BYTES:
+            dropped, rest = len(rest), b""
+        held = rest
+        if most is not None and end - start >= most:
+            return
 
 
-def _parsed(body: bytes, offset: int) -> tuple[list[Event], int]:
-    whole = body[: body.rfind(b"\n") + 1]
-    events = []
-    for line in whole.splitlines():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and isinstance(event.get("kind"), str) and isinstance(event.get("t"), (int, float)):
-            events.append(event)
-    return events, offset + len(whole)
+def _parsed(line: bytes | None) -> tuple[Event | None, str]:
+    """The event of a line, None where it is none, and what is wrong with it."""
+    if line is None or len(line) > event_shapes.MOST_BYTES:
+        return None, "a line of more than 4 MB"
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "a line that is no JSON"
+    return event_shapes.sound(event)
 
 
 def last(events: list[Event], *kinds: str) -> Event | None:

@@ -1,18 +1,60 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and JSON files that may be missing or damaged."""
 
+import contextlib
+import errno
+import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from qlora_gui import plain_files
+from qlora_gui.errors import UserError
+from qlora_gui.system import files
 
 
 def write_whole(path: Path, body: str) -> None:
     """Write a file so that readers see the old one or the whole new one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(body)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        files.set_mode(temporary, 0o644)
+        files.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line, its end included, in one write. Raises OSError; then nothing of it stays, unless another process has
+    written behind it in the same moment."""
+    with plain_files.open_to_write(path, append=True) as opened:
+        file = opened.fileno()
+        written = os.write(file, line)
+        if written < len(line):
+            end = os.lseek(file, 0, os.SEEK_CUR)
+            if written and os.fstat(file).st_size == end:
+                os.ftruncate(file, end - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@contextlib.contextmanager
+def told(what: str, path: Path) -> Iterator[None]:
+    """Turn an OSError within into a UserError: `what` cannot be written to `path`, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "free some space and try again" if full else "make the folder writable, or choose another"
+        raise UserError(f"{what} cannot be written to '{path}': {error.strerror or error}; {mend}.") from None
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; {} where there is no such file, or it holds none."""
+    try:
+        value = json.loads(plain_files.read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

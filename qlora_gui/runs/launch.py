@@ -1,83 +1,121 @@
 """Start, stop and find the child process that trains a run. It outlives whoever started it."""
 
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 import filelock
 import psutil
 
-from qlora_gui import hub
+from qlora_gui import children, hub, plain_files, torch_view
 from qlora_gui.errors import UserError
+from qlora_gui.runs import cards, changes, checkpoints, scan, several
+from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.system import processes
 
 MODULE = "qlora_gui.training"
 LAUNCHER = "accelerate.commands.launch"
-SECRETS = ("QLORA_GUI_AUTH", "QLORA_GUI_JUDGE_KEY")
-_ROOT = Path(__file__).parents[2]
-_START_SECONDS = 20.0
-_SEVERAL_SECONDS = 180.0  # accelerate reads torch from the disk before it starts the process that takes the lock
-# What tells one process of several who it is: what it starts is none of them.
-_OF_SEVERAL = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+_START_SECONDS = (
+    180.0  # on a machine that is very busy, or with accelerate before the trainer; one that ends is seen to
+)
+_OTHER_SECONDS = 40.0  # that a second start waits for the first
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child: it finds this package from any working directory, prints at once, has no secret of
-    the page's."""
-    several = _OF_SEVERAL if "TORCHELASTIC_RUN_ID" in os.environ else ()
-    mine = {name: value for name, value in os.environ.items() if name not in SECRETS and not name.startswith(several)}
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return mine | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    """The environment of a child that may compute on a card: `children.environment`, and how torch numbers them."""
+    mine = {name: value for name, value in children.environment().items() if name != cards.TOLD}
+    return torch_view.numbering() | mine
 
 
 class BusyError(UserError):
     """Another run has the GPU."""
 
 
-def start(run: Run, store: RunStore, resume: bool = False) -> None:
-    """Start training a run; returns when the child has taken the run's lock.
+def start(run: Run, store: RunStore, resume: bool = False, changed: bool = False) -> None:
+    """Start training a run; returns when the child has taken the run's lock. `changed` resumes it also with other data
+    or another base than it was begun with.
 
-    Raises BusyError when another run of the store is live, UserError when there is nothing to resume from, or when
-    the child died at once.
+    Raises BusyError when another run of the store is live, ChangedError when data or base have changed, UserError when
+    there is nothing to resume from, or when the child died at once.
     """
     try:
         # One start at a time, whoever asks: the second one finds the first one's run live.
-        with store.starting(timeout=2 * _START_SECONDS):
-            _start(run, store, resume)
+        with store.starting(timeout=_OTHER_SECONDS):
+            _start(run, store, resume, changed)
     except filelock.Timeout:
         raise BusyError("Another run is being started: try again in a moment.") from None
     except OSError as error:
         raise UserError(f"No run can be started in '{store.root}': {error.strerror or error}.") from None
 
 
-def check_free(store: RunStore, run: Run | None = None) -> None:
-    """Raise BusyError while a run of the store, other than this one, is live."""
-    for other in store.all():
-        if (run is None or other.id != run.id) and other.is_locked():
-            raise BusyError(f"The run '{other.id}' is {other.state()}: stop it or let it finish first.")
+def check_free(store: RunStore, run: Run | None = None, config: RunConfig | None = None) -> set[str]:
+    """Raise BusyError where live runs of the store, other than this one, leave no GPU to one of `config`.
+
+    Else gives the addresses of the cards that they hold. A run that was not told one card holds all of them.
+    """
+    live = [Run(one.path) for one in scan.scan(store.root) if (run is None or one.id != run.id) and one.locked]
+    if not live:
+        return set()
+    held = {card: other for other in live for card in [_card_of(other)]}
+    alone = config is None or config.num_processes > 1 or bool(config.accelerate_config)
+    if None not in held and not alone and config is not None:
+        device = cards.chosen(config.gpu, {card for card in held if card})
+        if device.address not in held and (config.gpu == cards.CPU or len(cards.gpus()) > 1):
+            return {card for card in held if card}
+        live = [held.get(device.address, live[0])]
+    raise BusyError(f"The run '{live[0].id}' is {live[0].state()}: stop it or let it finish first.")
 
 
-def _start(run: Run, store: RunStore, resume: bool) -> None:
-    check_free(store, run)
+def has_room(store: RunStore, run: Run) -> bool:
+    """Whether live runs leave a GPU to this one; of a run whose run.json is damaged, whether there is none."""
+    try:
+        config = run.config()
+    except UserError:
+        config = None
+    try:
+        check_free(store, run, config)
+        return True
+    except BusyError:
+        return False
+
+
+def _card_of(run: Run) -> str | None:
+    """The address of the one card that a live run was given; None where it may use all."""
+    card = (last(run.events()[0], "started") or {}).get("card")
+    return card if isinstance(card, str) else None
+
+
+def check_resume(run: Run, changed: bool = False) -> None:
+    """Raise UserError where a run has no checkpoint that is whole, ChangedError (unless `changed`) where it would go on
+    with other data or another base."""
+    found, wrong = checkpoints.sound(run.checkpoints)
+    if found is None:
+        raise UserError(changes.no_checkpoint(run.id, wrong))
+    if not changed:
+        changes.check(run)
+
+
+def _start(run: Run, store: RunStore, resume: bool, changed: bool) -> None:
     if run.is_locked():
         raise UserError(f"The run '{run.id}' is already running.")
-    if resume and run.last_checkpoint() is None:
-        raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
+    run.check_writable()
+    config = run.config()
+    taken = check_free(store, run, config)
+    if resume:
+        check_resume(run, changed)
+    several = config.num_processes > 1 or bool(config.accelerate_config)
+    card = cards.environment(config.gpu, taken) if not several or config.gpu == cards.CPU else {}
     run.stop_file.unlink(missing_ok=True)
-    command = command_of(run, resume)
+    command = command_of(run, resume, changed)
     before = run.events()[1]
-    with run.log_file.open("ab") as log:
-        child = detached(command, log)
-    deadline = time.monotonic() + (_SEVERAL_SECONDS if LAUNCHER in command else _START_SECONDS)
+    with plain_files.open_to_write(run.log_file, append=True) as log:
+        child = detached(command, log, card)
+    deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and not run.is_locked():
         if child.poll() is not None:
             if not any(event["kind"] == "started" for event in run.events(before)[0]):
@@ -86,40 +124,39 @@ def _start(run: Run, store: RunStore, resume: bool) -> None:
         time.sleep(0.05)
 
 
-def command_of(run: Run, resume: bool) -> list[str]:
+def command_of(run: Run, resume: bool, changed: bool = False) -> list[str]:
     """What trains a run: this package alone, or under accelerate where there are several processes.
 
-    Raises UserError for an accelerate config that is not there.
+    Raises UserError for an accelerate config that is not there, or that is not taken.
     """
-    words = [MODULE, str(run.path), *(["--resume"] if resume else [])]
+    words = [MODULE, str(run.path), *(["--resume"] if resume else []), *([changes.FLAG] if changed else [])]
     config = run.config()
     if config.num_processes == 1 and not config.accelerate_config:
         return [sys.executable, "-m", *words]
-    command = [sys.executable, "-m", LAUNCHER]
     if config.accelerate_config:
-        file = hub.local(config.accelerate_config)
-        if file is None or not file.is_file():
-            raise UserError(f"The accelerate config '{config.accelerate_config}' does not exist: check the path.")
-        command += ["--config_file", str(file), *(["--use_fsdp"] if config.fsdp else [])]
-    else:
-        # --multi_gpu also on a CPU: it is the launcher of one process a device, and asks for no GPU itself.
-        way = ["--use_fsdp", "--fsdp_version", "2"] if config.fsdp else ["--multi_gpu"]
-        command += [*way, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0"]  # a free one
-    if config.num_processes > 1:
-        command += ["--num_processes", str(config.num_processes)]
-    return [*command, "-m", *words]
+        _refuse_strangers(config.accelerate_config, run)
+    return [sys.executable, "-m", LAUNCHER, *several.launcher_words(config), "-m", *words]
 
 
-def detached(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a child that outlives this process; what it says goes into `log`."""
+def _refuse_strangers(named: str, run: Run) -> None:
+    """Raise UserError for an accelerate config that came with a run or by an upload: strangers make those, too."""
+    file = hub.local(named)
+    if file and any(file.resolve().is_relative_to(folder.resolve()) for folder in (run.path.parent, hub.cache_dir())):
+        raise UserError(
+            f"The accelerate config '{named}' lies among runs or uploads, which strangers can make: copy it elsewhere "
+            "once you have read it."
+        )
+
+
+def detached(command: Sequence[str], log: IO[bytes], more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a child that outlives this process, with `more` variables; what it says goes into `log`."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=child_environment(),
-        start_new_session=True,  # a Ctrl+C or a closed terminal is for the parent
+        env=child_environment() | dict(more or {}),
+        **processes.apart(),  # a Ctrl+C or a closed terminal is for the parent
     )
     threading.Thread(target=child.wait, daemon=True).start()  # else it stays a zombie for as long as we live
     return child
@@ -127,13 +164,18 @@ def detached(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 def find(run: Run) -> psutil.Process | None:
     """The process that trains this run, found by its command line, or None; of several the one that launched them."""
-    found = [
-        process
-        for process in psutil.process_iter(["cmdline", "ppid"])
-        if MODULE in (words := process.info["cmdline"] or []) and str(run.path) in words
-    ]
+    found = processes_of(MODULE, run)
     ours = {process.pid for process in found}
     return next((process for process in found if process.info["ppid"] not in ours), None)
+
+
+def processes_of(module: str, run: Run) -> list[psutil.Process]:
+    """The living processes of a module of this program that were started for a run, by their command lines."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if module in (words := process.info["cmdline"] or []) and str(run.path) in words
+    ]
 
 
 def kill(run: Run) -> bool:

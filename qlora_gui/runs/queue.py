@@ -1,4 +1,4 @@
-"""Runs that wait for the GPU: a marker in each one's folder says its place, and a process of its own starts them in turn.
+"""Runs that wait for a GPU: a marker in each one's folder says its place, and a process of its own starts them in turn.
 
 `python -m qlora_gui.runs.queue ADAPTERS` is that process. It holds no model and needs no page; it lives while something
 waits. Where it is gone (a crash, a restart of the machine), the next page, command or ending run starts it again.
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import filelock
 
+from qlora_gui import plain_files
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch, locks
+from qlora_gui.runs import launch, locks, scan
 from qlora_gui.runs.events import FINAL, EventLog
-from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.files import told, write_whole
 from qlora_gui.runs.store import Run, RunStore
 
 MODULE = "qlora_gui.runs.queue"
@@ -28,21 +29,31 @@ _POLL_SECONDS = 1.0
 
 def waiting(store: RunStore) -> list[Run]:
     """The runs that wait, the next one first."""
-    marked = [(mark, run) for run in store.all() if (mark := run.queue_mark()) is not None and not run.is_locked()]
+    queued = [Run(one.path) for one in scan.scan(store.root) if one.queued and not one.locked]
+    marked = [(mark, run) for run in queued if (mark := run.queue_mark()) is not None]
     return [run for _, run in sorted(marked, key=lambda pair: (pair[0]["place"], pair[1].created(), pair[1].id))]
 
 
 def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
-    """Put runs at the end of the queue, in this order, and see that they will be started. Raises UserError."""
+    """Put runs at the end of the queue, in this order, and see that they will be started.
+
+    Raises UserError; then none of them waits.
+    """
     for run in runs:
         if run.is_locked() or run.queue_mark() is not None:
             raise UserError(f"The run '{run.id}' is {run.state()} already.")
-        if resume and run.last_checkpoint() is None:
-            raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
-    marks = [mark["place"] for run in store.all() if (mark := run.queue_mark()) and mark["place"] < math.inf]
-    for place, run in enumerate(runs, int(max(marks, default=0)) + 1):
-        _mark(run, place, resume)
-    ensure_starter(store)
+        run.check_writable()
+        if resume:
+            launch.check_resume(run)
+    marks = [mark["place"] for run in waiting(store) if (mark := run.queue_mark()) and mark["place"] < math.inf]
+    try:
+        for place, run in enumerate(runs, int(max(marks, default=0)) + 1):
+            _mark(run, place, resume)
+        ensure_starter(store)
+    except UserError:
+        for run in runs:
+            run.queue_file.unlink(missing_ok=True)
+        raise
 
 
 def move(store: RunStore, run: Run, by: int) -> None:
@@ -67,26 +78,29 @@ def leave(store: RunStore, run: Run) -> None:
     with store.nothing_starts():
         if run.is_locked():
             raise UserError(f"The run '{run.id}' has begun: stop it instead.")
+        run.check_writable()
         mark = run.queue_mark()
-        run.queue_file.unlink(missing_ok=True)
-        if mark is not None and not mark["resume"]:
-            EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
+        with told(f"That '{run.id}' waits no more", run.path):
+            if mark is not None and not mark["resume"]:
+                EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
+            run.queue_file.unlink(missing_ok=True)
 
 
 def ensure_starter(store: RunStore) -> None:
     """Start the process that starts waiting runs, unless it lives or nothing waits."""
     if not waiting(store) or locks.is_held(store.root / LOCK):
         return
-    with (store.root / LOG).open("ab") as log:
+    with told("The queue's log", store.root), plain_files.open_to_write(store.root / LOG, append=True) as log:
         launch.detached([sys.executable, "-m", MODULE, str(store.root)], log)
 
 
 def _mark(run: Run, place: int, resume: bool) -> None:
-    write_whole(run.queue_file, json.dumps({"place": place, "resume": resume}) + "\n")
+    with told(f"The place of '{run.id}' in the queue", run.path):
+        write_whole(run.queue_file, json.dumps({"place": place, "resume": resume}) + "\n")
 
 
-def _lock(store: RunStore) -> filelock.BaseFileLock:
-    return filelock.FileLock(store.root / LOCK, timeout=0)
+def _lock(store: RunStore) -> locks.Lock:
+    return locks.Lock(store.root / LOCK)
 
 
 def serve(store: RunStore) -> None:
@@ -101,7 +115,7 @@ def serve(store: RunStore) -> None:
 
 def _drain(store: RunStore) -> None:
     while order := waiting(store):
-        if not any(run.is_locked() for run in store.all()):
+        if launch.has_room(store, order[0]):
             _start(store, order[0])
         time.sleep(_POLL_SECONDS)
 

@@ -1,29 +1,60 @@
 """What a config says about several processes, without asking accelerate."""
 
-import yaml
-
-from qlora_gui import hub
+from qlora_gui import hardware
+from qlora_gui.errors import UserError
+from qlora_gui.runs import accelerate_file, cards
 from qlora_gui.runs.config import RunConfig
-
-_MOST = 2**16  # characters of such a file
+from qlora_gui.system import kind
 
 
 def sharers(config: RunConfig) -> int:
     """Among how many processes the 4-bit base is shared out: 1 where each holds it whole."""
-    told = _accelerate_config(config.accelerate_config) if config.accelerate_config else {}
-    if not config.fsdp and told.get("distributed_type") != "FSDP":
+    told = accelerate_file.Together()
+    if config.accelerate_config:
+        try:
+            told = accelerate_file.read(config.accelerate_config)
+        except UserError:  # whoever starts the run is told
+            return 1
+    if not (config.fsdp or told.fsdp):
         return 1
-    count = config.num_processes if config.num_processes > 1 else told.get("num_processes", 1)
-    return max(count, 1) if isinstance(count, int) else 1
+    return max(config.num_processes if config.num_processes > 1 else told.processes, 1)
 
 
-def _accelerate_config(path: str) -> dict[str, object]:
-    file = hub.local(path)
-    if file is None or not file.is_file():  # whoever starts the run is told
-        return {}
-    try:
-        with file.open(encoding="utf-8") as text:
-            found = yaml.safe_load(text.read(_MOST))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def check(config: RunConfig, local_only: bool = False) -> None:
+    """Raise UserError for a GPU that is not there, for more processes than there are GPUs, or, without one, cores, and
+    for an accelerate config that cannot be used, with `local_only` one that leads to another machine.
+    """
+    cards.check(config.gpu)
+    count = config.num_processes
+    if (count > 1 or config.accelerate_config) and kind.is_windows():
+        raise UserError(
+            "Several processes that train together need Linux: on Windows start the program in WSL2, or set num_processes "
+            "to 1 and leave accelerate_config empty."
+        )
+    if config.accelerate_config:  # which may name several machines
+        accelerate_file.read(config.accelerate_config, local_only).flags(_own(config))
+        return
+    if count == 1:
+        return
+    gpus = cards.gpus()
+    most = len(gpus) or hardware.cores()
+    if count <= most:
+        return
+    have = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}" if gpus else f"no GPU, and {most} cores"
+    raise UserError(
+        f"This machine has {have}, but num_processes is {count}: set it to {most if gpus else 1}, or give an "
+        "accelerate_config for several machines."
+    )
+
+
+def launcher_words(config: RunConfig) -> list[str]:
+    """What `accelerate launch` is told of a run that more than one process trains. Raises UserError."""
+    if config.accelerate_config:
+        return accelerate_file.read(config.accelerate_config).flags(_own(config), config.fsdp)
+    # MULTI_GPU also on a CPU: it is the launcher of one process a device, and asks for no GPU itself.
+    return accelerate_file.Together(several=True).flags(config.num_processes, config.fsdp)
+
+
+def _own(config: RunConfig) -> int:
+    """The number of processes that a run sets itself, 0 where it leaves that to the file."""
+    return config.num_processes if config.num_processes > 1 else 0

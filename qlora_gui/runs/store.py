@@ -14,18 +14,23 @@ from typing import Any, Literal
 import filelock
 from pydantic import ValidationError
 
-from qlora_gui import hub
+from qlora_gui import hub, plain_files
+from qlora_gui.data import chat_template
 from qlora_gui.data import read as data
 from qlora_gui.errors import UserError
-from qlora_gui.runs import checkpoints, events, locks
+from qlora_gui.runs import checkpoints, events, locks, looking, scan, several, uploads
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.files import write_whole
 from qlora_gui.runs.names import made_up_name
+from qlora_gui.system import files
 
 SCHEMA = 1
-PATH_KNOBS = ("base_model", "dataset", "accelerate_config")  # what may name a file or folder
+PATH_KNOBS = ("base_model", "dataset", "chat_template", "accelerate_config")  # what may name a file or folder
 YOUNG_SECONDS = 30.0
+EVALUATION_LOCK = ".evaluate.lock"  # held while an evaluation lives that was begun from the run
+_GONE = ".deleted-"
 _PATIENCE_SECONDS = 10.0  # for a start that is under way
+_MOST_MARK = 4096  # bytes
 State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died"]
 LIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
@@ -61,7 +66,7 @@ class Run:
     def queue_mark(self) -> dict[str, Any] | None:
         """`place` (a number, the lowest is next) and `resume` of a run that waits, else None."""
         try:
-            mark = json.loads(self.queue_file.read_text(encoding="utf-8"))
+            mark = json.loads(plain_files.read_text(self.queue_file, _MOST_MARK))
             return {"place": float(mark["place"]), "resume": bool(mark["resume"])}
         except FileNotFoundError:
             return None
@@ -72,14 +77,14 @@ class Run:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def lock(self, timeout: float = 0) -> filelock.BaseFileLock:
+    def lock(self, timeout: float = 0) -> locks.Lock:
         """The lock that the trainer holds while it lives."""
-        return filelock.FileLock(self.path / ".lock", timeout=timeout)
+        return locks.Lock(self.path / ".lock", timeout)
 
     def manifest(self) -> dict[str, Any]:
         """`run.json`. Raises UserError when it is missing or not readable."""
         try:
-            value = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            value = json.loads(plain_files.read_text(self.path / "run.json", plain_files.MOST_CONFIG))
             if not isinstance(value, dict):
                 raise ValueError("no object")
         except (OSError, ValueError, RecursionError) as error:
@@ -123,11 +128,11 @@ class Run:
             return "stopping" if self.stop_file.exists() else "running"
         if self.queue_file.exists():
             return "queued"
-        marks = [event for event in self.events()[0] if event["kind"] in ("started", *events.FINAL)]
-        if marks and marks[-1]["kind"] != "started":
-            kind: State = marks[-1]["kind"]
+        mark = events.mark(self.events_file)
+        if mark is not None and mark["kind"] != "started":
+            kind: State = mark["kind"]
             return kind
-        young = not marks and 0 <= time.time() - self.created() < YOUNG_SECONDS  # negative: the clock was set back
+        young = mark is None and 0 <= time.time() - self.created() < YOUNG_SECONDS  # negative: the clock was set back
         return "starting" if young else "died"
 
     def is_live(self) -> bool:
@@ -142,16 +147,30 @@ class Run:
         return checkpoints.latest(self.checkpoints)
 
     def request_stop(self) -> None:
-        """Ask the trainer to finish this step, save and end."""
-        self.stop_file.touch()
+        """Ask the trainer to finish this step, save and end. Raises UserError where that cannot be written."""
+        try:
+            plain_files.open_to_write(self.stop_file, append=True).close()
+        except OSError as error:
+            raise UserError(f"The run '{self.id}' cannot be asked to stop: {error.strerror or error}.") from None
+
+    def check_writable(self) -> None:
+        """Raise UserError for a folder with anything in it through which something else would be written or deleted."""
+        try:
+            plain_files.check_folder(self.path)
+        except plain_files.StrangeFile as error:
+            raise UserError(f"Nothing is written into the run '{self.id}': {error}.") from None
+        except FileNotFoundError:
+            return  # whoever writes says so
 
     def log_tail(self, lines: int = 30) -> str:
         """The last lines of train.log; progress bars that overwrite themselves show their last state."""
         try:
-            with self.log_file.open("rb") as file:
+            with plain_files.open_to_read(self.log_file) as file:
                 file.seek(0, os.SEEK_END)
                 file.seek(max(0, file.tell() - 400 * lines))
                 body = file.read().decode("utf-8", "replace")
+        except plain_files.StrangeFile as error:
+            return f"{error}."
         except OSError:
             return ""
         return "\n".join(line.rsplit("\r", 1)[-1] for line in body.splitlines()[-lines:])
@@ -160,24 +179,48 @@ class Run:
 class RunStore:
     """The folder of runs, `adapters/` by default."""
 
-    def __init__(self, root: Path | str = "adapters", roots: Sequence[Path] | None = None):
-        """`roots` are the only folders in which data and local bases may be named; None allows all."""
+    def __init__(self, root: Path | str = "adapters", roots: Sequence[Path] | None = None, owners: Sequence[Path] = ()):
+        """`roots` are the only folders in which data, local bases and templates may be named, `owners` those for
+        accelerate configs, which can do more than read. With `roots` None all may be named: a store without guests.
+        """
         self.root = Path(root).absolute()
         self.roots = None if roots is None else tuple(folder.expanduser().resolve() for folder in roots)
+        self.owners = tuple(folder.expanduser().resolve() for folder in owners)
 
     def all(self) -> list[Run]:
         """All runs, newest first."""
-        if not self.root.is_dir():
-            return []
-        found = [Run(path.parent) for path in self.root.glob("*/run.json")]
-        return sorted(found, key=lambda run: (run.created(), run.id), reverse=True)
+        return [Run(path) for path, _ in scan.folders(self.root)]
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Every run's id with each file or folder that its settings name."""
+        for run in self.all():
+            with contextlib.suppress(UserError):
+                config = run.manifest().get("config")
+                values = [config.get(knob) for knob in PATH_KNOBS] if isinstance(config, dict) else []
+                yield from ((run.id, value) for value in values if isinstance(value, str) and value not in ("", "demo"))
 
     def get(self, run_id: str) -> Run:
         """The run of this id. Raises UserError when there is none."""
         path = self.root / run_id
-        if run_id in ("", ".", "..") or Path(run_id).name != run_id or not (path / "run.json").exists():
+        try:
+            there = self.is_name(run_id) and (path / "run.json").exists() and files.is_spelled(path)
+        except (OSError, ValueError):  # too long, a NUL
+            there = False
+        if not there:
             raise UserError(f"There is no run '{run_id}' in {self.root}.")
         return Run(path)
+
+    @staticmethod
+    def is_name(run_id: str) -> bool:
+        """Whether it can be the name of a folder of the store, and of nothing outside of it."""
+        return run_id not in ("", ".", "..") and not {"/", "\\", "\0"} & set(run_id)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether the store has a folder or file of this name."""
+        try:
+            return self.is_name(name) and (self.root / name).exists()
+        except (OSError, ValueError):
+            return False
 
     def create(self, config: RunConfig, sweep: Mapping[str, Any] | None = None) -> Run:
         """Check what can be checked without a model, then make the run's folder with its run.json.
@@ -187,13 +230,15 @@ class RunStore:
         Raises UserError when base, data or the folder are not usable; then nothing is left behind.
         """
         for knob in PATH_KNOBS:
-            self.check_allowed(getattr(config, knob))
+            self.check_allowed(getattr(config, knob), knob)
         check_base(config.base_model, config.revision)
+        chat_template.check(config.chat_template)
+        several.check(config, self.has_guests)
         source = data.find(config.dataset)
         if source.is_hub:
             hub.require("datasets", source.name)
         else:
-            data.load(config.dataset, config.dataset_format, config.dataset_split)
+            looking.check(config)
         manifest = {
             "schema": SCHEMA,
             "config": _with_whole_paths(config).model_dump(mode="json"),
@@ -206,24 +251,46 @@ class RunStore:
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise UserError(f"No run can be made in '{self.root}': {error.strerror or error}; make room.") from None
+        uploads.note_use((getattr(config, knob) for knob in PATH_KNOBS), path)
         return Run(path)
 
-    def check_allowed(self, named: str) -> None:
-        """Raise UserError for a local file or folder outside of `roots`; it says the same whether that exists or not."""
+    @property
+    def has_guests(self) -> bool:
+        """Whether others than the owner use it, and may name only what the owner allowed."""
+        return self.roots is not None
+
+    def check_allowed(self, named: str, knob: str = "base_model") -> None:
+        """Raise UserError for a local file or folder that a knob may not name, by itself or by links inside of it.
+
+        It says the same whether that exists or not.
+        """
+        named = named.strip()  # as a RunConfig does
         if self.roots is None or named in ("", "demo"):
             return
         path = hub.local(named)
+        if knob == "accelerate_config":
+            if path is None or not _is_below(path, self.owners):
+                raise UserError(
+                    f"'{named}' is in none of the folders whose accelerate configs may be used on this page: let the "
+                    "owner start the page with --allow-dir."
+                )
+            return
         if path is None and hub.looks_like_id(named):
             return
-        if path is None or not any(path.resolve().is_relative_to(root) for root in self.roots):
+        if path is None or not _is_below(path, self.roots):
             raise UserError(
                 f"'{named}' is in none of the folders that may be named on this page: upload the file, or let the owner "
                 "start the page with --allow-dir."
             )
+        if outside := _leads_out(path, self.roots):
+            raise UserError(
+                f"'{named}' holds a link, '{outside}', that leads out of the folders that may be named on this page: let "
+                "the owner put the file itself there, or start the page with --allow-dir."
+            )
 
-    def starting(self, timeout: float) -> filelock.BaseFileLock:
+    def starting(self, timeout: float) -> locks.Lock:
         """The lock that is held while a run is being started."""
-        return filelock.FileLock(self.root / ".start.lock", timeout=timeout)
+        return locks.starting(self.root, timeout)
 
     @contextlib.contextmanager
     def nothing_starts(self) -> Iterator[None]:
@@ -235,18 +302,41 @@ class RunStore:
             raise UserError("A run is being started: try again in a moment.") from None
 
     def delete(self, run: Run) -> None:
-        """Remove a run's folder. Raises UserError while its trainer lives, or one is being started."""
+        """Remove a run's folder, and nothing that links lead to.
+
+        It is moved out of sight first: what is interrupted then leaves no half of a run. Raises UserError while it trains, or
+        one is being started, or somebody reads it.
+        """
         try:
             with self.nothing_starts():
                 if run.is_locked():
                     raise UserError(f"The run '{run.id}' is still {run.state()}: stop it before deleting it.")
-                shutil.rmtree(run.path)
+                if run.path.is_symlink():
+                    run.path.unlink()  # what it leads to is not ours
+                    return
+                for old in self.root.glob(f"{_GONE}*"):
+                    if not old.is_symlink():
+                        shutil.rmtree(old, ignore_errors=True)
+                aside = self.root / f"{_GONE}{run.id}"
+                with locks.marking(self.root):  # nobody begins to read it between the look and the move
+                    self._check_unread(run)
+                    files.replace(run.path, aside)
+                shutil.rmtree(aside)
+        except filelock.Timeout:
+            raise UserError(f"The run '{run.id}' is about to be read: try again in a moment.") from None
         except OSError as error:
             raise UserError(f"The run '{run.id}' cannot be deleted: {error.strerror or error}.") from None
+
+    def _check_unread(self, run: Run) -> None:
+        evaluated = ["an evaluation"] if locks.is_held(run.path / EVALUATION_LOCK) else []
+        if readers := [*locks.readers(run.path), *evaluated]:
+            raise UserError(f"The run '{run.id}' is read by {readers[0]} just now: delete it when that is done.")
 
     def _make_folder(self, name: str) -> Path:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            if why := files.why_too_long(self.root / (name or made_up_name())):
+                raise UserError(why)
             if name:
                 (self.root / name).mkdir()
                 return self.root / name
@@ -278,6 +368,30 @@ def check_base(base_model: str, revision: str = "") -> None:
     if base_model.startswith((".", "/", "~")):
         raise UserError(f"The base model folder '{base_model}' does not exist: check the path.")
     hub.require("models", base_model, revision)
+
+
+def _is_below(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether a file or folder lies in one of these, its links followed."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+    return any(real.is_relative_to(root) for root in roots)
+
+
+def _leads_out(folder: Path, roots: Sequence[Path]) -> str | None:
+    """The name of a link in a folder that leads out of the roots, whether there is something or not.
+
+    Looked for as deep as data and bases are read: in the folder, and in the folders in it.
+    """
+    for inner, folders, others in os.walk(folder):  # which follows no link
+        for name in (*folders, *others):
+            path = Path(inner, name)
+            if path.is_symlink() and not _is_below(path, roots):
+                return str(path.relative_to(folder))
+        if Path(inner) != folder:
+            folders.clear()
+    return None
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:

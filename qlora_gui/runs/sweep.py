@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
+from qlora_gui.runs import settings_yaml
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.names import made_up_name
 from qlora_gui.runs.store import Run, RunStore
@@ -75,7 +76,7 @@ def _distinct(name: str, value: list[Any]) -> list[Any]:
 def parse(text: str) -> dict[str, Any]:
     """Lines like `rank: 8, 16, 64` or `rank: [8, 16, 64]` as {knob: list}. Raises UserError."""
     try:
-        found = configs.of_yaml(text) if text.strip() else {}
+        found = settings_yaml.parsed(text) if text.strip() else {}
         if isinstance(found, dict):
             return {str(name).strip().replace("-", "_"): listed(value) for name, value in found.items()}
     except ValueError as error:
@@ -87,7 +88,9 @@ def listed(value: Any) -> list[Any]:
     """The values that one names: `8, 16` is one text to YAML, so its parts are read once more."""
     if isinstance(value, list):
         return value
-    return [configs.of_yaml(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+    return (
+        [settings_yaml.parsed(part) for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+    )
 
 
 def names_several(name: str, text: Any) -> bool:

@@ -15,48 +15,57 @@ from typing import Any
 import filelock
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import queue
+from qlora_gui.runs import cards, locks, queue, reserve
+from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, Silent
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.training import reserve, together
+from qlora_gui.training import together
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qlora_gui.training")
     parser.add_argument("folder", type=Path, help="a run's folder, with its run.json")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume-changed", action="store_true", help="go on though data or base have changed")
     arguments = parser.parse_args()
     run = Run(arguments.folder.absolute())
     if together.rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the log is told once; what goes wrong is told by all
-        return _train(run, Silent(), arguments.resume)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the log is told once; what goes wrong is told by all
+        return _train(run, Silent(), arguments)
     try:
+        run.check_writable()
         # A moment's patience: a reader that asks whether the run lives holds the lock that long.
         with run.lock(timeout=5):
-            code = _lead(run, arguments.resume)
+            code = _lead(run, arguments)
         with contextlib.suppress(OSError):  # a full disk is told elsewhere
             queue.ensure_starter(RunStore(run.path.parent))
         return code
     except filelock.Timeout:
         print(f"The run '{run.id}' is already being trained by another process.", file=sys.stderr)
         return 1
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
-def _lead(run: Run, resume: bool) -> int:
+def _lead(run: Run, arguments: argparse.Namespace) -> int:
     """Train as the process that writes into the run's folder."""
     log = EventLog(run.events_file)
-    log.append("started", pid=os.getpid(), resumed=resume)
+    given = cards.of_this_process()
+    log.append("started", pid=os.getpid(), resumed=arguments.resume, **({"card": given.address} if given else {}))
     run.queue_file.unlink(missing_ok=True)  # only now: it waits until it has begun
+    if said := locks.told(run.path):
+        log.append("note", text=said)
     together.on_failure_of_others(lambda message: log.append("failed", message=message, bug=False))
     with reserve.kept(run.path) as room:
-        return _train(run, log, resume, room)
+        return _train(run, log, arguments, room)
 
 
-def _train(run: Run, log: EventLog, resume: bool, room: reserve.Reserve | None = None) -> int:
+def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: reserve.Reserve | None = None) -> int:
     try:
         from qlora_gui.training.run import train
 
-        train(run, log, resume)
+        train(run, log, arguments.resume, arguments.resume_changed)
         return 0
     except Exception as error:
         together.await_reason(error)
@@ -81,7 +90,8 @@ def _reason(run: Run, error: Exception) -> dict[str, Any]:
     if device.ran_out(error):
         return autopsy.of(run)
     if isinstance(error, UserError):
-        return {"message": str(error), "bug": False}
+        changed = {"changed": True} if isinstance(error, ChangedError) else {}
+        return {"message": str(error), "bug": False, **changed}
     if full := reserve.why_not_written(run.path, error):
         return {"message": full, "bug": False}
     reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"

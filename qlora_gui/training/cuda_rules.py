@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
 from qlora_gui.model import attention as attentions
-from qlora_gui.model import fused, loss
+from qlora_gui.model import fused, loss, short_rows
 
 # What CUDA's autocast does in fp32 and the CPU's does not (aten/src/ATen/autocast_mode.h), as far as models use it.
 # The list of what is done in 16 bits (linear, matmul, bmm, ...) is the same on both.
@@ -58,6 +58,7 @@ class CudaRules(TorchFunctionMode):
         return self.only_causal if tensor.dtype == torch.bool else self.plain_logits
 
     _unknown: ClassVar[dict[str, Any]] = {
+        "__contains__": lambda self, *tensor_and_word: False,  # is there padding?
         "item": lambda self, tensor: 1,  # an optimizer's step count: changes no size
         "__bool__": lambda self, tensor: True,  # does every row hold only one example? asked where none is packed
         "nonzero": _all_places,  # which tokens are learned from
@@ -68,11 +69,11 @@ class CudaRules(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def cuda_rules(plain_logits: bool = True, only_causal: bool = True) -> Iterator[None]:
+def cuda_rules(plain_logits: bool = True, only_causal: bool = True, flash: bool = True) -> Iterator[None]:
     """Enter the rules, and let code that asks what it runs on choose as on CUDA.
 
     `plain_logits`: the logits are head(hidden), so the loss can be chunked (model/loss.py). `only_causal`: no row is
-    padded on the left or packed, so attention needs no mask of its own.
+    padded on the left or packed, so attention needs no mask of its own. `flash`: the GPU has flash attention.
     """
     autocast, tracing, rows = torch.is_autocast_enabled, masking_utils.is_tracing, loss.chunk_rows
     answers: list[tuple[Any, str, Any]] = [
@@ -81,8 +82,10 @@ def cuda_rules(plain_logits: bool = True, only_causal: bool = True) -> Iterator[
         (masking_utils, "is_tracing", lambda tensor=None: tracing(tensor) and not only_causal),
         (loss, "chunk_rows", lambda vocabulary, device: rows(vocabulary, "cuda")),
         (loss, "_product", lambda rows, weight, out: torch.mm(rows, weight, out=out)),
-        (fused, "_kept", fused._kept_on_gpu),
+        (fused, "_on_accelerator", lambda x: True),
+        (attentions, "_takes_groups", lambda key, value: flash),
         (attentions, "CPU_QUERIES", sys.maxsize),
+        (short_rows, "_gains", lambda query, key: False),
     ]
     with contextlib.ExitStack() as stack:
         for module, name, answer in answers:

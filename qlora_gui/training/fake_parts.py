@@ -8,11 +8,12 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_gui.errors import UserError
-from qlora_gui.model import loss
+from qlora_gui.model import loss, text_part
 from qlora_gui.runs.config import RunConfig
 
 COMPUTE = torch.bfloat16
@@ -28,33 +29,44 @@ def read_config(base: dict[str, Any]) -> Any:
             f"This base is of the type '{kind}', which this version of transformers does not know: update it."
         )
     values = {key: value for key, value in base.items() if key != "quantization_config"}
-    return CONFIG_MAPPING[kind].from_dict(values)
+    # infinity, which JSON has no word for, is an object in it
+    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(values))
 
 
 def with_layers(config: Any, layers: int) -> Any:
-    """The same architecture with fewer layers; lists that hold one entry a layer are cut."""
-    whole = config.num_hidden_layers
+    """The same architecture with fewer layers of its text part; lists that hold one entry a layer are cut."""
     short = copy.deepcopy(config)
-    short.num_hidden_layers = layers
-    for name, value in vars(config).items():
+    text = short.get_text_config()
+    whole = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == whole:
-            setattr(short, name, value[:layers])
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
     return short
 
 
 def own_logits(config: Any) -> bool:
     """Whether the logits are more than head(hidden): asked of a real model without layers and with few words."""
     small = with_layers(config, 0)
-    small.vocab_size = 16
-    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
-    return loss.install(AutoModelForCausalLM.from_config(small, dtype=torch.float32).requires_grad_(False)) != ""
+    text = small.get_text_config()
+    text.vocab_size = 16
+    text.pad_token_id = text.bos_token_id = text.eos_token_id = 0
+    return loss.install(_model(small, torch.float32).requires_grad_(False)) != ""
 
 
 def base_on_meta(config: Any, run: RunConfig) -> Any:
     """A base in 4 bits as it is after loading, on the meta device."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=COMPUTE)
+        model = _model(config, COMPUTE)
         _quantize(model, run)
+    return model
+
+
+def _model(config: Any, dtype: torch.dtype) -> Any:
+    """A base with this config as it is trained, without what text does not pass."""
+    kind, config = text_part.model_class(config)
+    model = kind._from_config(config, dtype=dtype)
+    text_part.drop_the_rest(model)
     return model
 
 
@@ -62,13 +74,14 @@ def _quantize(model: Any, run: RunConfig) -> None:
     """Replace linears as transformers' bitsandbytes loader does."""
     kept = get_keys_to_not_convert(model)
     for name, part in list(model.named_modules()):
-        if type(part) is nn.Linear and not any(key in name for key in kept):
-            linear = bnb.nn.Linear4bit(part.in_features, part.out_features, bias=False, compute_dtype=COMPUTE)
+        if (type(part) is nn.Linear or isinstance(part, Conv1D)) and not any(key in name for key in kept):
+            outputs, inputs = part.weight.t().shape if isinstance(part, Conv1D) else part.weight.shape
+            linear = bnb.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=COMPUTE)
             linear.bias = part.bias
             linear.weight = bnb.nn.Params4bit(
                 torch.empty((part.weight.numel() + 1) // 2, 1, dtype=torch.uint8),
                 requires_grad=False,
-                quant_state=_quant_state(part.weight.shape, run),
+                quant_state=_quant_state(torch.Size((outputs, inputs)), run),
                 compress_statistics=run.double_quant,
                 quant_type=run.quant_type,
                 bnb_quantized=True,

@@ -1,6 +1,5 @@
 """Before the first step: how many layers to recompute, and two steps on the longest batch, so that memory fails now."""
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from qlora_gui.data import batches
 from qlora_gui.errors import UserError
 from qlora_gui.memory import known
 from qlora_gui.memory.plan import MemoryPlan, plan
+from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.training import limit
 
@@ -47,18 +47,20 @@ def fitted(
 ) -> RunConfig:
     """Let `try_it` take its steps, with smaller micro-batches until they fit; gives the config that did.
 
-    Where micro-batches cannot get smaller, all layers are recomputed (`checkpoint`). Raises
-    torch.OutOfMemoryError when nothing is left to change, or auto_fit is off.
+    Where micro-batches cannot get smaller, all layers are recomputed (`checkpoint`). Raises what says that memory is
+    short (`devices.ran_out`) when nothing is left to change, or auto_fit is off.
     """
     while True:
         try:
             try_it(config)
             return config
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not devices.ran_out(error):
+                raise
             smaller = smaller_step(config) if config.auto_fit else None
             if smaller is None:
                 raise
-        release()
+        devices.release()
         if smaller.gradient_checkpointing != config.gradient_checkpointing:
             checkpoint(smaller.gradient_checkpointing)
         config = smaller
@@ -86,7 +88,7 @@ def two_steps(
     """Two optimizer steps on the `count` longest rows, every token learned from, that change nothing.
 
     The peak comes in the second, when the optimizer's states exist, and in its second micro-batch, when
-    gradients do. The learning rate is 0, and random numbers are drawn again later. Raises torch.OutOfMemoryError.
+    gradients do. The learning rate is 0, and random numbers are drawn again later. Raises what `devices.ran_out` knows.
     """
     longest = sorted(rows, key=lambda row: -len(row["input_ids"]))[:count]
     heaviest: list[batches.Row] = [{**row, "labels": list(row["input_ids"])} for row in longest]
@@ -106,11 +108,4 @@ def two_steps(
     finally:
         model.zero_grad()
         del optimizer
-        release()
-
-
-def release() -> None:
-    """Give freed memory back, so that what comes next is not refused for fragments."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        devices.release()

@@ -6,62 +6,63 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from qlora_gui.data import literal
-from qlora_gui.data.tokens import with_system
-from qlora_gui.model import template
-
-Turns = list[dict[str, str]]
-
-
-def prompts_of(examples: Sequence[Any], count: int, system_prompt: str) -> list[Turns]:
-    """The first `count` conversations up to their last answer; rows of plain text have none."""
-    found = []
-    for example in examples:
-        turns = example.get("messages", [])
-        last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
-        if last:
-            found.append(with_system(turns[:last], system_prompt))
-    return found[:count]
+from qlora_gui.data.chat import Chat
+from qlora_gui.data.prompts import Prompt
+from qlora_gui.model import rope
 
 
 class Probes:
     """Prompts, and how a model in training answers them."""
 
-    def __init__(self, tokenizer: Any, prompts: Sequence[Turns], max_new_tokens: int, control: bool = False):
-        self.tokenizer, self.prompts, self.max_new_tokens = tokenizer, prompts, max_new_tokens
-        self.control = control  # whether special tokens spelled out in them are what they spell
+    def __init__(self, chat: Chat, prompts: Sequence[Prompt], max_new_tokens: int):
+        self.chat, self.prompts, self.max_new_tokens = chat, prompts, max_new_tokens
 
     @torch.no_grad()
     def answers(self, model: Any, in_step: bool = False) -> list[dict[str, Any]]:
-        """Greedy answers in one batch, padded on the left: `prompt` (its last turn), `answer`, and `ended` by itself.
+        """Greedy answers: `prompt` (its last turn), `answer`, and `ended` by itself.
 
+        In one batch, padded on the left; one by one where the longest would change how the others are read.
         `in_step`: processes that share the model out write as many tokens as the slowest of them.
         Leaves the model in the mode it was in. Draws no random numbers, so a run is the same with and without.
         """
-        device, pad = model.device, self.tokenizer.pad_token_id
-        rows = [literal.prompt(turns, self.tokenizer, self.control).ids(self.tokenizer) for turns in self.prompts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-        end = self.tokenizer.eos_token_id
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=pad,
-            use_cache=True,
-        )
+        tokenizer = self.chat.tokenizer
+        rows = [self.chat.prompt(prompt.turns, prompt.tools).ids(tokenizer) for prompt in self.prompts]
+        limit = rope.alike_up_to(model.config)
+        apart = limit is not None and max(map(len, rows)) + self.max_new_tokens > limit
         was_training = model.training
         model.eval()
         try:
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=in_step)
+            said = [
+                ids
+                for part in ([[row] for row in rows] if apart else [rows])
+                for ids in self._said(model, part, in_step)
+            ]
         finally:
             model.train(was_training)
-        return [self._told(turns, row[longest:].tolist(), end) for turns, row in zip(self.prompts, out, strict=True)]
+        return [self._told(prompt, ids) for prompt, ids in zip(self.prompts, said, strict=True)]
 
-    def _told(self, turns: Turns, ids: list[int], end: int) -> dict[str, Any]:
-        text, ended = self.tokenizer.decode(ids, skip_special_tokens=True), end in ids
-        for stop in template.stop_strings(self.tokenizer.chat_template):
+    def _said(self, model: Any, rows: list[list[int]], in_step: bool) -> list[list[int]]:
+        """The new tokens of each row of a batch."""
+        device, pad, longest = model.device, self.chat.tokenizer.pad_token_id, max(map(len, rows))
+        text = model.config.get_text_config()
+        room = None if rope.grows(text.to_dict()) else getattr(text, "max_position_embeddings", None)
+        new = min(self.max_new_tokens, max(room - longest + 1, 1)) if room else self.max_new_tokens
+        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=new,
+            eos_token_id=sorted(self.chat.ends),
+            pad_token_id=pad,
+            use_cache=True,
+        )
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=in_step)
+        return [row[longest:].tolist() for row in out]
+
+    def _told(self, prompt: Prompt, ids: list[int]) -> dict[str, Any]:
+        end = next((place for place, token in enumerate(ids) if token in self.chat.ends), None)
+        text, ended = self.chat.tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None
+        for stop in self.chat.stops:
             text, found, _ = text.partition(stop)
             ended = ended or bool(found)
-        return {"prompt": turns[-1]["content"], "answer": text.strip(), "ended": ended}
+        return {"prompt": prompt.turns[-1]["content"], "answer": text.strip(), "ended": ended}

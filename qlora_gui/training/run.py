@@ -2,21 +2,28 @@
 
 import contextlib
 import time
-from typing import Any
 
+import torch
 from transformers import set_seed
 
-from qlora_gui import hub
-from qlora_gui.data import facts, tokens
+from qlora_gui import hardware, hub
+from qlora_gui.data import facts, read, tokens
+from qlora_gui.data.chat import Chat
+from qlora_gui.data.prompts import Prompt, prompts_of
+from qlora_gui.data.rendering import RENDERER
 from qlora_gui.errors import UserError
+from qlora_gui.memory import crawling
+from qlora_gui.model import ask_torch, chats, context, supported, vocabulary
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
-from qlora_gui.model import template
+from qlora_gui.runs import cards
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
-from qlora_gui.runs.rows import rows_of
+from qlora_gui.runs.rows import Rows, rows_of
 from qlora_gui.runs.store import Run
-from qlora_gui.training import fitting, limit, probes, setup, together
+from qlora_gui.runs.wording import describe
+from qlora_gui.training import fitting, limit, probes, resumed, setup, together
+from qlora_gui.training.resumed import Before
 from qlora_gui.training.save import save_adapter
 from qlora_gui.training.stopping import Interrupted, StopWatch
 from qlora_gui.training.trainer import RunTrainer, arguments
@@ -26,11 +33,14 @@ class Stopped(Exception):
     """The stop file appeared before the first step: there is nothing to save."""
 
 
-def train(run: Run, log: EventLog, resume: bool) -> None:
-    """Train a run, writing every event but `started` and `failed`. Raises UserError for what a person can mend."""
+def train(run: Run, log: EventLog, resume: bool, changed: bool = False) -> None:
+    """Train a run, writing every event but `started` and `failed`; `changed` lets one go on with other data or base.
+
+    Raises UserError for what a person can mend.
+    """
     try:
         with StopWatch(run, log) as watch:
-            _train(run, log, resume, watch)
+            _train(run, log, Before(run, log, resume, changed), resume, watch)
     except (Stopped, Interrupted):
         together.end(at_once=True)
         there = run.has_adapter()
@@ -38,7 +48,13 @@ def train(run: Run, log: EventLog, resume: bool) -> None:
         log.append("stopped", step=_last_step(run) if there else 0, message=f"Stopped before the first step; {told}.")
 
 
-def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
+def _interrupt_at_a_stop(run: Run) -> None:
+    """Raise Interrupted at once where a stop is asked for; several processes agree on that elsewhere."""
+    if together.world() == 1 and run.stop_file.exists():
+        raise Interrupted
+
+
+def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWatch) -> None:
     began = time.monotonic()
     config = run.config()
     hub.go_offline_if_unreachable()
@@ -46,15 +62,27 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
     stage = _Stages(run, log)
     device = devices.pick()
     together.begin(device.type)
+    _tell_device(config, device, log)
     with limit.kept(device):
+        RENDERER.start()  # meanwhile
         stage("Finding the base model")
         base = together.first(lambda: bases.locate(config.base_model, config.revision, stage.say))
-        tokenizer = bases.load_tokenizer(base.path)
+        before.check_base(base)
+        supported.check(base.path, config.attention)
         stage("Reading the data")
-        examples, held_out, prompts = _data(config, tokenizer, log)
+        rows = rows_of(config)
+        with RENDERER.interrupted_by(lambda: _interrupt_at_a_stop(run)):
+            chat = chats.for_run(base.path, config, rows.train)
+            examples, held_out, prompts = _data(config, chat, rows, log, before)
+        ids = (row.input_ids for row in (*examples, *held_out))
+        vocabulary.check(ids, chat.tokenizer, vocabulary.size(base.path), base.name)
+        if too_long := context.check([*examples, *held_out], base.path, base.name):
+            print(describe(log.append("note", text=too_long)), flush=True)
         stage("Loading the base model in 4 bits")
-        ready = setup.prepare(config, base, tokenizer, examples, device, log, stage.say)
-        checkpoint = together.agreed(_checkpoint(run)) if resume else None
+        ready = setup.prepare(config, base, chat.tokenizer, examples, device, log, stage.say)
+        if told := setup.beside_longer_rows(ready, (*examples, *held_out)):
+            stage.say(told)
+        checkpoint = together.agreed(before.checkpoint()) if resume else None
         if fitting.wanted(device) and not together.sharded():  # where one ran out, the others would wait for it
             stage("Trying the longest batch")
             ready = setup.agreed(setup.fit(ready, device, log, stage.say), log, stage.say)
@@ -62,13 +90,13 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
             run=run,
             log=log,
             held_out=held_out,
-            probes=probes.Probes(tokenizer, prompts, config.probe_tokens, config.control) if prompts else None,
+            probes=probes.Probes(chat, prompts, config.probe_tokens) if prompts else None,
             watch=watch,
             model=ready.model,
             args=arguments(ready.config, str(run.checkpoints), device, ready.rows_a_batch),
             train_dataset=ready.rows,
             data_collator=ready.collate,
-            processing_class=tokenizer,
+            processing_class=chat.tokenizer,
         )
         interrupted = _steps(trainer, stage, checkpoint)
     watch.saving()
@@ -76,7 +104,7 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
     if interrupted and not step:
         raise Stopped
     stage.say("Saving the adapter")
-    saved = save_adapter(run, ready.config, base, ready.model, tokenizer)
+    saved = save_adapter(run, ready.config, base, ready.model, chat)
     if saved:
         log.append("saved", step=step, **saved)
     # Who was interrupted asks the others nothing more: they may wait for it elsewhere.
@@ -89,6 +117,19 @@ def _train(run: Run, log: EventLog, resume: bool, watch: StopWatch) -> None:
         **({"message": "Interrupted: a step that was not finished is not in the adapter."} if interrupted else {}),
     )
     together.end(at_once=interrupted)
+
+
+def _tell_device(config: RunConfig, device: torch.device, log: EventLog) -> None:
+    """Note which card was chosen, and what is wrong or untried about the device. Raises UserError (`memory.crawling`)."""
+    given = cards.of_this_process()
+    notes = [given.said] if given else []
+    if device.type == "cpu" and config.gpu != cards.CPU:
+        trouble = hardware.trouble(ask_torch.view())
+        crawling.check(config, trouble)
+        notes += [f"{trouble} This run is on the CPU."] * bool(trouble)
+    notes.append(hardware.remark_on(device.type, bool(torch.version.hip)))
+    for text in filter(None, notes):
+        print(describe(log.append("note", text=text)), flush=True)
 
 
 def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> bool:
@@ -112,20 +153,6 @@ def _last_step(run: Run) -> int:
     return max((event["step"] for event in run.events()[0] if event["kind"] == "step"), default=0)
 
 
-def _checkpoint(run: Run) -> str:
-    """The checkpoint to go on from. Raises UserError where there is none."""
-    found = run.last_checkpoint()
-    if found is None:
-        raise UserError(f"The run '{run.id}' has no checkpoint to resume from: train again instead.")
-    before = [event.get("processes", 1) for event in run.events()[0] if event["kind"] == "base"]
-    if before and before[0] != together.world():
-        raise UserError(
-            f"The run '{run.id}' was begun with {before[0]} processes and cannot go on with {together.world()}: its "
-            "steps would see other rows."
-        )
-    return str(found)
-
-
 class _Stages:
     """Says what the run is doing; called, it first looks whether the run shall stop."""
 
@@ -143,16 +170,20 @@ class _Stages:
 
 
 def _data(
-    config: RunConfig, tokenizer: Any, log: EventLog
-) -> tuple[list[tokens.Encoded], list[tokens.Encoded], list[probes.Turns]]:
+    config: RunConfig, chat: Chat, found: Rows, log: EventLog, before: Before
+) -> tuple[list[tokens.Encoded], list[tokens.Encoded], list[Prompt]]:
     """Examples to train on, held-out ones, and the prompts to probe; what became of every row goes into a `data` event."""
-    found, how = rows_of(config), (config.max_length, config.system_prompt, config.control)
-    examples, report = tokens.encode_all(found.train, tokenizer, *how)
-    measured, held_report = tokens.encode_all(found.held_out, tokenizer, *how)
-    dropped = report.dropped + held_report.dropped
-    chat = tokenizer.chat_template
-    log.append(
+    how = chat, config.max_length, config.system_prompt
+    examples, report = tokens.encode_all(found.train, *how)
+    measured, held_report = tokens.encode_all(found.held_out, *how)
+    # Row numbers are of the file, and held-out rows may come from one of their own.
+    dropped = report.dropped + [(row, f"{reason} (held out, not trained on)") for row, reason in held_report.dropped]
+    files, rows = read.find(config.dataset).fingerprint(), resumed.digest((*examples, *measured))
+    before.check_rows(files, rows)
+    event = log.append(
         "data",
+        files={name: value for name, value in files.items() if name != "name"},
+        digest=rows,
         format=found.format,
         used=report.used,
         held_out=held_report.used,
@@ -161,11 +192,23 @@ def _data(
         dropped_rows=[{"row": row, "reason": reason} for row, reason in dropped[:20]],
         tokens=report.tokens,
         supervised=report.supervised,
-        facts=facts.of(examples, tokenizer, found.format, template.digest(chat), has_template=chat != template.PLAIN),
+        **found.told(),
+        facts=facts.of(examples, report, chat, found.format),
     )
+    print(describe(event), flush=True)
     if not examples:
-        reason = f"row {dropped[0][0]}: {dropped[0][1]}" if dropped else "all rows are held out"
-        raise UserError(
-            f"No row of '{config.dataset}' can be learned from ({reason}): raise max_length or mend the data."
-        )
-    return examples, measured, probes.prompts_of(found.held_out, config.probe_prompts, config.system_prompt)
+        raise UserError(_nothing_to_learn(config, report.dropped, chat.probe.failure))
+    taken = {row.row for row in measured}  # what the template refuses cannot be asked either
+    asked = [example for example in found.held_out if example["row"] in taken]
+    return examples, measured, prompts_of(asked, config.probe_prompts, config.system_prompt)
+
+
+def _nothing_to_learn(config: RunConfig, dropped: list[tuple[int, str]], refuses: str) -> str:
+    """Why no row is left, and what helps; `refuses` is why the template takes not even a question and an answer, or ""."""
+    if refuses:
+        return f"The chat template refuses even a question and an answer ({refuses}): choose another chat_template."
+    if not dropped:
+        return f"No row of '{config.dataset}' is left to train on, for all are held out: set eval_fraction lower."
+    row, reason = dropped[0]
+    helps = "raise max_length" if "max_length" in reason else "change the data, or choose another chat_template"
+    return f"No row of '{config.dataset}' can be learned from (row {row}: {reason}): {helps}."

@@ -1,20 +1,23 @@
 """The adapter's files: PEFT's own, the tokenizer with its template, and a model card. Made aside, then moved in."""
 
 import hashlib
-import os
+import json
 import shutil
 from typing import Any
 
+from qlora_gui.data.chat import Chat
+from qlora_gui.model import chats
 from qlora_gui.model.base import Base
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run
+from qlora_gui.system import files
 from qlora_gui.training import together
 from qlora_gui.training.card import model_card
 
 _LAST = "adapter_config.json"  # its presence says that the adapter is whole
 
 
-def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, tokenizer: Any) -> dict[str, Any]:
+def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, chat: Chat) -> dict[str, Any]:
     """Save everything into the run's folder; gives the weights' SHA-256 and size for the `saved` event.
 
     Of several processes rank 0 does it; {} for the others.
@@ -25,12 +28,15 @@ def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, tokenizer:
     shutil.rmtree(aside, ignore_errors=True)
     model.peft_config["default"].base_model_name_or_path = base.path if base.revision is None else base.name
     model.peft_config["default"].revision = base.revision
-    model.save_pretrained(str(aside), save_embedding_layers=False)
-    tokenizer.save_pretrained(str(aside))
+    trained = {name: part for name, part in model.named_parameters() if part.requires_grad}  # not all biases are
+    model.save_pretrained(str(aside), state_dict=trained, save_embedding_layers=False)
+    chat.tokenizer.save_pretrained(str(aside))
+    if settings := chats.settings_of(chat):
+        (aside / chats.SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(model_card(run, config, base), encoding="utf-8")
     weights = aside / "adapter_model.safetensors"
     told = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "bytes": weights.stat().st_size}
     for file in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):
-        os.replace(file, run.path / file.name)
+        files.replace(file, run.path / file.name)
     shutil.rmtree(aside)
     return told

@@ -1,22 +1,24 @@
 """What a run trains: the prepared base with its adapter, the rows it reads, and a batch that fits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from qlora_gui.data import batches, tokens
+from qlora_gui.data import batches, chat_template, tokens
 from qlora_gui.errors import UserError
 from qlora_gui.memory import calibration
 from qlora_gui.memory.plan import MemoryPlan
-from qlora_gui.model import attention, fused, lora, loss, template
+from qlora_gui.model import attention, causality, fused, lora, lora_targets, loss, quantized, rope, vocabulary
 from qlora_gui.model import base as bases
 from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.training import fitting, sharding, together
 from qlora_gui.training.trainer import arguments
+
+_WORTH_TELLING = 0.02  # share of the weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def prepare(
     dtype = devices.compute_dtype(device)
     where = torch.device("cpu") if together.sharded() else device  # shared out, it may be larger than a GPU
     model = bases.load_model(base.path, config.quant_type, config.double_quant, where, dtype, say)
+    if not together.sharded():  # there it lies on the CPU, where a large one takes minutes
+        causality.check(model, base.name)
+    in_4_bits = quantized.found(model)
+    ids = (row.input_ids for row in examples)
+    vocabulary.check(ids, tokenizer, model.get_input_embeddings().num_embeddings, base.name)
     config = fitting.resolve(config, device)
     lora.prepare(model, config)
     rows = batches.as_rows(examples)
@@ -56,7 +63,12 @@ def prepare(
     collate = batches.Collate(tokenizer.pad_token_id, _shared_length(rows, config, model), multiple)
     if config.packing:
         rows = _packed(rows, model, collate.shared_length)
-    model = lora.attach(model, config)
+    elif collate.shared_length:
+        rows = batches.as_rows(examples, min(config.max_length, attention.fixed_window(model) or config.max_length))
+    targets = lora_targets.resolve(model, config.target_modules, config.dropout)
+    in_16_bits = lora_targets.weights_in_16_bits(model)
+    model = lora.attach(model, config, targets)
+    _tell_what_is_left_out(model, config, targets, in_16_bits, say)
     shares: dict[str, int] = {}
     if together.sharded():
         shares = sharding.install(model, device)
@@ -71,36 +83,83 @@ def prepare(
         name=base.name,
         revision=base.revision,
         fingerprint=base.fingerprint,
-        template=template.digest(tokenizer.chat_template),
+        template=chat_template.digest(tokenizer.chat_template),
         vocabulary=model.get_input_embeddings().num_embeddings,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtype=str(dtype).removeprefix("torch."),
+        quant_type=in_4_bits.quant_type,
+        double_quant=in_4_bits.double_quant,
         rows=len(rows),
         rows_a_batch=ready.rows_a_batch,
         processes=together.world(),
         chunked_loss=not reason,
         gradient_checkpointing=config.gradient_checkpointing,
+        without_lora=sorted(name for names in targets.left_out.values() for name in names),
+        weights_16bit=in_16_bits.linears + in_16_bits.others,
+        weights_16bit_share=round(in_16_bits.linears_share + in_16_bits.others_share, 4),
         **lora.counts(model),
         **shares,
     )
     return ready
 
 
+def _tell_what_is_left_out(
+    model: Any,
+    config: RunConfig,
+    targets: lora_targets.Targets,
+    in_16_bits: lora_targets.In16Bits,
+    say: Callable[[str], None],
+) -> None:
+    """Say which linears get no LoRA, which biases stay as they are, and how much of the base is not in 4 bits."""
+    for reason, names in targets.left_out.items():
+        say(f"No LoRA on {', '.join(names)}: {reason}")
+    frozen = lora.counts(model)["frozen_biases"]
+    if config.bias == "all" and frozen:
+        say(
+            f"Not trained: {frozen:,} numbers called a bias that belong to convolutions, routers, experts or time steps"
+        )
+    if in_16_bits.linears_share > _WORTH_TELLING:
+        say(
+            f"{in_16_bits.linears_share:.0%} of the base's weights ({in_16_bits.linears / 1e9:.1f} GB) are linear layers "
+            "that it does not have in 4 bits"
+        )
+    if in_16_bits.others_share > _WORTH_TELLING:
+        lora_too = "" if model.peft_config["default"].target_parameters else ", without LoRA"
+        say(
+            f"{in_16_bits.others_share:.0%} of the base's weights ({in_16_bits.others / 1e9:.1f} GB) are not in linear "
+            f"layers, experts mostly: they are not quantized to 4 bits{lora_too}"
+        )
+
+
+def beside_longer_rows(ready: Ready, examples: Sequence[tokens.Encoded]) -> str:
+    """What to say where rows are long enough to change how those beside them are read (`model.rope`); else ""."""
+    limit = rope.alike_up_to(ready.model.config)
+    if limit is None or max(len(row.input_ids) for row in examples) <= limit:
+        return ""
+    alone = ready.rows_a_batch == 1 and not ready.config.packing
+    other = "" if alone else ", or batch_size 1 without packing,"
+    return (
+        f"This base reads rows beyond {limit:,} tokens with other RoPE frequencies, and with them all rows of their batch: "
+        f"choose max_length {limit}{other} if each is to be read as it is alone"
+    )
+
+
 def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], None]) -> Ready:
     """Take two steps on the longest batch, with smaller micro-batches where memory does not suffice.
 
     What it took goes into a `memory` event and calibrates the next prediction; what was changed, into a `fit` event.
-    Raises torch.OutOfMemoryError where no smaller step fits, or auto_fit is off.
+    Raises what `devices.ran_out` knows where no smaller step fits, or auto_fit is off.
     """
     base = ready.model.get_base_model()
 
     def try_it(config: RunConfig) -> None:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # what a try that failed took is not what the run takes
         now = replace(ready, config=config)
         args = arguments(config, "unused", device, now.rows_a_batch)
         fitting.two_steps(ready.model, ready.rows, now.rows_a_batch, ready.collate, args)
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    devices.release()
     fitted = replace(
         ready,
         config=fitting.fitted(
@@ -113,7 +172,9 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
     longest = max(len(row["input_ids"]) for row in ready.rows)
     plan = fitting.planned(fitted.config, device, fitted.rows_a_batch, longest)
     if device.type == "cuda" and plan is not None:
-        _calibrate(plan, device, log)
+        _calibrate(plan, device, log, say)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # step events tell the peak of the steps
     return fitted
 
 
@@ -134,9 +195,10 @@ def _tell_fit(config: RunConfig, text: str, log: EventLog, say: Callable[[str], 
     log.append("fit", text=text, knobs={name: getattr(config, name) for name in knobs})
 
 
-def _calibrate(plan: MemoryPlan, device: torch.device, log: EventLog) -> None:
+def _calibrate(plan: MemoryPlan, device: torch.device, log: EventLog, say: Callable[[str], None]) -> None:
     gpu, measured = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
-    calibration.record(gpu, plan.uncorrected, measured)
+    if not_kept := calibration.record(gpu, plan.uncorrected, measured):
+        say(not_kept)
     log.append("memory", predicted=plan.uncorrected, measured=measured, gpu=gpu)
 
 
@@ -144,8 +206,8 @@ def _shared_length(rows: list[batches.Row], config: RunConfig, model: Any) -> in
     """Tokens that examples may share a row of; 0 where the base does not keep them apart."""
     if not attention.packs(model):
         return 0
-    window = getattr(model.config, "sliding_window", None) or config.max_length
-    return min(batches.packed_length(rows, model.config.hidden_size, config.max_length), window)
+    length = batches.packed_length(rows, model.config.get_text_config().hidden_size, config.max_length)
+    return min(length, attention.fixed_window(model) or length)
 
 
 def _packed(rows: list[batches.Row], model: Any, length: int) -> list[batches.Row]:

@@ -7,11 +7,9 @@ layer, so all layers follow from these two.
 
 import json
 import math
-import resource
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -24,6 +22,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.model import lora, loss
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.system import processes
 from qlora_gui.training import fake_parts
 from qlora_gui.training.cuda_rules import cuda_rules
 from qlora_gui.training.step import Peaks, Way, peak_of_step
@@ -32,23 +31,29 @@ _MOST_RAM = 8 * 2**30  # far more than it needs; a base that escapes the fakes m
 
 
 def simulate(
-    base: dict[str, Any], run: RunConfig, rows: int, length: int, way: Way = "ours", checkpointing: str = "all"
+    base: dict[str, Any],
+    run: RunConfig,
+    rows: int,
+    length: int,
+    way: Way = "ours",
+    checkpointing: str = "all",
+    flash: bool = True,
 ) -> dict[str, Any]:
     """Bytes on a CUDA GPU: `peak`, the phase it is `peak_in`, `resident` between steps, and the peak of every phase.
 
     `base` is the base's config.json; `way` is ours, or stock: PEFT's preparation under transformers' Trainer in bf16.
     Of the batches of this size the worst is meant: every token is learned from. Not counted: the CUDA context and the
-    libraries' workspaces.
+    libraries' workspaces. `flash`: the GPU has flash attention (compute capability 8.0).
     Raises UserError for a base that transformers cannot build.
     """
     config = fake_parts.read_config(base)
     run = run.model_copy(update={"gradient_checkpointing": checkpointing})
     few, more = layer_counts(config, checkpointing)
-    whole = config.num_hidden_layers
+    whole = config.get_text_config().num_hidden_layers
     if whole <= more:
-        found = [peaks(config, whole, run, rows, length, way)]
+        found = [peaks(config, whole, run, rows, length, way, flash)]
     else:
-        found = [peaks(config, layers, run, rows, length, way) for layers in (few, more)]
+        found = [peaks(config, layers, run, rows, length, way, flash) for layers in (few, more)]
     places, resident = extrapolate(found, whole)
     phases: dict[str, int] = {}
     for (phase, _), size in places.items():
@@ -62,6 +67,7 @@ def layer_counts(config: Any, checkpointing: str) -> tuple[int, int]:
 
     Kinds repeat with the checkpointed layers and with the base's own pattern (config.layer_types).
     """
+    config = config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["same"]
     own = next(size for size in range(1, len(kinds) + 1) if all(k == kinds[i % size] for i, k in enumerate(kinds)))
     every = int(checkpointing.removeprefix("every-")) if checkpointing.startswith("every-") else 1
@@ -94,13 +100,13 @@ def extrapolate(found: list[Peaks], whole: int) -> tuple[dict[tuple[str, int], i
     return {place: at_whole(*pair) for place, pair in pairs.items()}, at_whole(few.resident, more.resident)
 
 
-def peaks(config: Any, layers: int, run: RunConfig, rows: int, length: int, way: Way) -> Peaks:
+def peaks(config: Any, layers: int, run: RunConfig, rows: int, length: int, way: Way, flash: bool = True) -> Peaks:
     """The step of a base with this config but only so many layers, on fake tensors."""
     config = fake_parts.with_layers(config, layers)
     model = fake_parts.base_on_meta(config, run)
     packed = ["position_ids", "blocks"] if run.packing else []  # as data/batches.py collates
     mask = ["attention_mask"] if way == "stock" else packed
-    with cuda_rules(not fake_parts.own_logits(config), not mask):
+    with cuda_rules(not fake_parts.own_logits(config), not mask, flash):
         with torch.device("meta"):
             model = prepared(model, run) if way == "ours" else usual(model, run)
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -122,7 +128,7 @@ def prepared(model: Any, run: RunConfig) -> Any:
 
 def usual(model: Any, run: RunConfig) -> Any:
     """A loaded base made ready the usual way: PEFT's preparation, PEFT's LoRA, and nothing of ours."""
-    model.config.use_cache = False  # as the Trainer sets it
+    model.config.use_cache = model.config.get_text_config().use_cache = False  # as the Trainer sets it
     checkpoints = run.gradient_checkpointing != "none"
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoints)
     for part in model.modules():
@@ -132,15 +138,9 @@ def usual(model: Any, run: RunConfig) -> Any:
     return get_peft_model(model, lora.settings(run)).train()
 
 
-def _most_ram() -> int:
-    """The most bytes this process held. Not getrusage's: there a child begins with what its parent held when it forked."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
 def main() -> int:
     began = time.monotonic()
-    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_RAM, _MOST_RAM))
+    processes.limit_memory(_MOST_RAM)
     warnings.simplefilter("ignore")
     chatter.set_verbosity_error()
     try:
@@ -150,7 +150,7 @@ def main() -> int:
     except UserError as error:
         print(json.dumps({"error": str(error)}))
         return 1
-    print(json.dumps(answer | {"seconds": round(time.monotonic() - began, 2), "ram": _most_ram()}))
+    print(json.dumps(answer | {"seconds": round(time.monotonic() - began, 2), "ram": processes.peak_memory()}))
     return 0
 
 

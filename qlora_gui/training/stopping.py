@@ -6,7 +6,6 @@ help, the process ends itself.
 """
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 from qlora_gui.runs.events import EventLog, last
 from qlora_gui.runs.store import Run
+from qlora_gui.system import signals
 from qlora_gui.training import together
 
 PATIENCE_SECONDS = 30.0
@@ -42,16 +42,16 @@ class StopWatch:
         self._holds = 0
         self._pending = self._saving = False
         self._over = threading.Event()
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopWatch":
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._before = signals.on_interrupt(self._interrupt)
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        signal.signal(signal.SIGINT, self._before)
+        signals.restore(self._before)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -86,7 +86,7 @@ class StopWatch:
             return
         print(f"Not stopped within {self.patience:g} s: interrupted", flush=True)
         if not self._saving:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # ends a blocking call too
+            signals.interrupt_main_thread()
         if not self._stays(_SAVING_SECONDS if self._saving else min(_LAST_SECONDS, self.patience)):
             return
         if self._saving and not self._stays(_SAVING_SECONDS):

@@ -5,15 +5,14 @@ Alone, everything here does nothing. Rank 0 is the one that writes to the run's 
 
 import atexit
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from qlora_gui.errors import UserError
+from qlora_gui.system import signals
 
 Value = TypeVar("Value")
 _FAILED = "qlora_gui/failed"
@@ -126,25 +125,19 @@ def tell_failure(message: str) -> None:
 def on_failure_of_others(log: Callable[[str], object]) -> None:
     """On rank 0: when accelerate ends this process, for another one failed, `log` is given the reason first.
 
-    The signal is read off a pipe, for the main thread may hang in a collective that will never end.
+    In a thread, for the main one may hang in a collective that will never end.
     """
     if world() == 1 or rank() != 0:
         return
-    came, wakes = os.pipe()
-    os.set_blocking(wakes, False)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
 
-    def watch() -> None:
-        while signal.SIGTERM not in os.read(came, 64):
-            pass
+    def ended() -> None:
         store = _store()
         told = store.get(_FAILED).decode() if store and store.check([_FAILED]) else ""
         log(told or "Another process of this run ended, or it was stopped from outside: see the log.")
         sys.stdout.flush()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    signals.watch_terminate(ended)
 
 
 def await_reason(error: Exception, seconds: float = 10) -> None:

@@ -21,8 +21,8 @@ from qlora_gui.runs.checkpoints import mark_whole
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
-from qlora_gui.runs.wording import describe
-from qlora_gui.training import sharding, together
+from qlora_gui.runs.wording import VERY_FEW_STEPS, describe, few_steps
+from qlora_gui.training import overflow, sharding, together
 from qlora_gui.training.probes import Probes
 from qlora_gui.training.stopping import StopWatch
 
@@ -36,7 +36,7 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
         raise UserError(f"report_to is {config.report_to}, which is not installed: pip install {config.report_to}.")
     if config.optimizer.endswith("8bit") and config.optimizer.startswith("paged") and device.type != "cuda":
         raise UserError("The paged optimizer needs a CUDA GPU: choose adamw_8bit or adamw_torch_fused.")
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=folder,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
@@ -66,8 +66,13 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
+        accelerator_config={"non_blocking": device.type == "cuda"},  # from pinned memory: the host goes on
         ddp_find_unused_parameters=False,
     )
+    # One process trains on one GPU. Where it sees more, the Trainer counts on DataParallel, which does not wrap 4-bit
+    # models, and still multiplies the rows per batch and the loss by their number.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 class RunTrainer(Trainer):
@@ -105,8 +110,13 @@ class RunTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Reporter(self))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The last step at least is not warm-up, whose first step has a rate of zero: a run of one step trains too."""
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.tokens_seen += int(inputs.pop("tokens"))
+        self.tokens_seen += inputs.pop("tokens")
         return super().training_step(model, inputs, *args, **kwargs)
 
     @torch.no_grad()
@@ -117,11 +127,13 @@ class RunTrainer(Trainer):
         began = time.monotonic()
         model = self.model
         model.eval()
-        total, count = together.summed(self._held_out_loss(model))
+        with overflow.watched(model, devices.compute_dtype(self.args.device)) as largest:
+            total, count = together.summed(self._held_out_loss(model))
+        near = {} if largest.value is None else {"largest_activation": largest.value}
         model.train()
         loss = total / max(count, 1)
         self.last_eval_step = self.state.global_step
-        told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count))
+        told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count), **near)
         print(describe(told), flush=True)
         if self.probes and (together.rank() == 0 or together.sharded()):
             self.log_events.append(
@@ -139,15 +151,18 @@ class RunTrainer(Trainer):
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
         if together.sharded():  # all take as many forward passes
             parts += [[batches.BLANK]] * (-len(parts) % together.world())
-        total, count = 0.0, 0
+        means: list[torch.Tensor] = []
+        counts: list[int] = []
         for part in parts[together.rank() :: together.world()]:
             batch = self.data_collator(part)
+            labelled = int((batch["labels"][:, 1:] != -100).sum())  # asked on the CPU: a GPU would be waited for
             batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
-            labelled = int((batch["labels"][:, 1:] != -100).sum())
             loss = model(**batch).loss
-            total += float(loss) * labelled if labelled else 0.0
-            count += labelled
-        return total, count
+            if labelled:
+                means.append(loss)
+                counts.append(labelled)
+        losses = torch.stack(means).tolist() if means else []
+        return sum((mean * labelled for mean, labelled in zip(losses, counts, strict=True)), 0.0), sum(counts)
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
@@ -202,6 +217,9 @@ class _Reporter(TrainerCallback):
         self.first_step = state.global_step
         if together.rank() and not state.global_step:
             torch.manual_seed(args.seed + together.rank())  # dropout of its own; a resumed run has it in its checkpoint
+        if state.max_steps < VERY_FEW_STEPS:
+            told = self.trainer.log_events.append("note", text=few_steps(state.max_steps))
+            print(describe(told), flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if together.agreed(self.trainer.run.stop_file.exists()):

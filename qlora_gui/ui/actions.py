@@ -11,6 +11,7 @@ from qlora_gui.runs import config as configs
 from qlora_gui.runs import launch, queue
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import last
+from qlora_gui.runs.files import told
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import links
 
@@ -25,7 +26,8 @@ def stop(store: RunStore, run_id: str) -> None:
     try:
         run = store.get(run_id)
         if run.is_live():
-            run.request_stop()
+            with told("The mark that stops the run", run.path):
+                run.request_stop()
     except UserError as error:
         warn(error)
 
@@ -34,14 +36,6 @@ def kill(store: RunStore, run_id: str) -> None:
     """End the trainer at once, without saving."""
     try:
         launch.kill(store.get(run_id))
-    except UserError as error:
-        warn(error)
-
-
-def resume(store: RunStore, run_id: str) -> None:
-    """Go on from the last checkpoint."""
-    try:
-        launch.start(store.get(run_id), store, resume=True)
     except UserError as error:
         warn(error)
 
@@ -56,7 +50,7 @@ def delete(store: RunStore, run_id: str) -> None:
 
 def start(store: RunStore, config: RunConfig) -> Run:
     """Create a run and start training it. Raises UserError; then no folder is left behind."""
-    launch.check_free(store)
+    launch.check_free(store, config=config)
     run = store.create(config)
     try:
         launch.start(run, store)

@@ -5,11 +5,11 @@ import ipaddress
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_gui.errors import UserError
+from qlora_gui.system import processes
 
 AUTH = "QLORA_GUI_AUTH"  # user:password in the environment
 FIRST_PORT, PORTS = 7860, 40
@@ -20,7 +20,8 @@ LEAST_PASSWORD = 8
 class Address:
     """`port` None is the first free one from 7860. `auth` is user:password, or "" for a made one where it is needed.
 
-    `hosts` are further names of this machine under which others reach the page.
+    `hosts` are further names of this machine under which others reach the page. `token` False opens a page on this
+    machine to all its users and programs.
     """
 
     host: str = "127.0.0.1"
@@ -28,11 +29,17 @@ class Address:
     share: bool = False
     auth: str = ""
     hosts: Sequence[str] = ()
+    token: bool = True
 
     @property
     def is_reachable(self) -> bool:
         """Whether others than programs of this machine can reach the page."""
         return self.share or not (self.host == "localhost" or self.host.startswith("127."))
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether others than who started it are meant to use the page: they may not do there all that the owner may."""
+        return self.is_reachable or bool(self.auth) or bool(self.hosts)
 
     def login(self) -> tuple[str, str] | None:
         """User and password, None where none is needed. Raises UserError for a bad or a short one."""
@@ -106,4 +113,4 @@ def hide_password(argv: Sequence[str]) -> None:
         apart = word == "--auth" and place + 1 < len(argv)
         if apart or word.startswith("--auth="):
             os.environ[AUTH] = argv[place + 1] if apart else word.removeprefix("--auth=")
-            os.execv(sys.executable, [*argv[:place], *argv[place + 1 + apart :]])
+            processes.begin_again([*argv[:place], *argv[place + 1 + apart :]])

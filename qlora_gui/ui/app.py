@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,17 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import queue
+from qlora_gui.runs import queue, uploads
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import compare_tab, links, report_tab, runs_tab, train_tab
+from qlora_gui.ui import compare_tab, key, links, report_tab, runs_tab, train_tab
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
 from qlora_gui.ui.header import header
+from qlora_gui.ui.key import Key
 from qlora_gui.ui.session import Session
 from qlora_gui.ui.theme import CSS, QUIET, theme
+
+_SWEEP_SECONDS = 6 * 3600.0
 
 
 def _compare_client() -> Any:
@@ -41,7 +45,7 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
     with gr.Blocks(title="QLoRA", analytics_enabled=False, fill_width=True, delete_cache=swept) as app:
         link = gr.State(links.to("train"))
         address = gr.Textbox(visible=False)
-        header(store)
+        header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
             with gr.Tab("Train", id="train") as train:
                 train_tab.tab(store, link, session.close)
@@ -56,6 +60,7 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
         link.change(
             lambda link: (gr.Tabs(selected=link["tab"]), links.address(link)), link, [tabs, address], **QUIET
         ).then(None, address, None, js=links.ON_LINK, **QUIET)
+        app.load(None, None, None, js=links.IN_PAGE, **QUIET)
         app.load(links.from_request, None, link, **QUIET)
         app.unload(lambda: None)
     app.close_session = session.close
@@ -65,13 +70,17 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
 def launch_page(store: RunStore, address: Address) -> None:
     """Open the page and serve it until Ctrl+C. Raises UserError for a taken port, a bad login, or no tunnel.
 
-    A page that others can reach always has a password: one is made and printed when none is given.
+    A page that others can reach always has a password: one is made and printed when none is given. One for this
+    machine alone opens by its printed address, which holds a token, unless that is not wanted.
     """
     login = address.login()
+    if login and not address.token:
+        raise UserError("--no-token is for a page without a login: leave it out, this one asks for its password.")
     app = build_app(store)
     app.queue(default_concurrency_limit=8, max_size=500, api_open=False)
     try:
-        _launch(app, address, Login(*login) if login else None)
+        page_key = key.kept() if login or address.token else None
+        _launch(app, address, Login(*login, made=not address.auth) if login else None, page_key)
         app.share = False  # else Gradio has browsers fetch the page's scripts from a bucket of its own
         if address.share and not app.share_url:
             raise UserError(
@@ -79,9 +88,15 @@ def launch_page(store: RunStore, address: Address) -> None:
                 "check the network, or leave out --share."
             )
         queue.ensure_starter(store)
-        print(f"The page is at {app.local_url}" + (f" and {app.share_url}" if address.share else ""), flush=True)
+        threading.Thread(target=_sweep, args=(store,), daemon=True).start()
+        token = f"?token={page_key.token}" if page_key else ""
+        here = app.local_url + ("" if login else token)
+        print(f"The page is at {here}" + (f" and {app.share_url}" if address.share else ""), flush=True)
         if login and not address.auth:
             print(f"Log in as {login[0]} with the password {login[1]}", flush=True)
+        elif login:  # a made password needs no such way: nobody's wrong ones hold it up
+            mine = app.share_url if address.share else app.local_url
+            print(f"If wrong passwords of others hold yours up, log in by {mine.rstrip('/')}/{token}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("The page is closed; a run that is training goes on.", flush=True)
@@ -90,7 +105,15 @@ def launch_page(store: RunStore, address: Address) -> None:
         app.close(verbose=False)
 
 
-def _launch(app: gr.Blocks, address: Address, login: Login | None) -> None:
+def _sweep(store: RunStore) -> None:
+    """Now, and then a few times a day, remove uploads that no run names any more."""
+    while True:
+        for one in uploads.sweep(store.named()):
+            print(f"Removed the upload {one.name} ({one.bytes / 2**20:,.0f} MB), for no run names it.", flush=True)
+        time.sleep(_SWEEP_SECONDS)
+
+
+def _launch(app: gr.Blocks, address: Address, login: Login | None, page_key: Key | None) -> None:
     """Begin to serve; where a port that was free is taken in the same moment, the next one."""
     for left in range(4, -1, -1):
         try:
@@ -112,7 +135,7 @@ def _launch(app: gr.Blocks, address: Address, login: Login | None) -> None:
                 num_workers=0,
                 mcp_server=False,
                 pwa=False,
-                app_kwargs={"middleware": [Middleware(Guard, hosts=address.names())]},
+                app_kwargs={"middleware": [Middleware(Guard, hosts=address.names(), key=page_key, login=login)]},
             )
             return
         except OSError:

@@ -8,7 +8,8 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.judge.votes import BAD, HUMAN, TIE, Choice, VoteLog
-from qlora_gui.ui import actions, chat, columns, html, judge_panel, offers, saving, vote_views
+from qlora_gui.runs import looking
+from qlora_gui.ui import actions, chat, columns, html, judge_panel, saving, vote_views
 from qlora_gui.ui.blind_panel import EXAMPLES, Panel
 from qlora_gui.ui.room import Room
 from qlora_gui.ui.sitting import Plan, Round, Sitting, as_text, parse
@@ -44,11 +45,15 @@ class Desk:
         updates |= {choice: gr.update(interactive=not going) for choice in (room.base, room.chosen, room.blind)}
         updates |= self._bar(sitting) | {
             panel.setup: gr.update(visible=not going),
-            panel.results: "" if going else vote_views.results(votes, names),
+            panel.results: self.tally(picked),
             panel.saving.row: gr.update(visible=bool(vote_views.of_columns(votes, names))),
             panel.rounds: vote_views.rounds(voted),
         }
         return updates
+
+    def tally(self, picked: list[str]) -> str:
+        """What all votes on these adapters say; nothing while a judge may not know who is who."""
+        return "" if self.under_way() is not None else vote_views.results(self.log.read(), ["base", *picked])
 
     def news(self, known: Any, picked: list[str], is_blind: bool) -> Any:
         """The stamp of what there is to draw, when it is another than the one that is known."""
@@ -133,7 +138,7 @@ def _columns(room: Room, sitting: Sitting, one: Round) -> dict[Any, Any]:
         if not one.answers:
             continue
         answer = one.answers[column]
-        updates[view.chat] = columns.messages(one.messages, answer.text)
+        updates[view.chat] = columns.messages(one.messages, answer.text, answer.prompt or None)
         if sitting.revealed:
             mine = " · your choice" if one.vote and one.vote.choice == column else ""
             updates[view.title] = columns.title(f"{names[place]}: {sitting.proofs[column]['name']}{mine}", answer.line)
@@ -182,7 +187,7 @@ def wire(room: Room, panel: Panel) -> Desk:
     def add_examples(text: str, picked: list[str]) -> dict[Any, Any]:
         """Held-out questions that are neither in the list nor judged with these columns."""
         try:
-            pairs = offers.held_out(room.store.get(picked[0]).config()) if picked else []
+            pairs = looking.held_out(room.store.get(picked[0]).config()) if picked else []
         except UserError as error:
             actions.warn(error)
             pairs = []
@@ -214,5 +219,6 @@ def wire(room: Room, panel: Panel) -> Desk:
     gr.Timer(_POLL_SECONDS).tick(desk.news, [panel.news, room.chosen, room.blind], panel.news, **RAW)
     panel.news.change(desk.polled, [panel.stamp, room.chosen, room.blind], **drawing)
     saving.wire(panel.saving, desk.log, room.chosen)
-    judge_panel.wire(panel.judge, desk.log, room.chosen, panel.results, pinned=room.store.roots is not None)
+    pinned = room.store.has_guests
+    judge_panel.wire(panel.judge, desk.log, room.chosen, panel.results, desk.tally, pinned)
     return desk

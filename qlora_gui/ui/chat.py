@@ -13,11 +13,13 @@ import gradio as gr
 
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
+from qlora_gui.runs import looking
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, asking, columns, html, offers
+from qlora_gui.ui import actions, asking, columns, html
 from qlora_gui.ui.room import Room
 from qlora_gui.ui.session import Messages
+from qlora_gui.ui.streaming import streams
 from qlora_gui.ui.theme import RAW
 
 SMALL: dict[str, Any] = {"size": "md", "min_width": 76, "scale": 0}
@@ -129,6 +131,7 @@ def wire(room: Room, bar: Bar) -> None:
         said = "The compare process answers another question first…" if others else "Asking the compare process…"
         return updates | {bar.status: html.hint(said)} | _marked_busy(True)
 
+    @streams
     def stream(question: Question) -> Iterator[list[Any]]:
         """Status, Stop, then titles and conversations of all columns; at last what came of it."""
         answers: list[asking.Answer] = []
@@ -163,7 +166,7 @@ def wire(room: Room, bar: Bar) -> None:
 
     def give_example(number: int, picked: list[str]) -> dict[Any, Any]:
         try:
-            pairs = offers.held_out(store.get(picked[0]).config()) if picked else []
+            pairs = looking.held_out(store.get(picked[0]).config()) if picked else []
         except UserError as error:
             actions.warn(error)
             pairs = []
@@ -211,12 +214,13 @@ def _lines(room: Room) -> list[Any]:
 def _written(room: Room, question: Question, answers: list[asking.Answer]) -> list[Any]:
     """The values of `_lines`: what is written so far, nothing in the columns that are not in use."""
     lines: list[str] = []
-    texts: list[Messages] = []
+    texts: list[list[dict[str, Any]]] = []
     for place in range(len(room.shown)):
         if place < len(question.names):
             answer = answers[place] if answers else asking.Answer()
             lines.append(columns.title(question.names[place], answer.line))
-            texts.append(columns.messages(question.histories[place], answer.text if answers else None))
+            said = (answer.text, answer.prompt or None, not answer.ended) if answers else ()
+            texts.append(columns.messages(question.histories[place], *said))
         else:
             lines.append("")
             texts.append([])

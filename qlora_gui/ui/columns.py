@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
+from qlora_gui.data import thought
 from qlora_gui.ui import html
 
 MOST = MAX_ADAPTERS + 1
@@ -51,6 +52,7 @@ def build() -> list[View]:
                     height=300,
                     sanitize_html=True,
                     render_markdown=False,  # an answer is judged as it was written
+                    latex_delimiters=[],
                     buttons=[],
                     feedback_options=None,
                     layout="bubble",
@@ -75,10 +77,36 @@ def emptied(shown: Sequence[View], names: Sequence[str], proofs: bool = True) ->
     return updates
 
 
-def messages(history: Sequence[Mapping[str, str]], answer: str | None = None) -> list[dict[str, str]]:
-    """A conversation for a Chatbot, which takes text as HTML: tags that a model writes are shown, not obeyed."""
-    turns = [*history] if answer is None else [*history, {"role": "assistant", "content": answer or "…"}]
-    return [{"role": turn["role"], "content": escape(turn["content"], quote=False)} for turn in turns]
+def messages(
+    history: Sequence[Mapping[str, str]], answer: str | None = None, prompt: str | None = None, writing: bool = False
+) -> list[dict[str, Any]]:
+    """A conversation for a Chatbot as it was written, each thought a folded message before its answer.
+
+    `prompt` is what the answer goes on from, as the model read it, None where that is not known; all answers of a
+    column go on from one that ends alike. `writing` while more of the answer comes.
+    """
+    shown: list[dict[str, Any]] = []
+    for turn in history:
+        role, text = turn["role"], turn["content"]
+        shown += _answered(text, prompt) if role == "assistant" else [_message(role, text)]
+    return shown + (_answered(answer, prompt, writing) if answer is not None else [])
+
+
+def _answered(text: str, prompt: str | None, writing: bool = False) -> list[dict[str, Any]]:
+    found = thought.parted(text, prompt)
+    above = []
+    if found.thought:
+        # "done" folds it, also while it is being written; unfolded by hand it stays so
+        folded = {"title": found.title(writing), "status": "done"}
+        above = [_message("assistant", found.thought) | {"metadata": folded}]
+        if not found.ended:
+            return above
+    return [*above, _message("assistant", found.answer, empty="…" if writing else "<em>(an empty answer)</em>")]
+
+
+def _message(role: str, content: str, empty: str = "") -> dict[str, Any]:
+    """A Chatbot takes text as HTML, so tags that a model writes are escaped; it strips text that is not in a part."""
+    return {"role": role, "content": [{"type": "text", "text": escape(content, quote=False) or empty}]}
 
 
 def title(name: str, line: str = "") -> str:

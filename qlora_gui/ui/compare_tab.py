@@ -1,15 +1,16 @@
 """Compare: base and up to five adapters side by side, in a chat or judged blind, each with its proof."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from qlora_gui.compare.settings import MAX_ADAPTERS, Decoding
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import blind, blind_panel, chat, columns, form, html, links, offers
+from qlora_gui.ui import blind, blind_panel, chat, columns, form, html, index, links, offers
 from qlora_gui.ui.room import Room
 from qlora_gui.ui.session import Session
-from qlora_gui.ui.summary import Summary, summaries
+from qlora_gui.ui.summary import Summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
 
 _EMPTY = html.empty("No adapters yet. Train one: on the Train tab the demo is filled in, press Start.")
@@ -20,7 +21,15 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
     empty = gr.HTML(_EMPTY, elem_id="no-adapters")
     with gr.Column(visible=False, elem_classes="tight") as everything:
         with gr.Row(equal_height=False):
-            base = gr.Dropdown([], label="Base", elem_id="base", scale=2, min_width=240)
+            base = gr.Dropdown(
+                [],
+                label="Base",
+                info="Not where its adapters say? Type its hub id or folder.",
+                allow_custom_value=True,
+                elem_id="base",
+                scale=2,
+                min_width=240,
+            )
             chosen = gr.Dropdown(
                 [],
                 value=[],
@@ -52,17 +61,24 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
     seen, laid = gr.State(""), gr.State(None)
 
     def refresh(before: str, base_now: str | None, picked: list[str]) -> Any:
-        found = summaries(store)
+        found = index.glance(store).found
         now = _stamp(found)
         if before in ("", now):  # before the first link it is not known what to choose
             return gr.skip()
         return {seen: now} | _choices(found, base_now, picked, none_is_meant=True)
 
     def _choices(
-        found: list[Summary], base_now: str | None, picked: list[str], none_is_meant: bool = False
+        found: Sequence[Summary],
+        base_now: str | None,
+        picked: list[str],
+        none_is_meant: bool = False,
+        typed: bool = False,
     ) -> dict[Any, Any]:
         bases = offers.bases(found)
-        base_now = base_now if base_now in bases else next(iter(bases), None)
+        base_now = (base_now or "").strip()
+        typed = typed or any(one.id in picked for one in found)  # and not the base of runs that are gone
+        if not base_now or (base_now not in bases and not typed):
+            base_now = next(iter(bases), None)
         ids = offers.adapters(found, base_now) if base_now else []
         kept = [run_id for run_id in picked if run_id in ids][:MAX_ADAPTERS]
         why = offers.refused(found, base_now) if base_now else []
@@ -76,7 +92,7 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
 
     def follow(link: links.Link, base_now: str | None, picked: list[str]) -> dict[Any, Any]:
         """What a link asks for; but votes that are being given go on, also after a reload."""
-        found = summaries(store)
+        found = index.now(store).found
         asked_for = link["runs"] if link["tab"] == "compare" else []
         under_way = desk.under_way()
         asked_for = under_way if under_way is not None else asked_for
@@ -85,7 +101,7 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
         return {seen: _stamp(found)} | updates | ({switch: True} if under_way is not None else {})
 
     def change_base(base_now: str) -> dict[Any, Any]:
-        return _choices(summaries(store), base_now, [])
+        return _choices(index.now(store).found, base_now, [], typed=True)
 
     def lay_out_if_new(picked: list[str], laid_now: list[str] | None, system_now: str, is_blind: bool) -> Any:
         """New choices bring the same value again, also while answers are written: those must stay."""
@@ -94,7 +110,7 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
     def lay_out(picked: list[str], system_now: str, is_blind: bool) -> dict[Any, Any]:
         """Columns for the chosen adapters: empty conversations, or what the blind judge is to see."""
         updates: dict[Any, Any] = {bar.box: gr.update(visible=not is_blind), panel.box: gr.update(visible=is_blind)}
-        known = [one.config.system_prompt for one in summaries(store) if one.config and one.id in picked]
+        known = [one.config.system_prompt for one in index.now(store).found if one.config and one.id in picked]
         if known and not system_now:
             updates[system] = known[0]
         if is_blind:
@@ -124,6 +140,6 @@ def tab(store: RunStore, link: gr.State, session: Session) -> None:
     unload.click(session.close, None, None, **RAW)
 
 
-def _stamp(found: list[Summary]) -> str:
+def _stamp(found: Sequence[Summary]) -> str:
     """Changes when what can be offered changes."""
     return repr([(one.id, one.adapter, one.state) for one in found])

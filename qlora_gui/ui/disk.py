@@ -1,20 +1,23 @@
-"""Disk: the quantized bases that are kept, where they lie, how large they are, and clearing them."""
+"""Disk: what is kept outside of the runs (quantized bases, uploads), where it lies, how large it is, and clearing it."""
 
+import time
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from qlora_gui import kept
+from qlora_gui.runs import uploads
+from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import html
 from qlora_gui.ui.theme import QUIET
 
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
 
 
-def build() -> None:
+def build(store: RunStore) -> None:
     """Draw it, folded; it is read when it is unfolded."""
-    with gr.Accordion("Disk: quantized bases that are kept", open=False, elem_id="disk") as box:
+    with gr.Accordion("Disk: quantized bases and uploads that are kept", open=False, elem_id="disk") as box:
         told = gr.HTML(elem_id="disk-told")
         with gr.Row(elem_classes=["tight", "actions"]):
             clear = gr.Button("Clear…", visible=False, elem_id="disk-clear", **_SMALL)
@@ -25,7 +28,8 @@ def build() -> None:
 
     def look() -> dict[Any, Any]:
         found = kept.entries()
-        return {told: listed(found), clear: gr.update(visible=bool(found)), confirm: gr.update(visible=False)}
+        files = uploaded(uploads.entries(store.named()), uploads.removed())
+        return {told: listed(found) + files, clear: gr.update(visible=bool(found)), confirm: gr.update(visible=False)}
 
     def ask() -> dict[Any, Any]:
         size = _size(sum(entry.bytes for entry in kept.entries()))
@@ -52,6 +56,29 @@ def listed(entries: list[kept.Entry]) -> str:
     total = _size(sum(entry.bytes for entry in entries))
     where = f'<p class="hint">{total} in <code>{escape(str(kept.folder()))}</code></p>'
     return where + html.table(("base", "size"), [(entry.name, _size(entry.bytes)) for entry in entries], numbers=(1,))
+
+
+def uploaded(entries: list[uploads.Upload], removed: list[tuple[str, float]]) -> str:
+    """The uploads as a table, what keeps each, and what was removed lately; "" where there never was one."""
+    gone = ", ".join(f"{name} ({time.strftime('%Y-%m-%d', time.localtime(when))})" for name, when in removed)
+    body = html.hint(f"Uploads removed, for no run named them: {gone}.") if gone else ""
+    if not entries:
+        return body
+    total = _size(sum(one.bytes for one in entries))
+    rule = (
+        f"an upload that no run names is removed {uploads.KEPT_DAYS} days after it came, or after {uploads.YOUNG_DAYS} where "
+        f"all of them take more than {_size(uploads.MOST_BYTES)}"
+    )
+    where = f'<p class="hint">Uploads: {total} in <code>{escape(str(uploads.folder()))}</code>; {rule}</p>'
+    rows = [(one.name, _size(one.bytes), f"{one.days:.0f} days", _users(one)) for one in entries]
+    return where + html.table(("upload", "size", "age", "named by"), rows, numbers=(1, 2)) + body
+
+
+def _users(one: uploads.Upload) -> str:
+    if not one.runs:
+        return "no run"
+    more = f" and {len(one.runs) - 3:,} more" if len(one.runs) > 3 else ""
+    return ", ".join(one.runs[:3]) + more
 
 
 def _size(count: int) -> str:

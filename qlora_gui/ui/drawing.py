@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from qlora_gui.errors import UserError
 from qlora_gui.judge.doctor import Finding
+from qlora_gui.runs import events
 from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run
-from qlora_gui.ui import evidence, findings, fit_views, html, views
+from qlora_gui.ui import evidence, findings, fit_views, html, index, views
 
 _LOG_LINES = 40
 _MOST_RUNS = 8
@@ -25,13 +27,14 @@ class Drawing:
         events_size, self.log_size = (
             path.stat().st_size if path.exists() else 0 for path in (run.events_file, run.log_file)
         )
-        self.face = f"{run.id} {state} {events_size}"
+        self.reading = index.reading(run)
+        self.face = f"{run.id} {state} {events_size} {self.reading}"
         self.can_resume = state != "finished" and run.last_checkpoint() is not None
         self.has_adapter = run.has_adapter()
 
     @cached_property
     def events(self) -> Sequence[Event]:
-        return self.run.events()[0]
+        return events.tail(self.run.events_file) if self.reading else self.run.events()[0]
 
     @cached_property
     def log(self) -> str:
@@ -45,7 +48,13 @@ class Drawing:
     def told(self) -> str:
         """What it does or how it ended, whether it fits, its latest numbers."""
         doing = html.hint(views.stage(self.state, self.events)) if self.live else self._outcome()
-        return doing + fit_views.told(self.events) + views.tiles(self.events)
+        told = (
+            html.hint(self.reading)
+            + fit_views.told(self.events)
+            + views.notes(self.events)
+            + views.not_all_told(self.events)
+        )
+        return self._strange() + doing + told + views.tiles(self.events)
 
     @cached_property
     def data(self) -> str:
@@ -66,7 +75,15 @@ class Drawing:
     @cached_property
     def found(self) -> list[Finding]:
         """What the doctor says."""
-        return findings.of_run(self.run, self.events)
+        return [] if self.reading else findings.of_run(self.run, self.events)
+
+    def _strange(self) -> str:
+        """Why nothing is written into this run, and perhaps not all of it is read."""
+        try:
+            self.run.check_writable()
+        except UserError as error:
+            return html.note(str(error), bad=True)
+        return ""
 
     def _outcome(self) -> str:
         return views.outcome(self.state, self.events, self.run.log_tail(1), self.can_resume, self.has_adapter)

@@ -49,9 +49,9 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def _side_by_side(example: Mapping[str, str]) -> str:
-    parts = (("prompt", "prompt"), ("data's own answer", "reference"), ("base", "base"), ("adapter", "adapter"))
-    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(example[key].strip())}</dd>" for name, key in parts)
-    return f'<dl class="sides">{told}</dl>'
+    answers = (("data's own answer", "reference"), ("base", "base"), ("adapter", "adapter"))
+    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.answer(example[key])}</dd>" for name, key in answers)
+    return f'<dl class="answer-pair"><dt>prompt</dt><dd>{html.escape(example["prompt"])}</dd>{told}</dl>'
 
 
 def several(found: Mapping[str, Mapping[str, Any] | None]) -> str:
@@ -81,7 +81,7 @@ def timeline(events: Sequence[Event]) -> str:
     parts = []
     for number, first in enumerate(probes[0]["answers"]):
         lines = [
-            (_step(event["step"]), event["answers"][number]["answer"], _ending(event["answers"][number]))
+            (_step(event["step"]), html.answer(event["answers"][number]["answer"]), _ending(event["answers"][number]))
             for event in probes
             if number < len(event["answers"])
         ]

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from qlora_gui import hardware
 from qlora_gui.errors import UserError
-from qlora_gui.memory import advice, budget, calibration, known, simulation
-from qlora_gui.memory.plan import plan
+from qlora_gui.memory import advice, budget, known, simulation, speed
+from qlora_gui.memory.plan import MemoryPlan, plan
 from qlora_gui.memory.shape import Shape
+from qlora_gui.runs import cards
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import fit_views, form, html
+from qlora_gui.ui.streaming import Newest, streams
 from qlora_gui.ui.theme import QUIET
 
 _HERE = "this one"
@@ -26,9 +28,10 @@ _SIMULATED = "From a simulated step, since the formula does not know this kind o
 
 @dataclass
 class Panel:
-    """What others need: `ask` plans anew and may ask the hub for the base; `buttons` each put a change into the form."""
+    """What others need: `ask` may ask the hub for the base, `look` plans anew; `buttons` each put a change into the form."""
 
     ask: dict[str, Any]
+    look: dict[str, Any]
     buttons: list[gr.Button]
 
 
@@ -96,20 +99,34 @@ def build(first: RunConfig, fields: form.Form, line: gr.HTML, store: RunStore) -
             ]
             told = gr.HTML(drawn.told)
     offered = gr.State([offer.knobs for offer in drawn.offers])
-    opened = gr.State(drawn.opened)
+    opened, newest = gr.State(drawn.opened), gr.State(Newest())
     outputs = [body, line, causes, table, box, told, *buttons, offered, opened]
 
-    def look(seen: dict[Any, Any], ask: bool = False) -> Iterator[dict[Any, Any]]:
+    def ask(seen: dict[Any, Any]) -> None:
+        config, _ = form.judge(fields.values(seen), store)
+        if config is not None:
+            shapes.ask(config)
+
+    @streams
+    def look(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        wanted = seen[newest].ask()
         config, _ = form.judge(fields.values(seen), store)
         if config is None:  # half-typed: the last figures stay where they are, and pale
             yield {body: gr.update(elem_classes=["stale"]), line: gr.update(elem_classes=["stale"])}
             return
-        if ask:
-            shapes.ask(config)
         drawn = _look(config, seen[target], shapes)
-        yield shown(drawn, seen[opened])
-        if drawn.unsure:
-            yield shown(_look(config, seen[target], shapes, simulate=True), drawn.opened)
+        if wanted():
+            yield shown(drawn, seen[opened])
+        here = seen[target] == _HERE
+        if here and wanted() and (not hardware.settled() or (hardware.is_stale() and not _trains(store))):
+            hardware.settle(fresh=not _trains(store))
+            drawn = _look(config, seen[target], shapes)
+            if wanted():
+                yield shown(drawn, seen[opened])
+        if drawn.unsure and wanted():
+            simulated = _look(config, seen[target], shapes, simulate=True)
+            if wanted():
+                yield shown(simulated, drawn.opened)
 
     def shown(drawn: _Drawn, was_opened: bool) -> dict[Any, Any]:
         updates: dict[Any, Any] = {
@@ -136,17 +153,38 @@ def build(first: RunConfig, fields: form.Form, line: gr.HTML, store: RunStore) -
     everything = list(fields.knobs.values())
     looking: dict[str, Any] = {
         "fn": look,
-        "inputs": fields.inputs() | {target, opened},
+        "inputs": fields.inputs() | {target, opened, newest},
         "outputs": outputs,
         "trigger_mode": "always_last",
     } | QUIET
-    asking = looking | {"fn": partial(look, ask=True)}
+    asking: dict[str, Any] = {"fn": ask, "inputs": fields.inputs(), "trigger_mode": "always_last"} | QUIET
     gr.on([*(field.change for field in everything), target.input], **looking)
     texts = [fields.knobs[name] for name in _ASKED_BY]
-    gr.on([event for text in texts for event in (text.blur, text.submit)], **asking)
+    # The look comes after the answer and reads the form anew: what was typed meanwhile neither hides it nor is hidden.
+    gr.on([event for text in texts for event in (text.blur, text.submit)], **asking).then(**looking)
     for number, button in enumerate(buttons):
         button.click(take(number), offered, everything, **QUIET)
-    return Panel(asking, buttons)
+    return Panel(asking, looking, buttons)
+
+
+def _time(config: RunConfig, shape: Shape, found: MemoryPlan) -> str:
+    """How long the run takes, where the check has measured this device."""
+    takes = speed.estimate(config, shape, found)
+    return html.hint(f"{takes}. An estimate, from this device's speed as the check measured it." if takes else "")
+
+
+def _trains(store: RunStore) -> bool:
+    return any(run.is_locked() for run in store.all())
+
+
+def _doubts(config: RunConfig) -> str:
+    """What is wrong with this machine's GPU, what does not work on it, or that nobody knows yet."""
+    if not hardware.settled():
+        return html.hint("Torch is being asked which devices it sees; until then this is what nvidia-smi lists.")
+    if config.gpu == cards.CPU:
+        return ""
+    trouble, remark = hardware.trouble(), hardware.remark()
+    return html.note(trouble, bad=True) * bool(trouble) + html.hint(remark) * bool(remark)
 
 
 @dataclass
@@ -171,9 +209,11 @@ class _Drawn:
 
 def _look(config: RunConfig, target: str, shapes: Shapes, simulate: bool = False) -> _Drawn:
     """Plan a run, if asked by a simulated step, which takes seconds. A base that cannot be planned for is a sentence."""
-    card = budget.targets()[target]
+    card = budget.targets(config.gpu)[target]
     try:
         shape = shapes.get(config)
+        if simulate and shape.rough:
+            shape = known.find(config, count=True)
         found = plan(config, shape, card)
         changes = advice.changes(config, shape, card)
     except UserError as error:
@@ -185,11 +225,11 @@ def _look(config: RunConfig, target: str, shapes: Shapes, simulate: bool = False
             found, source = simulation.refined(found, config, shape, known.config_json(config)), _SIMULATED
         except UserError as error:
             source = f"{_ROUGH} {error}"
-    seen = calibration.of(card.gpu) if card.gpu else None
+    doubts = _doubts(config) if target == _HERE else ""
     opened = found.verdict != "fits"
     offers = fit_views.offers([change.as_dict() for change in changes])
     return _Drawn(
-        body=fit_views.panel(found, seen, source),
+        body=fit_views.panel(found, source) + _time(config, shape, found) + doubts,
         line=fit_views.line(found),
         table=fit_views.table(found),
         title="What would make it fit" if opened else "Changes that make it smaller",

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from qlora_gui.memory.calibration import Calibration
 from qlora_gui.memory.plan import MemoryPlan, gigabytes
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.ui import html
@@ -39,7 +38,7 @@ def caption(offer: Offer, mark: bool) -> str:
 
 def headline(plan: MemoryPlan) -> str:
     """The verdict in words, with the numbers it rests on."""
-    said = plan.figures + (f" free on {plan.budget.name}" if _is_here(plan) else "")
+    said = plan.figures + (f" free on {plan.budget.name}" if plan.budget.is_here else "")
     tail = f"; {plan.remark}" if plan.remark else ""
     return f'<p class="fit-verdict {_style(plan)}"><b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(said + tail)}</p>'
 
@@ -55,15 +54,16 @@ def unknown(sentence: str) -> str:
     return html.hint(f"No estimate of the memory: {sentence}")
 
 
-def panel(plan: MemoryPlan, seen: Calibration | None = None, source: str = "") -> str:
+def panel(plan: MemoryPlan, source: str = "") -> str:
     """The verdict, the bar with its key, the moment of the peak, and where the figures come from: an estimate."""
     rows = f"{plan.rows} × {plan.length:,} tokens"
     moment = f"Peak {plan.moment}, with the longest batch ({rows}); gradient checkpointing: {plan.checkpointing}."
     estimate = source or "An estimate from the shape of the base, not a measurement."
-    if seen is not None and seen.runs and not source:
+    seen = plan.correction
+    if seen.runs and not source:
         estimate = (
-            f"An estimate, corrected by {seen.factor:.2f}: so far {_count(seen.runs, 'run')} on this GPU "
-            f"had been predicted {seen.error:.0%} off."
+            f"An estimate, corrected by {seen.factor:.2f}: so far {_count(seen.runs, 'run')} of this size on this "
+            f"GPU had been predicted {seen.error:.0%} off."
         )
     return headline(plan) + bar(plan) + f'<p class="hint">{escape(moment)} {escape(estimate)}</p>'
 
@@ -150,11 +150,6 @@ def autopsy(found: Mapping[str, Any]) -> str:
 def retries(found: Mapping[str, Any]) -> list[Offer]:
     """The changes of an autopsy to show, best first."""
     return offers(found.get("changes") or [], MOST_RETRIES)
-
-
-def _is_here(plan: MemoryPlan) -> bool:
-    """Whether it is planned for this machine and not for a card by its size."""
-    return bool(plan.budget.gpu) or plan.budget.kind == "cpu"
 
 
 def _style(plan: MemoryPlan) -> str:

@@ -13,7 +13,9 @@ from pydantic.fields import FieldInfo
 from qlora_gui import hub
 from qlora_gui.data import read
 from qlora_gui.errors import UserError
+from qlora_gui.memory import crawling
 from qlora_gui.runs import config as configs
+from qlora_gui.runs import several
 from qlora_gui.runs.command import command_line
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import PATH_KNOBS, RunStore, check_base
@@ -29,6 +31,8 @@ class Form:
 
     preset: gr.Dropdown
     upload: gr.UploadButton
+    bad_rows: gr.HTML  # faulty rows of the data, named below its field
+    leave_out: gr.Button
     knobs: dict[str, Any]
 
     def inputs(self) -> set[Any]:
@@ -69,6 +73,8 @@ def build(config: RunConfig, preset: str) -> Form:
         with gr.Column(min_width=200, elem_classes="tight"):
             knobs["dataset"] = _field("dataset", values["dataset"])
             upload = gr.UploadButton("Upload a data file", file_types=list(read.SUFFIXES), size="sm", elem_id="upload")
+            bad_rows = gr.HTML(elem_id="bad-rows")
+            leave_out = gr.Button("Leave them out", size="sm", visible=False, elem_id="leave-out")
             for name in first:
                 if name not in knobs:
                     knobs[name] = _field(name, values[name])
@@ -87,7 +93,7 @@ def build(config: RunConfig, preset: str) -> Form:
             with gr.Accordion(f"More: {group}", open=False, elem_id="more-" + group.lower().replace(" ", "-")):
                 _rows(rare, values, knobs)
     assert knobs.keys() == configs.fields().keys()
-    return Form(picker, upload, {name: knobs[name] for name in configs.fields()})
+    return Form(picker, upload, bad_rows, leave_out, {name: knobs[name] for name in configs.fields()})
 
 
 def _rows(names: list[str], values: Mapping[str, Any], knobs: dict[str, Any]) -> None:
@@ -158,7 +164,17 @@ def judge(values: Mapping[str, Any], store: RunStore) -> tuple[RunConfig | None,
         config = RunConfig(**values)
     except ValidationError as error:
         return None, configs.faults(error) | _missing(values, store)
-    return config, _missing(values, store)
+    found = _missing(values, store)
+    try:
+        several.check(config, store.has_guests)
+    except UserError as error:
+        several_processes = "num_processes" if config.num_processes > 1 else "gpu"
+        found["accelerate_config" if config.accelerate_config else several_processes] = str(error).rstrip(".")
+    try:
+        crawling.check(config)
+    except UserError as error:
+        found.setdefault("gpu", str(error).rstrip("."))
+    return config, found
 
 
 def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
@@ -178,7 +194,7 @@ def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
             read.find(data)
     except UserError as error:
         found["dataset"] = str(error).rstrip(".")
-    if name and (store.root / name).exists():
+    if store.is_taken(name):
         found["name"] = f"There is already a run '{name}': choose another name"
     return found
 
@@ -188,7 +204,7 @@ def _refused(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
     found = {}
     for knob in PATH_KNOBS:
         try:
-            store.check_allowed(str(values.get(knob) or "").strip())
+            store.check_allowed(str(values.get(knob) or "").strip(), knob)
         except UserError as error:
             found[knob] = str(error).rstrip(".")
     return found
@@ -197,7 +213,7 @@ def _refused(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
 def field_of(error: UserError, config: RunConfig) -> str:
     """The knob that a sentence is about: the one whose value it names, else ""."""
     told = str(error)
-    for knob in ("base_model", "dataset", "name"):
+    for knob in ("base_model", "dataset", "chat_template", "name"):
         value = getattr(config, knob)
         if value and (f"'{value}'" in told or (knob == "dataset" and Path(value).name in told)):
             return knob

@@ -1,18 +1,22 @@
-"""What stands before the page: who may ask from where, how much, and how often a password may be tried.
+"""What stands before the page: who may ask from where, with what token, how much, and how often a password may be tried.
 
 Gradio alone answers whatever Host a browser was made to believe in (DNS rebinding), takes simple cross-site posts, reads
-bodies of any size before it asks for the login, and never slows down who guesses. Pure ASGI, for answers are streamed.
+bodies of any size before it asks for the login, never slows down who guesses, and without a login serves every program
+and user of the machine. Pure ASGI, for answers are streamed.
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
-import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.requests import cookie_parser
+
+from qlora_gui.ui.key import Key
+from qlora_gui.ui.throttle import LONGEST_PAUSE, Throttle, whose
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,12 +27,12 @@ Refusal = tuple[int, str]
 MOST_UPLOAD = 2 << 30  # bytes of one upload
 MOST_BODY = 8 << 20  # bytes of any other request: a prompt of 100,000 characters, and the form around it
 MOST_LOGIN = 8 << 10
-FREE_TRIES, LONGEST_PAUSE = 3, 30.0
 _API = "/gradio_api"
 _OPEN = {"/", "/login", "/login/", "/logout", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"} | {
     _API + path for path in ("/user", "/login_check", "/startup-events", "/theme.css", "/app_id")
 }
 _LOGIN = ("/login", "/login/")
+_STARTS = _API + "/startup-events"  # by which Gradio finds out whether it serves
 _OPEN_BELOW = ("/assets/", "/static/", "/svelte/")
 # Nothing of this page needs them: fetching addresses for the client, handing a cookie to scripts, foreign components.
 _NEVER_BELOW = tuple(_API + path for path in ("/file=http", "/proxy=", "/token", "/custom_component/"))
@@ -40,11 +44,29 @@ _HEADERS = {
 }
 
 
-class Login:
-    """Gradio's `auth`: whether user and password are right, in the same time for every wrong one."""
+_KEPT = 400 * 86400  # seconds that a browser keeps a cookie of ours; no browser keeps one longer
+_NO_TOKEN = "This page is for who started it: open the address printed in the terminal, which ends in its token."
+_NO_TOKEN_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    "<title>QLoRA</title><body style='font:16px/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em'>"
+    f"<h1 style='font-size:1.3em'>Not open yet</h1><p>{_NO_TOKEN}</p></body></html>"
+)
 
-    def __init__(self, user: str, password: str):
+
+class Login:
+    """Gradio's `auth`: whether user and password are right, in the same time for every wrong one.
+
+    `made` says that the password is one of 96 random bits, which no number of tries finds.
+    """
+
+    def __init__(self, user: str, password: str, made: bool = False):
         self._digest = _digest(user, password)
+        self.made = made
+
+    @property
+    def name(self) -> str:
+        """Tells this login from another one, also from the same user's with another password."""
+        return self._digest.hex()
 
     def __call__(self, user: str, password: str) -> bool:
         return hmac.compare_digest(self._digest, _digest(str(user), str(password)))
@@ -57,12 +79,17 @@ def _digest(user: str, password: str) -> bytes:
 class Guard:
     """ASGI middleware inside Gradio's app. `hosts` are the names by which the page may be asked for, besides
     localhost, addresses in numbers (rebinding needs a name), and the share link's own.
+
+    With a `key` and no `login` nothing is served without the token, but what Gradio's scripts and styles are. With a
+    login, a browser that was in before, or that was opened with the token, is not held up by wrong passwords of others.
     """
 
-    def __init__(self, app: Any, hosts: Iterable[str] = ()):
+    def __init__(self, app: Any, hosts: Iterable[str] = (), key: Key | None = None, login: Login | None = None):
         self.app = app
         self.hosts = {"localhost", *(host.lower() for host in hosts)}
-        self.failures, self.closed_until = 0, 0.0
+        self.key, self.login = key, login
+        self.mark = f"known to {login.name}" if login else "entered"
+        self.throttle = Throttle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,11 +98,16 @@ class Guard:
             return
         head = _Head(scope["headers"])
         refusal = self._refusal(scope, head)
+        if refusal is None and self._brings_token(scope):
+            await self._let_in(scope, send)
+            return
+        if refusal is None and scope["path"] in _LOGIN and scope["method"] == "POST":
+            refusal = await self._held_back(scope, head)
         if refusal:
-            await _answer(send, *refusal)
+            await _answer(send, *refusal, as_page=scope["path"] == "/")
             return
         most = _most(scope["path"])
-        await self.app(scope, _counted(receive, most), self._told(send, scope["path"]))
+        await self.app(scope, _counted(receive, most), self._told(send, scope, head))
 
     def _refusal(self, scope: Scope, head: "_Head") -> Refusal | None:
         """Status and sentence for a request that is not let through."""
@@ -87,11 +119,59 @@ class Guard:
             return 403, "Requests from other sites are refused."
         if path.startswith(_NEVER_BELOW):
             return 404, "There is nothing here."
-        if path in _LOGIN and method == "POST" and not self._may_try():
-            return 429, "Too many wrong passwords: wait half a minute."
-        if not (path in _OPEN or path.startswith(_OPEN_BELOW)) and not _logged_in(scope, head):
+        if (path.startswith(_OPEN_BELOW) and ".." not in path) or path == _STARTS:
+            return _too_much(head, path)
+        if self.key and not self.login:
+            if not (self._brings_token(scope) or self._is_known(scope, head) or self._has_token(head)):
+                return 401, _NO_TOKEN
+        elif path not in _OPEN and not _logged_in(scope, head):
             return 401, "Log in first."
         return _too_much(head, path)
+
+    def _brings_token(self, scope: Scope) -> bool:
+        """Whether this is a visit by the printed address."""
+        if self.key is None or scope["path"] != "/" or scope["method"] not in ("GET", "HEAD"):
+            return False
+        return any(name == "token" and self.key.is_token(value) for name, value in _query(scope))
+
+    def _has_token(self, head: "_Head") -> bool:
+        """Whether a program sends the token along."""
+        kind, _, given = (head.only("authorization") or "").partition(" ")
+        return self.key is not None and kind.lower() == "bearer" and self.key.is_token(given.strip())
+
+    def _is_known(self, scope: Scope, head: "_Head") -> bool:
+        """Whether our cookie is with the request."""
+        if self.key is None:
+            return False
+        name = _cookie_name(scope)
+        return any(self.key.is_mark(self.mark, found[name]) for found in head.cookies() if name in found)
+
+    def _known_cookie(self, scope: Scope) -> tuple[bytes, bytes]:
+        assert self.key
+        value = f"{_cookie_name(scope)}={self.key.mark(self.mark)}; Path=/; HttpOnly; SameSite=Lax; Max-Age={_KEPT}"
+        return b"set-cookie", value.encode()
+
+    async def _let_in(self, scope: Scope, send: Send) -> None:
+        """On to the same address without the token, which shall stay in no history, bookmark or picture."""
+        rest = urlencode([(name, value) for name, value in _query(scope) if name != "token"])
+        place = ("./?" + rest if rest else "./").encode()
+        headers = [(b"location", place), (b"content-length", b"0"), (b"cache-control", b"no-store")]
+        headers += [self._known_cookie(scope), *_HEADERS.items()]
+        await send({"type": "http.response.start", "status": 303, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _held_back(self, scope: Scope, head: "_Head") -> Refusal | None:
+        """Let the try of a password wait for its turn, or refuse it.
+
+        Whoever has our cookie has been in with this password before: it need not be kept from guessing it.
+        """
+        if self.login is None or self.login.made or self._is_known(scope, head):
+            return None
+        wait = self.throttle.ask(_whose(scope, head))
+        if wait is None:
+            return 429, "Too many wrong passwords: wait half a minute."
+        await asyncio.sleep(wait)
+        return None
 
     def _is_ours(self, host: str, scope: Scope) -> bool:
         if host in self.hosts:
@@ -104,34 +184,23 @@ class Guard:
             shared = getattr(blocks, "share_url", None)
             return bool(shared) and host == urlsplit(shared).hostname
 
-    def _told(self, send: Send, path: str) -> Send:
-        """Counts wrong passwords, and adds what browsers shall keep to."""
+    def _told(self, send: Send, scope: Scope, head: "_Head") -> Send:
+        """Adds what browsers shall keep to; who was logged in is known from then on."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if path in _LOGIN and message["status"] == 200:
-                    self.failures = 0
                 there = {name.lower() for name, _ in message["headers"]}
                 kept = [
                     (name, _lax(value) if name.lower() == b"set-cookie" else value)
                     for name, value in message["headers"]
                 ]
+                if scope["path"] in _LOGIN and scope["method"] == "POST" and message["status"] == 200 and self.login:
+                    self.throttle.right(_whose(scope, head))
+                    kept += [self._known_cookie(scope)] if self.key else []
                 message["headers"] = kept + [pair for pair in _HEADERS.items() if pair[0] not in there]
             await send(message)
 
         return sending
-
-    def _may_try(self) -> bool:
-        """Whether a password may be tried now. It counts as wrong until it was right, so that many at once gain nothing.
-
-        For everybody together: what a request says of where it comes from can be made up.
-        """
-        if time.monotonic() < self.closed_until:
-            return False
-        self.failures += 1
-        if self.failures >= FREE_TRIES:
-            self.closed_until = time.monotonic() + min(2.0 ** min(self.failures - FREE_TRIES, 10), LONGEST_PAUSE)
-        return True
 
 
 class _Head:
@@ -149,6 +218,23 @@ class _Head:
 
     def all(self, name: str) -> list[str]:
         return self._all.get(name, [])
+
+    def cookies(self) -> list[dict[str, str]]:
+        """The cookies of each Cookie header."""
+        return [cookie_parser(line) for line in self.all("cookie")]
+
+
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+def _cookie_name(scope: Scope) -> str:
+    """Cookies know no ports: two pages of one machine must not take each other's."""
+    return f"qlora-page-{(scope.get('server') or ('', 0))[1]}"
+
+
+def _whose(scope: Scope, head: _Head) -> str:
+    return whose(str((scope.get("client") or ("",))[0]), head.all("x-forwarded-for"))
 
 
 def _host_of(value: str | None) -> str | None:
@@ -195,8 +281,7 @@ def _logged_in(scope: Scope, head: _Head) -> bool:
     if app is None or getattr(app, "auth", None) is None:
         return True
     names = {f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}"}
-    found = [cookie_parser(line) for line in head.all("cookie")]
-    return any(cookies.get(name) in app.tokens for cookies in found for name in names)
+    return any(cookies.get(name) in app.tokens for cookies in head.cookies() for name in names)
 
 
 def _most(path: str) -> int:
@@ -239,9 +324,11 @@ def _lax(cookie: bytes) -> bytes:
     return b";".join(b" SameSite=lax" if part.strip().lower() == b"samesite=none" else part for part in parts)
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
-    body = text.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+async def _answer(send: Send, status: int, text: str, as_page: bool = False) -> None:
+    page = as_page and text == _NO_TOKEN
+    body = (_NO_TOKEN_PAGE if page else text).encode()
+    kind = b"text/html; charset=utf-8" if page else b"text/plain; charset=utf-8"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
     if status == 429:
         headers.append((b"retry-after", str(int(LONGEST_PAUSE)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS.items()]})

@@ -4,7 +4,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from qlora_gui.data import thought
+
 Piece = tuple[str, bool]  # a stretch of text, and whether it is learned from
+
+
+class Markup(str):
+    """HTML that is made already: a cell that is not escaped again."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[int] = ()) -> str:
@@ -14,13 +20,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[
 
     def cells(values: Sequence[Any], tag: str) -> str:
         return "".join(
-            f"<{tag}{right if number in numbers else ''}>{escape(str(value))}</{tag}>"
-            for number, value in enumerate(values)
+            f"<{tag}{right if number in numbers else ''}>{_cell(value)}</{tag}>" for number, value in enumerate(values)
         )
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     top = f"<thead><tr>{cells(head, 'th')}</tr></thead>" if head else ""
     return f'<div class="scroll" tabindex="0"><table class="plain">{top}<tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, Markup) else escape(str(value))
 
 
 def note(*sentences: str, bad: bool = False) -> str:
@@ -88,3 +97,14 @@ def log(text: str) -> str:
 def literal(text: str) -> str:
     """Text as it stands, line by line."""
     return f'<pre class="literal" tabindex="0">{escape(text)}</pre>' if text else ""
+
+
+def answer(text: str) -> Markup:
+    """An answer as it was written, its thought folded above it."""
+    found = thought.parted(text)
+    above = (
+        f'<details class="thinking"><summary>{escape(found.title())}</summary><div>{escape(found.thought)}</div></details>'
+        if found.thought
+        else ""
+    )
+    return Markup(f'<div class="as-written">{above}<div>{escape(found.answer)}</div></div>')

@@ -1,8 +1,7 @@
 """The optional LLM judge on the page: off until an endpoint is named; it judges the answers that people voted on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
@@ -10,6 +9,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.judge import llm_judge
 from qlora_gui.judge.votes import VoteLog
 from qlora_gui.ui import html, vote_views
+from qlora_gui.ui.streaming import streams
 from qlora_gui.ui.theme import RAW
 
 
@@ -43,13 +43,22 @@ def build() -> Panel:
     return Panel(url, model, ask, told)
 
 
-def wire(panel: Panel, log: VoteLog, chosen: gr.Dropdown, results: gr.HTML, pinned: bool) -> None:
+def wire(
+    panel: Panel,
+    log: VoteLog,
+    chosen: gr.Dropdown,
+    results: gr.HTML,
+    tally: Callable[[list[str]], str],
+    pinned: bool,
+) -> None:
     """The button has all pairs judged that this judge has not seen; what is judged is kept as it comes.
 
-    `pinned` lets no other judge be asked than the one that the owner named in the environment.
+    `tally` gives what all votes on some adapters say, as far as it may be shown. `pinned` lets no other judge be asked
+    than the one that the owner named in the environment.
     """
 
-    def judged(url: str, model: str, picked: list[str]) -> Iterator[dict[Any, Any]]:
+    @streams
+    def judged(url: str, model: str, picked: list[str]) -> Iterator[str]:
         names = ["base", *picked]
         votes = [vote for group in vote_views.of_columns(log.read(), names).values() for vote in group]
         judge = llm_judge.Judge((url or "").strip(), (model or "").strip())
@@ -59,22 +68,21 @@ def wire(panel: Panel, log: VoteLog, chosen: gr.Dropdown, results: gr.HTML, pinn
                 raise UserError(f"Only the judge that the owner named in {llm_judge.PIN} may be asked from this page.")
             waiting = len(llm_judge.unjudged(judge, votes))
             if not waiting:
-                yield {panel.told: html.hint("There is nothing to judge: vote first; what it has judged it keeps.")}
+                yield html.hint("There is nothing to judge: vote first; what it has judged it keeps.")
                 return
-            yield {panel.told: html.hint(f"0 of {waiting} pairs judged…")}
+            yield html.hint(f"0 of {waiting} pairs judged…")
             for now in llm_judge.judge_votes(judge, votes, log.add):
                 said = f"{now.done} of {now.total} pairs judged; both orders agreed at {now.agreed}"
-                yield {panel.told: html.hint(said)}
+                yield html.hint(said)
         except UserError as error:
-            yield {panel.told: html.faults([str(error)])}
-        yield {results: vote_views.results(log.read(), names)}
+            yield html.faults([str(error)])
 
     panel.ask.click(
         judged,
         [panel.url, panel.model, chosen],
-        [panel.told, results],
+        panel.told,
         concurrency_id="llm-judge",
         concurrency_limit=1,
         trigger_mode="once",
         **RAW,
-    )
+    ).then(tally, chosen, results, **RAW)  # by then other adapters may be chosen

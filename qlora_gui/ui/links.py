@@ -31,6 +31,18 @@ def address(link: Link) -> str:
     return "?" + urlencode([("tab", link["tab"]), *(("run", run) for run in link["runs"])])
 
 
+# The page has a base address, from which a link to "#place" leads away and loses the form: it is followed here instead.
+IN_PAGE = """() => {
+  if (window.linksAreFollowed) return;
+  window.linksAreFollowed = true;
+  document.addEventListener('click', (event) => {
+    const link = event.target.closest && event.target.closest('a[href^="#"]');
+    if (!link) return;
+    event.preventDefault();
+    const place = document.getElementById(decodeURIComponent(link.hash.slice(1)));
+    if (place) place.scrollIntoView({behavior: 'smooth'});
+  });
+}"""
 # A tab pressed by hand: keep what the address says about this tab, drop what it says about another.
 # The first tab is also "selected" while the page loads; then the address has not been read yet.
 ON_TAB = """() => {{

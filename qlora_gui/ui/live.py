@@ -9,10 +9,11 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, drawing, findings, links, retry
+from qlora_gui.ui import actions, drawing, findings, index, links, resuming, retry
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
 
 UNSEEN = "unseen"
+_LIVE = ("running", "stopping")
 
 
 @dataclass
@@ -43,6 +44,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
             resume = gr.Button("Resume", elem_id="resume", **hidden)
             compare = gr.Button("Compare with the base", elem_id="to-compare", **hidden)
             close = gr.Button("Back to the data preview", elem_id="close", **hidden)
+        asking = resuming.build("live")
         plots = gr.HTML(elem_id="live-plots")
         probes = gr.HTML(elem_id="live-probes")  # alone, too: it changes only with a new measurement
         log = gr.HTML(elem_id="live-log")
@@ -85,7 +87,7 @@ def panel(store: RunStore, link: gr.State, idle: gr.Column, before_start: Callab
     gr.Timer(TICK_SECONDS).tick(**again)
     stop.click(partial(actions.stop, store), followed, None, **QUIET).then(**again)
     kill.click(partial(actions.kill, store), followed, None, **QUIET).then(**again)
-    resume.click(partial(actions.resume, store), followed, None, **QUIET).then(**again)
+    resuming.wire(asking, store, resume, followed, again, QUIET)
     compare.click(lambda run_id: links.to("compare", run_id), followed, link, **QUIET)
     findings.train_again(doctor, store, link, before_start, followed)
     close.click(lambda: links.to("train"), None, link, **QUIET)
@@ -97,7 +99,7 @@ def _which(store: RunStore, run_id: str) -> Run | None:
     try:
         return store.get(run_id)
     except UserError:
-        return next((run for run in store.all() if run.is_locked()), None)
+        return next((store.get(one.id) for one in index.glance(store).found if one.state in _LIVE), None)
 
 
 def _shown(visible: bool) -> Any:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from qlora_gui.runs.config import RunConfig
-from qlora_gui.runs.rows import rows_of
 from qlora_gui.ui.summary import Summary
 
 
@@ -22,28 +21,22 @@ def bases(found: Sequence[Summary]) -> list[str]:
 
 
 def adapters(found: Sequence[Summary], base: str) -> list[str]:
-    """The runs whose adapter belongs to this base, newest first."""
+    """The runs whose adapter belongs to this base, newest first; all of them for a base that no run names."""
+    if base not in bases(found):
+        return [one.id for one in found if one.config and one.adapter]
     return [one.id for one in found if one.config and one.adapter and key(one.config) == base]
 
 
 def refused(found: Sequence[Summary], base: str) -> list[str]:
     """A sentence for every run that is not offered with this base."""
-    said = []
+    said, named = [], base in bases(found)
     for one in found:
-        if one.config is None:
+        if not one.read:
+            said.append(f"{one.id}: it is being read.")
+        elif one.config is None:
             said.append(f"{one.id}: its run.json cannot be read.")
         elif not one.adapter:
             said.append(f"{one.id}: it has no adapter yet ({one.state}).")
-        elif key(one.config) != base:
+        elif named and key(one.config) != base:
             said.append(f"{one.id}: it was trained on another base, {key(one.config)}.")
     return said
-
-
-def held_out(config: RunConfig) -> list[tuple[str, str]]:
-    """(question, the data's own answer) of the rows that a run did not learn from; raises UserError."""
-    pairs = []
-    for row in rows_of(config).held_out:
-        turns = [turn for turn in row.get("messages", []) if turn["role"] != "system"]
-        if len(turns) > 1 and turns[0]["role"] == "user":
-            pairs.append((turns[0]["content"], turns[1]["content"]))
-    return pairs

@@ -10,10 +10,11 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.judge.report import RENDERERS, page, written
 from qlora_gui.judge.report.blocks import Block
-from qlora_gui.runs.files import write_whole
+from qlora_gui.runs.files import told, write_whole
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import actions, html, links
-from qlora_gui.ui.theme import QUIET, RAW, TICK_SECONDS
+from qlora_gui.ui import actions, html, index, links
+from qlora_gui.ui.streaming import streams
+from qlora_gui.ui.theme import RAW, TICK_SECONDS
 
 _EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled in already.")
 _HINT = html.empty("Press Write the report: it is made from what the runs' folders hold, and takes a moment.")
@@ -28,13 +29,6 @@ _HERE = """<style>
 .gradio-container .report ul { list-style: disc; }
 .gradio-container .report a { margin: 0; }
 </style>"""
-# The page has a base address, from which "#place" leads away: its links are followed here instead.
-_FOLLOW = """() => document.querySelectorAll('#report a[href^="#"]').forEach((link) => {
-  link.onclick = (event) => {
-    event.preventDefault();
-    document.getElementById(link.hash.slice(1)).scrollIntoView({behavior: 'smooth'});
-  };
-})"""
 
 
 def tab(store: RunStore, link: gr.State) -> None:
@@ -53,7 +47,7 @@ def tab(store: RunStore, link: gr.State) -> None:
     seen = gr.State("")
 
     def refresh(before: str, picked: list[str]) -> Any:
-        ids = [run.id for run in store.all()]
+        ids = [one.id for one in index.glance(store).found]
         now = repr(ids)
         if now == before:
             return gr.skip()
@@ -68,6 +62,7 @@ def tab(store: RunStore, link: gr.State) -> None:
     def follow(link: links.Link, picked: list[str]) -> Any:
         return link["runs"] if link["tab"] == "report" and link["runs"] else picked
 
+    @streams
     def make(picked: list[str]) -> Iterator[dict[Any, Any]]:
         yield {status: html.hint("Reading the folders…")}
         try:
@@ -76,13 +71,15 @@ def tab(store: RunStore, link: gr.State) -> None:
             actions.warn(error)
             yield {status: html.faults([str(error)])}
             return
-        yield {
-            status: "",
-            shown: _HERE + page.body(blocks),
-            as_markdown: gr.update(value=_kept(as_markdown, blocks, ".md"), visible=True),
-            as_page: gr.update(value=_kept(as_page, blocks, ".html"), visible=True),
-        }
+        try:
+            files = {as_markdown: _kept(as_markdown, blocks, ".md"), as_page: _kept(as_page, blocks, ".html")}
+            buttons, said = {button: gr.update(value=file, visible=True) for button, file in files.items()}, ""
+        except UserError as error:  # it can be read all the same
+            buttons = dict.fromkeys((as_markdown, as_page), gr.update(visible=False))
+            said = html.faults([str(error)])
+        yield {status: said, shown: _HERE + page.body(blocks), **buttons}
 
+    @streams
     def make_if_asked(link: links.Link) -> Iterator[dict[Any, Any]]:
         """An address that names runs shows their report at once."""
         if link["tab"] == "report" and link["runs"]:
@@ -95,17 +92,15 @@ def tab(store: RunStore, link: gr.State) -> None:
     } | RAW
     made = [status, shown, as_markdown, as_page]
     gr.Timer(2 * TICK_SECONDS).tick(**looking)
-    following: dict[str, Any] = {"fn": None, "js": _FOLLOW} | QUIET
-    link.change(**looking).then(follow, [link, chosen], chosen, **RAW).then(make_if_asked, link, made, **RAW).then(
-        **following
-    )
-    write.click(make, chosen, made, trigger_mode="once", **RAW).then(**following)
+    link.change(**looking).then(follow, [link, chosen], chosen, **RAW).then(make_if_asked, link, made, **RAW)
+    write.click(make, chosen, made, trigger_mode="once", **RAW)
 
 
 def _kept(button: gr.DownloadButton, blocks: list[Block], suffix: str) -> str:
     """The report as a file that the page may hand out, in Gradio's own cache: the same report is the same file."""
     body = RENDERERS[suffix](blocks)
     folder = Path(button.GRADIO_CACHE) / f"report-{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"report{suffix}", body)
+    with told("The report to download", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"report{suffix}", body)
     return str(folder / f"report{suffix}")

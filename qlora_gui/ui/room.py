@@ -10,11 +10,10 @@ from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
-from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import offers
+from qlora_gui.runs.store import Run, RunStore, check_base
+from qlora_gui.ui import index, offers
 from qlora_gui.ui.columns import View
 from qlora_gui.ui.session import Session
-from qlora_gui.ui.summary import summaries
 
 
 @dataclass
@@ -43,12 +42,20 @@ class Room:
         return configs.checked(Decoding, {name: given[field] for name, field in self.fields.items()})
 
     def asked(self, given: Mapping[Any, Any]) -> tuple[RunConfig, list[Run]]:
-        """A config that names the base, and the chosen runs. Raises UserError when one is gone."""
+        """A config that names the base, and the chosen runs. Raises UserError when one is gone.
+
+        A base that no run names was typed: it is taken in place of the one that the runs name.
+        """
         runs = [self.store.get(run_id) for run_id in given[self.chosen]]
-        return (runs[0].config() if runs else self._any_config(given[self.base])), runs
+        base = (given[self.base] or "").strip()
+        if not runs or offers.key(runs[0].config()) == base:
+            return (runs[0].config() if runs else self._any_config(base)), runs
+        self.store.check_allowed(base)
+        check_base(base)
+        return runs[0].config().model_copy(update={"base_model": base, "revision": ""}), runs
 
     def _any_config(self, base: str) -> RunConfig:
-        found = (one.config for one in summaries(self.store) if one.config and offers.key(one.config) == base)
+        found = (one.config for one in index.now(self.store).found if one.config and offers.key(one.config) == base)
         config = next(found, None)
         if config is None:
             raise UserError("No run of this base is left: choose another base.")

@@ -9,9 +9,26 @@ from qlora_gui.compare.settings import MAX_ADAPTERS
 from qlora_gui.errors import UserError
 from qlora_gui.judge import job
 from qlora_gui.runs import queue
+from qlora_gui.runs.events import tail
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, disk, evidence, findings, fit_views, html, links, offers, retry, several, views
-from qlora_gui.ui.summary import COLUMNS, KINDS, Summary, summaries, summary
+from qlora_gui.ui import (
+    actions,
+    disk,
+    evidence,
+    findings,
+    fit_views,
+    html,
+    index,
+    links,
+    offers,
+    resuming,
+    retry,
+    runs_table,
+    several,
+    views,
+)
+from qlora_gui.ui.index import Look
+from qlora_gui.ui.summary import Summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
 
 _EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled in already.")
@@ -23,16 +40,15 @@ _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
 def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
     """Draw the tab and wire it; `before_start` frees what a training run may need."""
     empty = gr.HTML(_EMPTY, elem_id="no-runs")
-    table = gr.Dataframe(
-        headers=list(COLUMNS),
-        datatype=list(KINDS),
-        interactive=False,
-        label="All runs (press a heading to sort, a row to choose it)",
-        elem_id="runs-table",
-        max_height=330,
-        buttons=[],
+    find = gr.Textbox(
+        label="Find runs",
+        info="Words of any column, like: qwen failed",
+        elem_id="runs-find",
         visible=False,
+        max_lines=1,
     )
+    table = gr.HTML(elem_id="runs-table", max_height=330, js_on_load=runs_table.PRESSED)
+    more_rows = gr.Button(f"Show {runs_table.PAGE} more", elem_id="runs-more", visible=False, **_SMALL)
     chosen = gr.Dropdown(
         [], value=[], multiselect=True, max_choices=_MOST, label="Chosen runs", elem_id="chosen", visible=False
     )
@@ -63,6 +79,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         question = gr.HTML(elem_id="question")
         sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
         keep = gr.Button("Keep it", **_SMALL)
+    asking = resuming.build("runs")
     told, judged = gr.HTML(elem_id="runs-told"), gr.HTML(elem_id="runs-judged")
     doctor = findings.build("runs", "Train again:")
     again_with = retry.build(store, link, before_start, "runs")
@@ -74,43 +91,67 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             settings = gr.HTML()
         with gr.Accordion("End of the log", open=False):
             log = gr.HTML()
-    disk.build()
+    disk.build(store)
     body = [told, judged, data, plots, more, numbers, settings, log, *again_with.outputs, *doctor.outputs]
     seen, detail_seen = gr.State(""), gr.State("")
+    order = gr.State(runs_table.NEWEST_FIRST)
     doomed = gr.State("")
+    most = gr.State(runs_table.PAGE)
+    looks: list[Any] = [chosen, order, find, most]
 
-    def refresh(before: str, picked: list[str]) -> Any:
-        found = summaries(store)
-        if any(one.place for one in found):
+    def refresh(
+        before: str, picked: list[str], by: runs_table.Order, sought: str | None, rows: int, look: Look | None = None
+    ) -> Any:
+        look = look or index.now(store)
+        if any(one.place for one in look.found):
             queue.ensure_starter(store)
-        now = repr([(one.id, one.row()) for one in found])
-        if now == before:
+        if look.version == before:
             return gr.skip()
-        ids = [one.id for one in found]
-        some = bool(found)
-        kept = [run_id for run_id in picked if run_id in ids] or (ids[:1] if not before else [])
+        ids = {one.id for one in look.found}
+        kept = [run_id for run_id in picked if run_id in ids] or ([look.found[0].id] if ids and not before else [])
         return {
-            seen: now,
-            empty: gr.update(visible=not some),
-            table: gr.update(value=[one.row() for one in found], visible=some),
-            chosen: gr.update(choices=ids, value=kept, visible=some),
+            seen: look.version,
+            empty: gr.update(visible=not ids),
+            chosen: gr.update(value=kept, visible=bool(ids)),
+            find: gr.update(visible=len(ids) > runs_table.PAGE),
+        } | listed(look, kept, by, sought, rows)
+
+    def listed(look: Look, picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
+        """The table, and what can be chosen by name: what the table shows, and what is chosen."""
+        shown = runs_table.ordered(runs_table.matching(look.found, sought), by)
+        names = dict.fromkeys([*picked, *(one.id for one in shown[:rows])])
+        choices = gr.update(choices=list(names), value=picked, visible=bool(look.found))
+        return {
+            table: runs_table.drawn(look.found, by, picked, sought, rows),
+            chosen: choices,
+            more_rows: gr.update(visible=len(shown) > rows),
         }
+
+    def redraw(picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
+        return listed(index.glance(store), picked, by, sought, rows)
 
     def detail(picked: list[str], before: str) -> Any:
         runs = _found(store, picked)
-        all_told = [summary(run) for run in runs]
+        all_told = [index.summary(run, index.PATIENCE_SECONDS) for run in runs]
         working = next((state for state in map(job.state, runs) if state.running or state.fault), job.State(False))
         found = {run.id: job.result(run) for run in runs}
         made = [one and one["made"] for one in found.values()]
+        reading = [index.reading(run) for run in runs]
         now = repr(
-            (all_told, working, made, [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs])
+            (
+                all_told,
+                working,
+                made,
+                reading,
+                [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs],
+            )
         )
         if now == before:
             return gr.skip()
         one = all_told[0] if len(all_told) == 1 else None
         live = one is not None and one.state in views.LIVE
         waits = one is not None and one.state == "queued"
-        can_resume = one is not None and not live and not waits and one.state != "finished" and one.checkpoint
+        can_resume = one is not None and not live and not waits and _can_resume(runs[0], one)
         return {
             detail_seen: now,
             **_body(runs, all_told),
@@ -119,7 +160,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             how: gr.update(visible=_can_be_evaluated(all_told)),
             buttons: gr.update(visible=bool(all_told)),
             show: gr.update(visible=one is not None),
-            whole: gr.update(visible=one is not None and len(_of_its_sweep(store, runs[0])) > 1),
+            whole: gr.update(visible=one is not None and len(_of_its_sweep(index.glance(store), one)) > 1),
             stop: gr.update(visible=live),
             **{button: gr.update(visible=waits) for button in (earlier, later, leave)},
             resume: gr.update(visible=can_resume),
@@ -130,16 +171,23 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
 
     def _body(runs: list[Run], all_told: list[Summary]) -> dict[Any, Any]:
         if len(runs) != 1:
-            shown = several.told(runs, all_told) if runs else _CHOOSE if store.all() else ""
+            shown = several.told(runs, all_told) if runs else _CHOOSE if index.glance(store).found else ""
             hidden = gr.update(visible=False)
             return {told: "", data: "", plots: shown, more: hidden, again_with.box: hidden}
         run, one = runs[0], all_told[0]
-        events, _ = run.events()
-        can_resume = one.checkpoint and one.state != "finished"
+        reading = index.reading(run)
+        events = tail(run.events_file) if reading else run.events()[0]
+        can_resume = _can_resume(run, one)
         over = views.outcome(one.state, events, run.log_tail(1), can_resume, one.adapter)
         doing = html.hint(views.stage(one.state, events)) if one.state in views.LIVE else over
         return {
-            told: views.headline(run.id, one.state, events) + doing + fit_views.told(events) + views.tiles(events),
+            told: views.headline(run.id, one.state, events)
+            + doing
+            + html.hint(reading)
+            + fit_views.told(events)
+            + views.notes(events)
+            + views.not_all_told(events)
+            + views.tiles(events),
             **again_with.updates(run.id, one.state, events),
             data: views.data_told(events),
             plots: views.curves(events) + evidence.timeline(events),
@@ -168,13 +216,31 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         except UserError as error:
             actions.warn(error)
 
-    def toggle(picked: list[str], event: gr.SelectData) -> list[str]:
-        run_id = str(event.row_value[0])
+    def sort(
+        picked: list[str], by: runs_table.Order, sought: str | None, rows: int, event: gr.EventData
+    ) -> dict[Any, Any]:
+        now = runs_table.pressed(by, event.column)
+        return {order: now} | redraw(picked, now, sought, rows)
+
+    def show_more(picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
+        return {most: rows + runs_table.PAGE} | redraw(picked, by, sought, rows + runs_table.PAGE)
+
+    def whole_sweep(run_id: str) -> Any:
+        look = index.now(store)
+        names = _of_its_sweep(look, next((one for one in look.found if one.id == run_id), None))[:_MOST]
+        return gr.update(choices=names, value=names) if names else gr.skip()
+
+    def toggle(picked: list[str], event: gr.EventData) -> list[str]:
+        run_id = str(event.run)
         return [one for one in picked if one != run_id] if run_id in picked else [*picked, run_id][-_MOST:]
 
     def ask(picked: list[str]) -> dict[Any, Any]:
         said = f"Delete the run '{picked[0]}' with its adapter and checkpoints? This cannot be undone."
         return {confirm: gr.update(visible=True), question: html.note(said, bad=True), doomed: picked[0]}
+
+    def put_aside(picked: list[str], asked: str) -> list[Any]:
+        """The questions, but for one about the run that is chosen now: its press may have come before this answer."""
+        return [gr.skip() if picked[:1] == [asked] else gr.update(visible=False), gr.update(visible=False)]
 
     def remove(run_id: str) -> Any:
         actions.delete(store, run_id)
@@ -183,10 +249,11 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
     def follow(link: links.Link, picked: list[str]) -> Any:
         return link["runs"] if link["tab"] == "runs" and link["runs"] else picked
 
+    drawn_anew: list[Any] = [table, chosen, more_rows]
     refreshing: dict[str, Any] = {
         "fn": refresh,
-        "inputs": [seen, chosen],
-        "outputs": [seen, empty, table, chosen],
+        "inputs": [seen, *looks],
+        "outputs": [seen, empty, find, *drawn_anew],
     } | RAW
     detailing: dict[str, Any] = {
         "fn": detail,
@@ -209,19 +276,30 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             delete,
         ],
     } | RAW
-    timed = refreshing | {"fn": lambda before, picked: refresh(before, picked) if before else gr.skip()}
+
+    def tick(before: str, picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> Any:
+        """As `refresh`, with a look that other pages share; before the first link it is not known what to choose."""
+        return refresh(before, picked, by, sought, rows, index.glance(store)) if before else gr.skip()
+
+    timed = refreshing | {"fn": tick}
     gr.Timer(2 * TICK_SECONDS).tick(**timed).then(**detailing)
     link.change(**refreshing).then(follow, [link, chosen], chosen, **RAW).then(**detailing)
     findings.train_again(doctor, store, link, before_start, chosen)
-    table.select(toggle, chosen, chosen, **RAW)
-    chosen.change(**detailing).then(lambda: gr.update(visible=False), None, confirm, **RAW)
+    # "once", which is Gradio's own, drops a press that comes while the answer to the one before is still under way.
+    table.sort(sort, looks, [order, *drawn_anew], trigger_mode="multiple", **RAW)
+    table.select(toggle, chosen, chosen, trigger_mode="multiple", **RAW)
+    chosen.change(lambda *looks: redraw(*looks)[table], looks, table, **RAW)
+    find.change(redraw, looks, drawn_anew, trigger_mode="always_last", **RAW)
+    more_rows.click(show_more, looks, [most, *drawn_anew], **RAW)
+    chosen.change(**detailing)
+    chosen.change(put_aside, [chosen, doomed], [confirm, asking.box], **RAW)
     show.click(lambda picked: links.to("train", picked[0]), chosen, link, **RAW)
-    whole.click(lambda picked: _of_its_sweep(store, store.get(picked[0]))[:_MOST], chosen, chosen, **RAW)
+    whole.click(lambda picked: whole_sweep(picked[0]), chosen, chosen, **RAW)
     again.click(lambda picked: links.to("train", picked[0], show=False, fill=True), chosen, link, **RAW)
     compare.click(lambda picked: links.to("compare", *picked), chosen, link, **RAW)
     evaluate.click(begin_evaluation, [chosen, rows, tokens], None, **RAW).then(**detailing)
     stop.click(lambda picked: actions.stop(store, picked[0]), chosen, None, **RAW).then(**detailing)
-    resume.click(lambda picked: actions.resume(store, picked[0]), chosen, None, **RAW).then(**detailing)
+    resuming.wire(asking, store, resume, chosen, detailing, RAW)
     for button, by in ((earlier, -1), (later, 1)):
         button.click(lambda picked, by=by: actions.move(store, picked[0], by), chosen, None, **RAW).then(**refreshing)
     leave.click(lambda picked: actions.leave_queue(store, picked[0]), chosen, None, **RAW).then(**refreshing)
@@ -249,7 +327,12 @@ def _can_be_evaluated(chosen: list[Summary]) -> bool:
     )
 
 
-def _of_its_sweep(store: RunStore, run: Run) -> list[str]:
+def _of_its_sweep(look: Look, run: Summary | None) -> list[str]:
     """The ids of all runs of the sweep that a run belongs to, in the order they were made."""
-    found = run.sweep()
-    return [one.id for one in reversed(store.all()) if one.sweep() == found] if found else []
+    if run is None or run.sweep is None:
+        return []
+    return [one.id for one in reversed(look.found) if one.sweep == run.sweep]
+
+
+def _can_resume(run: Run, one: Summary) -> bool:
+    return one.read and one.state != "finished" and run.last_checkpoint() is not None

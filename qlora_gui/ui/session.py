@@ -36,6 +36,8 @@ class Session:
         """
         asked = (base.base_model, base.revision, [run.path for run in runs])
         kind = {"quant_type": base.quant_type, "double_quant": base.double_quant}
+        if any(run.config().base_model != base.base_model for run in runs):
+            kind["chosen"] = True
         wanted = (asked, kind, [_age(run) for run in runs])
         client = self._client = self._client or self._factory()
         if self._loaded == wanted and client.is_loaded:

@@ -6,7 +6,8 @@ from typing import Any
 from qlora_gui.runs import sweep
 from qlora_gui.runs.curves import Series, points
 from qlora_gui.runs.store import Run
-from qlora_gui.ui import form, html, views
+from qlora_gui.runs.wording import not_all
+from qlora_gui.ui import form, html, index, views
 from qlora_gui.ui.chart import line_chart
 from qlora_gui.ui.summary import COLUMNS, Summary
 
@@ -15,18 +16,21 @@ _LOSSES = range(4, 8)  # columns of numbers in the table of runs
 
 def told(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     """Curves in one plot each, and tables; of a sweep grouped by the knobs that vary in it."""
-    swept = _sweep_of(runs, summaries)
+    swept = _sweep_of(summaries)
     names = {one.id: sweep.words(cell) for one, cell in swept} or {run.id: run.id for run in runs}
-    events = {run.id: run.events()[0] for run in runs}
+    reading = {run.id: told for run in runs if (told := index.reading(run))}
+    events = {run.id: run.events()[0] for run in runs if run.id not in reading}
     held = [Series(names[key], points(found, "eval", "loss"), dotted=True) for key, found in events.items()]
     loss = [Series(names[key], points(found, "step", "loss")) for key, found in events.items()]
     curves = line_chart("Held-out loss", held, height=200) + line_chart("Training loss", loss, height=200)
+    curves += "".join(html.hint(f"{key}: {said}") for key, found in events.items() for said in not_all(found))
+    curves += "".join(html.hint(f"{key}: {said}") for key, said in reading.items())
     return _grid(swept) + curves if swept else curves + _differences(summaries) + _ends(summaries)
 
 
-def _sweep_of(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[tuple[Summary, dict[str, Any]]]:
+def _sweep_of(summaries: Sequence[Summary]) -> list[tuple[Summary, dict[str, Any]]]:
     """Every run with its cell, in the sweep's order; [] unless all are of one sweep."""
-    known = {run.sweep() for run in runs}
+    known = {one.sweep for one in summaries}
     found = next(iter(known))
     if len(known) != 1 or found is None or any(one.config is None for one in summaries):
         return []

@@ -1,20 +1,20 @@
-"""A run in one line, read from its folder; read again only when its files have changed."""
+"""A run in one line, read from its folder; `index` keeps it until the run's files have changed."""
 
 import time
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from qlora_gui.errors import UserError
 from qlora_gui.judge import job
-from qlora_gui.runs import queue
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import last
-from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
+from qlora_gui.runs.scan import Seen
+from qlora_gui.runs.store import Run
 
 WORDS = {"better": "better", "worse": "worse", "unclear": "not sure"}
+UNREAD = "…"
 COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Against its base", "Made")
-KINDS = ("str", "str", "str", "str", "number", "number", "number", "number", "str", "str")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,23 @@ class Summary:
     place: int  # in the queue, 1 is next; 0 where it does not wait
     verdict: str  # better, worse or unclear; "" where it was not evaluated
     made: float
+    sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
+    read: bool = True  # else nothing is known yet but that it is there
+
+    @property
+    def change(self) -> float | None:
+        """From the loss before to the one after, in percent."""
+        return 100 * (self.after - self.before) / self.before if self.before and self.after is not None else None
+
+    @cached_property
+    def text(self) -> str:
+        """All cells, to be searched."""
+        return " ".join(map(str, self.row())).casefold()
 
     def row(self) -> list[object]:
         """The cells of `COLUMNS`."""
-        base, data = (self.config.base_model, self.config.dataset) if self.config else ("(run.json is damaged)", "")
-        change = 100 * (self.after - self.before) / self.before if self.before and self.after is not None else None
+        unknown = "(run.json is damaged)" if self.read else "…"
+        base, data = (self.config.base_model, self.config.dataset) if self.config else (unknown, "")
         return [
             self.id,
             f"queued, {self.place}." if self.place else self.state,
@@ -45,37 +57,14 @@ class Summary:
             self.step,
             _rounded(self.before, 3),
             _rounded(self.after, 3),
-            _rounded(change, 1),
+            _rounded(self.change, 1),
             WORDS.get(self.verdict, ""),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(self.made)),
         ]
 
 
-def summaries(store: RunStore) -> list[Summary]:
-    """All runs, newest first."""
-    places = {run.id: place for place, run in enumerate(queue.waiting(store), 1)}
-    return [replace(summary(run), place=places.get(run.id, 0)) for run in store.all()]
-
-
-def summary(run: Run) -> Summary:
-    """One run; cached by the size and age of its events and evaluation, and by whether it lives or waits."""
-    seen = (*_seen(run.events_file), *_seen(run.path / job.FILE), run.stop_file.exists(), run.queue_file.exists())
-    # A young run changes its state without a word in its events.
-    return _summary(run.path, seen, run.is_locked(), not 0 <= time.time() - run.created() < YOUNG_SECONDS)
-
-
-def _seen(file: Path) -> tuple[int, int]:
-    """Size and age of a file, to notice that it changed."""
-    try:
-        stat = file.stat()
-        return stat.st_size, stat.st_mtime_ns
-    except OSError:
-        return 0, 0
-
-
-@lru_cache(maxsize=1000)
-def _summary(path: Path, seen: tuple[int, ...], locked: bool, old: bool) -> Summary:
-    run = Run(path)
+def read(run: Run, seen: Seen) -> Summary:
+    """One run, read from its folder."""
     events, _ = run.events()
     try:
         config = run.config()
@@ -95,8 +84,16 @@ def _summary(path: Path, seen: tuple[int, ...], locked: bool, old: bool) -> Summ
         checkpoint=run.last_checkpoint() is not None,
         place=0,
         verdict=evaluated["verdict"]["kind"] if evaluated else "",
-        made=run.created(),
+        made=seen.made,
+        sweep=run.sweep(),
     )
+
+
+def unread(seen: Seen) -> Summary:
+    """What is known of a run before it is read."""
+    state = "stopping" if seen.stopping else "running"
+    state = state if seen.locked else "queued" if seen.queued else UNREAD
+    return Summary(seen.id, state, None, 0, None, None, False, False, 0, "", seen.made, read=False)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -30,9 +30,9 @@ def build(fields: form.Form, store: RunStore, link: gr.State, before_start: Call
         given = fields.values(seen) | sweep.parse(seen[text] or "")
         for knob in PATH_KNOBS:
             for named in given[knob] if isinstance(given[knob], list) else [given[knob]]:
-                store.check_allowed(str(named or ""))
+                store.check_allowed(str(named or ""), knob)
         found = sweep.expand(given)
-        return found, sweeps.planned(found, budget.here())
+        return found, sweeps.planned(found, budget.here(str(given["gpu"] or "")))
 
     def check(seen: dict[Any, Any]) -> dict[Any, Any]:
         if not (seen[text] or "").strip():
@@ -69,7 +69,7 @@ def told(cells: Sequence[Cell]) -> str:
     refused = sum(cell.refused for cell in cells)
     hint = f"{refused} of {len(cells)} cannot fit and will not be queued. " if refused else ""
     head = [*map(form.label, varies), "memory, estimated"]
-    return html.table(head, rows) + html.hint(f"{hint}They run one after the other, in this order.")
+    return html.table(head, rows) + html.hint(f"{hint}They run in this order, one at a time on every GPU.")
 
 
 def _verdict(cell: Cell) -> str:

@@ -1,5 +1,6 @@
 """Train: the form on the left; on the right what it will learn from, or the run that is live."""
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, findings, fit_panel, form, html, links, live, preview, sweep_panel
+from qlora_gui.system import files
+from qlora_gui.ui import actions, check_panel, findings, fit_panel, form, html, links, live, preview, sweep_panel
+from qlora_gui.ui.streaming import Newest, streams
 from qlora_gui.ui.theme import QUIET
 
 _FIRST = "demo"
@@ -40,6 +43,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
                     later = gr.Button("Queue it", elem_id="queue", scale=1, min_width=90)
         with gr.Column(scale=6, min_width=320, elem_classes="tight"):
             with gr.Column(elem_classes="tight") as idle:
+                check_panel.build(store, link)
                 fit = fit_panel.build(config, fields, fit_line, store)
                 gr.HTML('<h3 class="part">What may go wrong</h3>')
                 doctor = findings.build("form", "Mend:", first_found, _NO_REMARKS)
@@ -56,12 +60,18 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
                 elem_id="command",
             )
     faults = gr.State({})  # {knob: sentence} as marked now, so that only what changes is drawn again
-    previewed = gr.State("")
+    newest = gr.State(Newest())
     facts = gr.State({})  # of the rows previewed last, by their preview.key
+    seen_rows = gr.State({})  # what was seen of all of them, by the same key
     everything = list(fields.knobs.values())
 
-    def check(seen: dict[Any, Any]) -> dict[Any, Any]:
+    def judged(seen: dict[Any, Any]) -> tuple[RunConfig | None, dict[str, str]]:
         good, found = form.judge(fields.values(seen), store)
+        told = preview.faulty(seen[seen_rows].get(preview.key(good), {}), good) if good else ""
+        return good, found | ({"dataset": told} if told and "dataset" not in found else {})
+
+    def check(seen: dict[Any, Any]) -> dict[Any, Any]:
+        good, found = judged(seen)
         updates = _marked(fields, seen[faults], found)
         updates |= {faults: found, status: html.faults(map(form.sentence, found.values()))}
         if good:
@@ -72,9 +82,9 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
             updates[doctor_line] = findings.brief(said)
         return updates
 
+    @streams
     def begin(made: Callable[[RunStore, RunConfig], Run], seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        values = fields.values(seen)
-        good, found = form.judge(values, store)
+        good, found = judged(seen)
         if good is None or found:
             yield _refused(found)
             return
@@ -96,20 +106,41 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         updates = fields.marks(found) | {faults: found, status: html.faults(map(form.sentence, found.values()))}
         return updates | {start: gr.update(value="Start training", interactive=True)}
 
+    @streams
     def show_rows(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         good, found = form.judge(fields.values(seen), store)
+        asked: Newest = seen[newest]
         if good is None or not found.keys().isdisjoint({"base_model", "dataset"}):
+            asked.ask()
             told = [form.sentence(fault) for name, fault in found.items() if name in preview.KNOBS]
-            yield {rows: html.note("The first rows are shown here when the form is right.", *told, bad=True)}
-            yield {previewed: ""}
+            said = html.note("The first rows are shown here when the form is right.", *told, bad=True)
+            yield {rows: said, **_at_field(fields, {}, None)}
             return
         key = good.model_dump_json(include=set(preview.KNOBS) | {"eval_fraction"})
-        if key == seen[previewed] or any(run.is_locked() for run in store.all()):
-            return  # shown already, or hidden behind a live run that needs the processor more
-        of_rows: dict[str, Any] = {}
-        for body in preview.steps(good, of_rows.update):
-            yield {rows: body}
-        yield {previewed: key, facts: {preview.key(good): of_rows} if of_rows else {}}
+        if key == asked.about or any(run.is_locked() for run in store.all()):
+            return  # shown or asked for already, or hidden behind a live run that needs the processor more
+        wanted, whole = asked.ask(key), False
+        try:
+            yield from draw_rows(good, wanted)
+            whole = True
+        finally:
+            if not whole and wanted():
+                asked.about = ""
+
+    def draw_rows(good: RunConfig, wanted: Callable[[], bool]) -> Iterator[dict[Any, Any]]:
+        answer: dict[str, Any] = {}
+        known = preview.key(good)
+        for body in preview.steps(good, answer.update, wanted):
+            if not wanted():
+                return
+            of_all = answer.get("seen") or {}
+            at_field = _at_field(fields, of_all, good) | {seen_rows: {known: of_all}}  # together: Start asks the latter
+            yield {rows: body} | (at_field if answer else {})
+        if not wanted():
+            return
+        yield {facts: {known: answer["facts"]} if answer else {}}
+        if not answer:
+            yield {seen_rows: {}, **_at_field(fields, {}, None)}
 
     def mend(number: int) -> Any:
         def put(offered: list[dict[str, Any]]) -> dict[Any, Any]:
@@ -136,27 +167,31 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
 
     checking: dict[str, Any] = {
         "fn": check,
-        "inputs": fields.inputs() | {faults, facts},
+        "inputs": fields.inputs() | {faults, facts, seen_rows},
         "outputs": [*everything, faults, status, command, doctor_line, *doctor.outputs],
     } | QUIET
     previewing: dict[str, Any] = {
         "fn": show_rows,
-        "inputs": fields.inputs() | {previewed},
-        "outputs": [rows, previewed, facts],
-        "trigger_mode": "always_last",
+        "inputs": fields.inputs() | {newest},
+        "outputs": [rows, facts, seen_rows, fields.bad_rows, fields.leave_out],
+        "trigger_mode": "multiple",  # a newer question ends the older one, which may take minutes
     } | QUIET
-    gr.on([*(field.change for field in everything), facts.change], trigger_mode="always_last", **checking)
+    changes = [*(field.change for field in everything), facts.change, seen_rows.change]
+    gr.on(changes, trigger_mode="always_last", **checking)
     gr.on(_settled(fields), **previewing)
-    fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**fit.ask).then(**previewing)
+    fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**fit.ask).then(
+        **fit.look
+    ).then(**previewing)
     for number, button in enumerate(doctor.buttons):
         button.click(mend(number), doctor.offered, everything, **QUIET).then(**previewing)
     for button in fit.buttons:
         button.click(**previewing)
+    fields.leave_out.click(lambda: True, None, fields.knobs["skip_bad_rows"], **QUIET).then(**previewing)
     fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)
     for button, made in ((start, actions.start), (later, actions.enqueue)):
         button.click(
             partial(begin, made),
-            fields.inputs(),
+            fields.inputs() | {seen_rows},
             [*everything, faults, status, start, link],
             concurrency_limit=1,
             trigger_mode="once",
@@ -164,7 +199,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         )
     link.change(follow, link, [fields.preset, *everything, panel.followed, panel.seen], **QUIET).then(
         **panel.look
-    ).then(**fit.ask).then(**previewing)
+    ).then(**fit.ask).then(**fit.look).then(**previewing)
 
 
 def _marked(fields: form.Form, before: dict[str, str], found: dict[str, str]) -> dict[Any, Any]:
@@ -174,12 +209,23 @@ def _marked(fields: form.Form, before: dict[str, str], found: dict[str, str]) ->
     return {field: marks[field] for name, field in fields.knobs.items() if name in changed}
 
 
+def _at_field(fields: form.Form, seen: dict[str, Any], config: RunConfig | None) -> dict[Any, Any]:
+    """Updates of the place below the data field: the faulty rows, and the press that leaves them out."""
+    count = seen.get("skipped", 0)
+    caption = "Leave out this row" if count == 1 else f"Leave out these {count:,} rows"
+    offer = bool(config and preview.faulty(seen, config))
+    return {
+        fields.bad_rows: preview.at_field(seen, config) if config else "",
+        fields.leave_out: gr.update(value=caption, visible=offer),
+    }
+
+
 def _settled(fields: form.Form) -> list[Any]:
     """The events at which a field of the preview has its value: texts when they are left, the others at once."""
     events = []
     for name in preview.KNOBS:
         field = fields.knobs[name]
-        if isinstance(field, gr.Dropdown):
+        if isinstance(field, (gr.Dropdown, gr.Checkbox)):
             events.append(field.input)
         else:
             events += [field.blur, field.submit]
@@ -201,8 +247,11 @@ def _keep(upload: str) -> Any:
             return gr.skip()
         if not kept.is_file():
             shutil.copyfile(source, part)
-            part.replace(kept)
+            files.replace(part, kept)
+        kept.touch()  # its age is that of the last time it was brought
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         actions.warn(f"The file cannot be kept in '{kept.parent}': {error.strerror or error}.")
         return gr.skip()
     return str(kept)

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_gui.data import facts
+from qlora_gui.data.faults import place
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.curves import by_step, points
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.runs.store import LIVE
-from qlora_gui.runs.wording import clock
+from qlora_gui.runs.wording import clock, data_remarks, data_warnings, not_all
 from qlora_gui.ui import html
 from qlora_gui.ui.chart import Series, line_chart
 
@@ -27,7 +29,7 @@ def headline(run_id: str, state: str, events: Sequence[Event]) -> str:
         done = max(step["step"], (last(list(events), *FINAL) or {}).get("step", 0) if state not in LIVE else 0)
         words.append(f"step {done} of {step['max_steps']}")
     if step and state == "running" and done < step["max_steps"]:
-        words.append(f"{clock(step['eta'])} left")
+        words.append(f"{clock(step.get('eta') or 0)} left")
     said = " · ".join(html.escape(word) for word in words)
     share = 1.0 if state == "finished" else done / max(step["max_steps"], 1) if step else 0.0
     return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {said}</span></div>{html.bar(share)}'
@@ -53,8 +55,21 @@ def tiles(events: Sequence[Event]) -> str:
         values.append((f"held-out loss, step {held['step']}", number(held["loss"], 3)))
     values.append(("learning rate", number(step.get("learning_rate"), 1, "e")))
     values.append(("tokens/s", number(step.get("tokens_per_second"), 0)))
-    values.append(("memory", f"{step.get('memory', 0) / 2**30:.1f} GB"))
+    values.append(("memory", f"{(step.get('memory') or 0) / 2**30:.1f} GB"))
     return html.tiles(values)
+
+
+def notes(events: Sequence[Event]) -> str:
+    """What a run has remarked since it was last started."""
+    since = max((place for place, event in enumerate(events) if event["kind"] == "started"), default=0)
+    return "".join(html.hint(event["text"]) for event in events[since:] if event["kind"] == "note")
+
+
+def not_all_told(events: Sequence[Event]) -> str:
+    """That lines of the run's events were skipped, as a box; that they are a sample, in small print."""
+    skipped = [event for event in events if event["kind"] == "skipped"]
+    thinned = [event for event in events if event["kind"] == "thinned"]
+    return html.note(*not_all(skipped), bad=True) * bool(skipped) + "".join(map(html.hint, not_all(thinned)))
 
 
 def curves(events: Sequence[Event]) -> str:
@@ -103,7 +118,35 @@ def data_told(events: Sequence[Event]) -> str:
         f"Data: {event['used']:,} rows to learn from · {event['held_out']:,} held out · "
         f"{event['truncated']:,} truncated · {event['dropped']:,} dropped"
     )
-    return html.hint(said) + dropped(event["dropped"], event["dropped_rows"])
+    body = html.hint(said) + dropped(event["dropped"], event["dropped_rows"])
+    body += html.hint(" · ".join(facts.sentences(event.get("facts") or {})))
+    return body + rows_told(event) + left_out(event.get("skipped", 0), event.get("skipped_rows", ()))
+
+
+def rows_told(told: Mapping[str, Any]) -> str:
+    """What else is to be said of the rows of a `data` event: warnings in a box, remarks in small print."""
+    return html.note(*data_warnings(told)) + "".join(map(html.hint, data_remarks(told)))
+
+
+def left_out(count: int, rows: Sequence[Mapping[str, Any]], title: str = "Why rows are left out") -> str:
+    """Faulty rows with their reasons, folded up."""
+    return html.listed(f"{title} ({count:,})", _faults(count, rows))
+
+
+def faulty(count: int, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Faulty rows with their reasons in the open."""
+    items = "".join(f"<li>{html.escape(told)}</li>" for told in _faults(count, rows))
+    return (
+        f'<div class="note bad faulty"><p>Rows that cannot be used ({count:,})</p><ul tabindex="0">{items}</ul></div>'
+    )
+
+
+def _faults(count: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each row; the file is named only where there are several."""
+    files = {row.get("file") for row in rows}
+    file = str(files.pop()) if len(files) == 1 else ""
+    more = [f"and {count - len(rows):,} more"] if count > len(rows) else []
+    return [f"{place(row, file)}: {row['reason']}" for row in rows] + more
 
 
 def dropped(count: int, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -28,21 +28,28 @@ SLOW = 90_000  # milliseconds: the machine may be small and busy
 
 @dataclass
 class Site:
-    """A page that is served, over a store of runs that the test can see too."""
+    """A page that is served, over a store of runs that the test can see too; `token` opens it."""
 
     url: str
+    token: str
     store: RunStore
     cache: Path
 
 
+_PAGE = (
+    "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
+    "from qlora_gui.ui.address import Address; launch_page(RunStore(sys.argv[1]), Address())"
+)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("page")
+    yield from served(tmp_path_factory.mktemp("page"), ["-c", _PAGE])
+
+
+def served(folder: Path, how: list[str]) -> Iterator[Site]:
+    """A page over `folder`/adapters, opened by Python with these arguments, until the test is done with it."""
     store = RunStore(folder / "adapters")
-    code = (
-        "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
-        "from qlora_gui.ui.address import Address; launch_page(RunStore(sys.argv[1]), Address())"
-    )
     cache = folder / "cache"
     demo = Path(os.environ.get("QLORA_GUI_CACHE") or Path.home() / ".cache" / "qlora_gui") / "models"
     if demo.is_dir():
@@ -51,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     said = folder / "page.log"  # a file: a pipe that nobody reads would fill up and block the page
     with said.open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-u", "-c", code, str(store.root)],
+            [sys.executable, "-u", *how, str(store.root)],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -62,7 +69,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         while not (found := re.search(r"The page is at (\S+)", said.read_text())):
             assert child.poll() is None and time.monotonic() < deadline, f"the page did not open:\n{said.read_text()}"
             time.sleep(0.1)
-        yield Site(found.group(1), store, cache)
+        url, _, token = found.group(1).partition("?token=")
+        yield Site(url, token, store, cache)
     finally:
         child.terminate()
         child.wait(20)
@@ -101,7 +109,7 @@ def open_page(browser: Any, site: Site) -> Iterator[Any]:
         page.set_default_timeout(SLOW)
         page.on("pageerror", lambda error: wrong.append(f"failed: {error}"))
         page.on("request", outside)
-        page.goto(site.url + address)
+        page.goto(f"{site.url}{address or '?'}&token={site.token}")
         expect(page.locator("#topbar")).to_contain_text("GB free", timeout=SLOW)
         pages.append(page)
         return page

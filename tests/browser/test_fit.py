@@ -87,6 +87,7 @@ def test_the_plan_follows_the_form_and_a_press_makes_it_fit(open_page: Any) -> N
 def test_a_base_that_cannot_be_planned_is_one_sentence_and_escaped(open_page: Any, tmp_path: Path) -> None:
     page = open_page()
     fill(page, "base_model", "nobody/knows-this-base")
+    fill(page, "rank", 9)  # a look while the hub is still being asked
     expect(page.locator("#fit-body")).to_contain_text("No estimate of the memory", timeout=SLOW)
     expect(page.locator("#fit-body")).to_contain_text("hub does not answer", timeout=SLOW)
     expect(page.locator("#fit-changes")).to_be_hidden()
@@ -109,7 +110,7 @@ def test_a_base_of_another_kind_is_simulated(open_page: Any, tmp_path: Path) -> 
     shot(page, "fit-simulated")
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("size", [DESK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desk", "phone"])
 def test_a_run_that_died_of_memory_says_why_and_is_retried(
     open_page: Any, site: Site, llama: Path, size: dict[str, int]
 ) -> None:

@@ -144,11 +144,11 @@ def test_runs_are_listed_opened_repeated_and_deleted(open_page: Any, site: Site,
         assert wait_until_ended(run) == "finished"
     page = open_page("?tab=runs&run=old")
     expect(page.locator("#runs-told")).to_contain_text("old · finished")
-    page.locator("#runs-table [role=gridcell]", has_text=re.compile(r"^\s*new\s*$")).click()
+    page.locator("#runs-table tbody button", has_text=re.compile("^new$")).click()
     expect(page.locator("#runs-plots")).to_contain_text("Where their settings differ")
     expect(page.locator("#runs-plots")).to_contain_text("rank")
     shot(page, "runs-two")
-    page.locator("#runs-table [role=gridcell]", has_text=re.compile(r"^\s*new\s*$")).click()
+    page.locator("#runs-table tbody button", has_text=re.compile("^new$")).click()
     expect(page.locator("#runs-told")).to_contain_text("old · finished")
 
     page.locator("#again").click()
@@ -162,7 +162,7 @@ def test_runs_are_listed_opened_repeated_and_deleted(open_page: Any, site: Site,
     shot(page, "runs-delete")
     assert site.store.get("old")
     page.locator("#sure").click()
-    expect(page.locator("#runs-table [role=gridcell]", has_text=re.compile(r"^\s*old\s*$"))).to_have_count(0)
+    expect(page.locator("#runs-table tbody button", has_text=re.compile("^old$"))).to_have_count(0)
     assert "old" not in [run.id for run in site.store.all()]
 
 

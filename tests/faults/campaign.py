@@ -33,6 +33,8 @@ FAULTS: dict[Fault, int] = {
     disks.read_only: 6,
     disks.garbage: 3,
     disks.half_lines: 30,
+    disks.rotted: 10,
+    disks.full_of_votes: 20,
     stops.at_any_moment: 20,
     stops.that_hangs: 2,
     stops.ctrl_c_twice: 10,

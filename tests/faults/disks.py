@@ -12,6 +12,8 @@ from pathlib import Path
 from qlora_gui.compare import adapter_file
 from qlora_gui.errors import UserError
 from qlora_gui.judge import job
+from qlora_gui.judge.votes import Column, Vote, VoteLog
+from qlora_gui.runs import checkpoints, launch
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from tests.faults.ground import (
@@ -186,6 +188,55 @@ def _all_is_clear(store: RunStore, run: Run, other: Run, what: str) -> None:
         check(run.events_file.is_dir(), f"{what}: {error}")
 
 
+def rotted(ground: Ground) -> None:
+    """Files of the newest checkpoint rot (bits turned, cut, emptied, gone): Resume says so and takes the one before."""
+    run = ground.create()
+    ground.start(run)
+    wanted = ground.dice.randrange(9, 22)
+    until(lambda: max(losses(run), default=0) >= wanted or not run.is_live(), "a step")
+    launch.kill(run)
+    newest = run.last_checkpoint()
+    check(newest, "there is no checkpoint")
+    assert newest is not None
+    files = sorted(file for file in newest.iterdir() if file.name != checkpoints.MARK)
+    for file in ground.dice.sample(files, ground.dice.randrange(1, 4)):
+        ground.dice.choice([_half, _empty, _flipped, lambda file, _: file.unlink()])(file, ground)
+    found, wrong = checkpoints.sound(run.checkpoints)
+    check(found != newest and len(wrong) >= 1, f"the damaged one counts as whole: {found}")
+    if found is None:
+        try:
+            ground.start(run, resume=True)
+            check(False, "it went on from nothing")
+        except UserError as error:
+            check("no checkpoint that is whole" in str(error), f"it is not said: {error}")
+        return
+    if run.state() == "finished":  # it was faster
+        return
+    finish(ground, run)
+    told = [event["text"] for event in run.events()[0] if event["kind"] == "note"]
+    check(any(f"goes on from {found.name}" in text for text in told), f"nobody says that {wrong}: {told}")
+
+
+def full_of_votes(ground: Ground) -> None:
+    """The disk fills up while votes are given: each is kept whole or refused with a sentence, and none is lost silently."""
+    with small_disk(ground.store.root, 4 << 20):
+        log, kept = VoteLog(ground.store.root), []
+        _fill(ground.store.root / "ballast", ground.dice.randrange(200 << 10))
+        for number in range(400):
+            turns = [{"role": "user", "content": str(number)}]
+            size = ground.dice.randrange(5000)
+            columns = (Column("base"), Column("mine", "ab"))
+            vote = Vote("s", str(number), turns, columns, (0, 1), 1, ("a" * size, "b"), (1, 1))
+            try:
+                log.add(vote)
+                kept.append(str(number))
+            except UserError as error:
+                check("No space left" in str(error), f"why is not said: {error}")
+                if ground.dice.random() < 0.05:
+                    (ground.store.root / "ballast").unlink(missing_ok=True)
+        check([one.prompt for one in log.read()] == kept, "a vote was lost, or half a one counts")
+
+
 def half_lines(ground: Ground) -> None:
     """Writers killed in mid-line: what follows stands alone, and no whole line is lost."""
     run = ground.create()
@@ -194,11 +245,11 @@ def half_lines(ground: Ground) -> None:
     for number in range(30):
         if ground.dice.random() < 0.3:
             with run.events_file.open("ab") as file:
-                line = json.dumps({"t": 1.0, "kind": "step", "step": -1}).encode()
+                line = json.dumps({"t": 1.0, "kind": "step", "step": 99, "max_steps": 30, "loss": 1.0}).encode()
                 file.write(line[: ground.dice.randrange(1, len(line))])
             log = EventLog(run.events_file)  # the next process
-        log.append("step", step=number)
+        log.append("step", step=number, max_steps=30, loss=1.0)
         told += 1
-    seen = [event["step"] for event in run.events()[0]]
-    check([step for step in seen if step >= 0] == list(range(told)), f"lines were lost: {seen}")
+    seen = [event["step"] for event in run.events()[0] if event["kind"] == "step"]
+    check([step for step in seen if step != 99] == list(range(told)), f"lines were lost: {seen}")
     check(os.path.getsize(run.events_file) > 0, "the file is empty")

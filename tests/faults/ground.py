@@ -14,7 +14,7 @@ from qlora_gui.runs import checkpoints, launch
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import views
-from qlora_gui.ui.summary import summaries
+from qlora_gui.ui.index import summaries
 
 KNOBS: dict[str, Any] = {
     "max_length": 96,

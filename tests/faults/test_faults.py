@@ -15,9 +15,10 @@ def expected(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     return uninterrupted(llama, tmp_path_factory.mktemp("undisturbed"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)
 def test_nothing_is_lost(fault: Fault, llama: Path, expected: dict[int, float], tmp_path: Path) -> None:
-    if fault in (disks.full, disks.read_only):
+    if fault in (disks.full, disks.read_only, disks.full_of_votes):
         try:
             with disks.small_disk(tmp_path / "try", 1 << 20):
                 pass

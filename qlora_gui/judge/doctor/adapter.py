@@ -80,7 +80,8 @@ def different_base(seen: Seen) -> Finding | None:
     if "revision" in differs and trained.get("revision"):
         values.append(f"revision {trained['revision']} then, {here.get('revision') or 'unknown'} now")
     if "quantization" in differs:
-        then = f"{seen.config.quant_type} {'with' if seen.config.double_quant else 'without'} double quantization"
+        kind, double = (trained.get(name, getattr(seen.config, name)) for name in ("quant_type", "double_quant"))
+        then = f"{kind} {'with' if double else 'without'} double quantization"
         values.append(f"{then} then, {here.get('quantization') or 'another'} now")
     return Finding(
         "different_base",

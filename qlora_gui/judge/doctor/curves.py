@@ -11,6 +11,8 @@ SPIKE = 1.0  # nats above the points before, and twice as high
 WIDE_GAP = 0.5  # nats between training and held-out loss
 FALLEN = 0.1  # of the training loss: below it, nothing can be said yet
 HARDLY = 0.01
+FP16_END = 65_504
+NEAR_OVERFLOW = 0.5  # of it
 _BEFORE_SPIKE = 5  # logged points that a spike is held against
 
 
@@ -87,6 +89,25 @@ def half_precision(seen: Seen) -> Finding | None:
         "are fp32 here, so small steps are not lost.",
         "torch's is_bf16_supported without emulation; qlora issue 71",
         "Watch for losses that are no numbers; GPUs from Ampere on have bf16.",
+    )
+
+
+def near_overflow(seen: Seen) -> Finding | None:
+    """Layers that hand on numbers near the end of fp16."""
+    found = [event.get("largest_activation") for event in seen.by_step("eval") if "largest_activation" in event]
+    largest = max((value for value in found if isinstance(value, (int, float))), default=0.0)
+    over = any(value is None for value in found)  # infinity and NaN have no word in JSON
+    if not over and largest < NEAR_OVERFLOW * FP16_END:
+        return None
+    reached = "went beyond it" if over else f"reached {largest:,.0f}"
+    return Finding(
+        "near_overflow",
+        "bad" if over else "warn",
+        f"Numbers in fp16 end at {FP16_END:,}, and the base's layers {reached} on the held-out rows.",
+        "A little more, in a longer row or as the adapter grows, is infinite: the loss is no number then, and the loss scaling "
+        "skips step after step.",
+        "IEEE 754, binary16; the T5 and Gemma ports of transformers clamp for it",
+        "Train on a GPU that has bf16 (Ampere or newer), or choose a base that stays smaller.",
     )
 
 
@@ -169,4 +190,5 @@ CHECKS: tuple[Check, ...] = (
     overfit,
     hardly_learns,
     half_precision,
+    near_overflow,
 )

@@ -7,8 +7,9 @@ from qlora_gui.judge.doctor.finding import TINKER, UNSLOTH_TROUBLES, Check, Find
 from qlora_gui.judge.doctor.seen import Seen
 from qlora_gui.judge.doctor.settings import MOST_EPOCHS
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs.wording import VERY_FEW_STEPS
 
-FEW_STEPS, VERY_FEW_STEPS = 100, 30
+FEW_STEPS = 100
 MANY_TRUNCATED = 0.05  # of the rows
 MANY_SPELLED = 0.5  # of the rows: then it is no accident
 _LONGEST = 131_072  # what max_length allows
@@ -65,6 +66,75 @@ def eos_not_supervised(seen: Seen) -> Finding | None:
         f"Who never learns the end of an answer writes on until the length limit.{same}",
         "trl issues 976, 1623 and 3091; transformers issue 23530",
         "Use a base whose chat template ends an answer with its EOS token, or mend the template.",
+    )
+
+
+def answers_not_learned(seen: Seen) -> Finding | None:
+    """Answers that the chat template cannot show as they would be asked for."""
+    turns = seen.facts.get("turns") or {}
+    if not turns.get("lost"):
+        return None
+    share = turns["lost"] / turns["present"]
+    first = next(iter(seen.facts.get("lost", [])), None)
+    reason = f" First: row {first['row']}, {first['reason']}." if first else ""
+    return Finding(
+        "answers_not_learned",
+        "bad" if share > 0.5 else "warn",
+        f"{turns['lost']:,} of {turns['present']:,} answers ({share:.1%}) are not learned.{reason}",
+        "The chat template of the base refuses them or leaves part of them out, so they could not be asked for either.",
+        "Hugging Face's documentation of chat templates",
+        "Choose a base or chat_template made for such data, or change those rows.",
+    )
+
+
+def answers_beyond_max_length(seen: Seen) -> Finding | None:
+    """Later answers of conversations that are longer than a row may be."""
+    turns, config = seen.facts.get("turns") or {}, seen.config
+    if not turns.get("cut"):
+        return None
+    share, longer = turns["cut"] / turns["present"], min(2 * config.max_length, _LONGEST)
+    return Finding(
+        "answers_beyond_max_length",
+        "warn" if share > MANY_TRUNCATED else "note",
+        f"{turns['cut']:,} of {turns['present']:,} answers ({share:.1%}) begin beyond {config.max_length:,} tokens and are "
+        "not learned.",
+        "Conversations are cut at max_length, from their end.",
+        "TRL's documentation of max_length",
+        f"Allow {longer:,} tokens, if memory does, or shorten the conversations.",
+        {"max_length": longer} if longer > config.max_length else {},
+    )
+
+
+def reasoning_not_learned(seen: Seen) -> Finding | None:
+    """Reasoning in the data that a template does not show, or that is left out."""
+    notes, turns = seen.facts.get("notes") or {}, seen.facts.get("turns") or {}
+    dropped, off = notes.get("reasoning_dropped", 0), notes.get("reasoning_off", 0)
+    if not dropped and not off:
+        return None
+    why = "the chat template does not show it" if dropped else "thinking is off"
+    return Finding(
+        "reasoning_not_learned",
+        "warn" if dropped + off > turns["present"] / 2 else "note",
+        f"{dropped + off:,} of {turns['present']:,} answers carry reasoning that is not learned: {why}.",
+        "The adapter then learns the answers without what led to them.",
+        "The chat templates of Qwen3 and DeepSeek-R1",
+        "Write it into the answers' text, or take a base that reasons." if dropped else "Turn thinking on to learn it.",
+        {} if dropped else {"thinking": "on"},
+    )
+
+
+def no_end_mark(seen: Seen) -> Finding | None:
+    """A template that does not say where an answer ends."""
+    facts = seen.facts
+    if facts.get("end_from") != "eos" or facts.get("format") == "text" or facts.get("refuses"):
+        return None
+    return Finding(
+        "no_end_mark",
+        "note",
+        "The chat template writes nothing at the end of an answer, so the EOS token is learned there.",
+        "Other programs that use this template put no EOS into a conversation; answers end by it all the same.",
+        "trl issues 976 and 1623",
+        "Nothing, or choose a chat_template that ends its turns.",
     )
 
 
@@ -159,7 +229,11 @@ def _changed(config: RunConfig, epochs: float, accumulation: int) -> dict[str, A
 CHECKS: tuple[Check, ...] = (
     nothing_learned,
     prompts_learned,
+    answers_not_learned,
+    answers_beyond_max_length,
+    reasoning_not_learned,
     eos_not_supervised,
+    no_end_mark,
     truncated_answers,
     double_bos,
     spelled_tokens,

@@ -10,6 +10,7 @@ from qlora_gui.memory.shape import Shape
 from qlora_gui.runs import curves
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.thinning import PEAK
 
 Values = Mapping[str, Any]
 _ENDS = 3  # logged points at either end of a loss curve that are averaged, for one point is noise
@@ -55,7 +56,7 @@ class Seen:
 
     def training_ends(self) -> tuple[float, float] | None:
         """Mean training loss of the first and of the latest `measured_steps`; None while there are too few."""
-        losses = [event["loss"] for event in self.measured_steps()]
+        losses = [event["loss"] for event in self.measured_steps() if PEAK not in event]
         if len(losses) < 2 * _ENDS:
             return None
         return sum(losses[:_ENDS]) / _ENDS, sum(losses[-_ENDS:]) / _ENDS

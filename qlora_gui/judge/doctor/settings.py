@@ -13,6 +13,7 @@ from qlora_gui.judge.doctor.finding import (
     number,
 )
 from qlora_gui.judge.doctor.seen import Seen
+from qlora_gui.system import kind
 
 USUAL_RATE = 2e-4
 SLOWEST, FASTEST = 5e-5, 1e-3
@@ -209,6 +210,21 @@ def base_without_template(seen: Seen) -> Finding | None:
     )
 
 
+def nothing_is_paged(seen: Seen) -> Finding | None:
+    """A paged optimizer on a system whose driver moves nothing out of the GPU."""
+    if not seen.config.optimizer.startswith("paged") or kind.can_page_gpu_memory():
+        return None
+    return Finding(
+        "nothing_is_paged",
+        "note",
+        f"The optimizer is {seen.config.optimizer}, and this is {'Windows' if kind.is_windows() else 'WSL'}.",
+        "Windows' driver cannot move managed memory out of a full GPU: the optimizer's states stay in it, paged or not.",
+        "CUDA on WSL User Guide, known limitations",
+        "Take the same optimizer unpaged.",
+        {"optimizer": "adamw_8bit"},
+    )
+
+
 CHECKS: tuple[Check, ...] = (
     does_not_fit,
     learning_rate,
@@ -219,4 +235,5 @@ CHECKS: tuple[Check, ...] = (
     lora_only_biases,
     base_without_template,
     nothing_held_out,
+    nothing_is_paged,
 )

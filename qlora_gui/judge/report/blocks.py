@@ -65,12 +65,22 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """An answer under its title. A thought before it is folded away under `fold`."""
+
+    title: str
+    text: str
+    fold: str = ""
+    thought: str = ""
+
+
+@dataclass(frozen=True)
 class SideBySide:
-    """Texts next to each other, each under its title, and what they answer."""
+    """Answers next to each other, and what they answer."""
 
     title: str
     asked: str
-    texts: Sequence[tuple[str, str]]
+    texts: Sequence[Answer]
 
 
 @dataclass(frozen=True)

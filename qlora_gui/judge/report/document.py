@@ -21,6 +21,7 @@ def blocks(facts: Facts) -> list[Block]:
             f"Written on {_day(facts.made)} from the folders of {counted(len(facts.experiments), 'run')}. Every number says "
             "whether it was measured, predicted from shapes before anything ran, or estimated, as intervals are."
         ),
+        *([Paragraph(", ".join(facts.gone), "Deleted while this was written, and left out.")] if facts.gone else []),
         *_goal(facts),
         *comparison.blocks(facts),
         *swept.blocks(facts.experiments),
@@ -62,9 +63,11 @@ def _data(known: Sequence[Experiment]) -> list[Block]:
     told = []
     for one in known:
         if event := one.event("data"):
+            skipped = event.get("skipped")
+            left_out = f", {skipped:,} left out" if skipped else ""
             rows = f"{event['used']:,} rows to learn from, {event['held_out']:,} held out"
             told.append(
-                f"{one.data}: {rows}, {event['truncated']:,} truncated, {event['dropped']:,} dropped (counted)."
+                f"{one.data}: {rows}, {event['truncated']:,} truncated, {event['dropped']:,} dropped{left_out} (counted)."
             )
     return [Paragraph(" ".join(dict.fromkeys(told)), "Data.")] if told else []
 

@@ -2,14 +2,26 @@
 
 from typing import Any
 
+from qlora_gui.data import thought
 from qlora_gui.judge.report import comparable, figures
 from qlora_gui.judge.report.ballots import judge
-from qlora_gui.judge.report.blocks import Block, Box, Bullets, Curves, Heading, Paragraph, SideBySide, Table, Verbatim
+from qlora_gui.judge.report.blocks import (
+    Answer,
+    Block,
+    Box,
+    Bullets,
+    Curves,
+    Heading,
+    Paragraph,
+    SideBySide,
+    Table,
+    Verbatim,
+)
 from qlora_gui.judge.report.facts import Experiment, Facts
 from qlora_gui.judge.report.preferences import result
 from qlora_gui.judge.report.words import cut, knob, shortened
 from qlora_gui.runs.curves import Series, by_step, points
-from qlora_gui.runs.wording import autopsy_lines
+from qlora_gui.runs.wording import autopsy_lines, not_all
 
 ANSWERS = 3
 _LONGEST, _LONGEST_SETTING = 900, 60  # characters of an answer or a prompt, and of a setting
@@ -49,6 +61,7 @@ def _ended(one: Experiment) -> list[Block]:
     found: list[Block] = [Paragraph(one.fault, "Settings unknown.")] if one.fault else []
     if not one.events:
         found.append(Paragraph("The run has written no events.", "Nothing recorded."))
+    found += [Paragraph(said, "Not all events.") for said in not_all(one.events)]
     if message := one.ending.get("message"):
         found.append(Paragraph(shortened(str(message), one), "Its last word."))
     if one.autopsy:
@@ -158,5 +171,12 @@ def _answers(one: Experiment) -> list[Block]:
 
 def _side_by_side(number: int, asked: str, base: str, adapter: str, reference: str) -> SideBySide:
     texts = [("base", base), ("adapter", adapter), ("the data's own answer", reference)]
-    shown = [(title, cut(text.strip(), _LONGEST) or "(an empty answer)") for title, text in texts]
-    return SideBySide(f"Prompt {number}", cut(asked.strip(), _LONGEST), shown if reference else shown[:2])
+    shown = [_written(title, text) for title, text in texts]
+    return SideBySide(f"Prompt {number}", cut(asked, _LONGEST), shown if reference else shown[:2])
+
+
+def _written(title: str, text: str) -> Answer:
+    """An answer as it was written; of a long thought and of a long answer each the beginning."""
+    found = thought.parted(text)
+    said = cut(found.answer, _LONGEST) if found.answer.strip() else "(an empty answer)"
+    return Answer(title, said, found.title() if found.thought else "", cut(found.thought, _LONGEST))

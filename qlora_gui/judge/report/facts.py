@@ -66,6 +66,11 @@ class Experiment:
         """The latest event of a kind; {} where there is none."""
         return last(list(self.events), kind) or {}
 
+    def of_all(self, count: int, kind: str) -> str:
+        """So many events, and of how many where a long run was thinned."""
+        every = (self.event("thinned").get("counts") or {}).get(kind)
+        return f"{count:,} of {every:,}" if every else f"{count:,}"
+
     def held_out(self) -> list[Event]:
         """The held-out measurements that gave a number, by rising step."""
         return [event for event in by_step(self.events, "eval") if event["loss"] is not None]
@@ -106,12 +111,16 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Facts:
-    """A report: its experiments, the machine it is written on, the votes, and when (seconds since the epoch)."""
+    """A report: its experiments, the machine it is written on, the votes, and when (seconds since the epoch).
+
+    `gone` are runs that were deleted while it was written.
+    """
 
     experiments: tuple[Experiment, ...]
     machine: Device
     ballots: Ballots
     made: float
+    gone: tuple[str, ...] = ()
 
     def of(self, run_id: str) -> Experiment:
         """The experiment of a run's id."""

@@ -24,7 +24,12 @@ def _time(one: Experiment) -> Iterator[Figure]:
     told = [event.get("tokens_per_second") for event in by_step(one.events, "step")]
     rates = sorted(rate for rate in told if isinstance(rate, (int, float)))
     if rates:
-        yield Figure("tokens a second", f"{median(rates):,.0f}", "measured", f"median of {len(rates)} logged steps")
+        yield Figure(
+            "tokens a second",
+            f"{median(rates):,.0f}",
+            "measured",
+            f"median of {one.of_all(len(rates), 'step')} logged steps",
+        )
 
 
 def _held_out(one: Experiment) -> Iterator[Figure]:

@@ -10,7 +10,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.judge import doctor, job
 from qlora_gui.judge.doctor import Finding
 from qlora_gui.judge.doctor.finding import LEVELS
-from qlora_gui.judge.report import ballots, memory, reading
+from qlora_gui.judge.report import ballots, memory
 from qlora_gui.judge.report.facts import Experiment, Facts
 from qlora_gui.judge.stored import evaluation_of
 from qlora_gui.memory.shape import Shape
@@ -40,15 +40,19 @@ def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
             zip(runs, configs, manifests, zip(bases, data, strict=True), strict=True), 1
         )
     )
+    gone = tuple(run.id for run in runs if not (run.path / "run.json").exists())
+    experiments = tuple(one for one in experiments if one.id not in gone)
+    if not experiments:
+        raise UserError(f"All runs of the report were deleted while it was written: {', '.join(gone)}.")
     checksums = {one.id: one.event("saved").get("sha256") for one in experiments}
     trained_on = {str(one.event("base").get("fingerprint")) for one in experiments}
-    return Facts(experiments, hardware.devices()[0], ballots.of(store, checksums, trained_on), time.time())
+    return Facts(experiments, hardware.devices()[0], ballots.of(store, checksums, trained_on), time.time(), gone)
 
 
 def _experiment(
     number: int, run: Run, config: RunConfig | None, fault: str, manifest: dict[str, Any], names: tuple[str, str]
 ) -> Experiment:
-    events = reading.readable(run.events()[0])
+    events, _ = run.events()
     config = _as_it_ran(config, events)
     shape = memory.shape_of(config)
     found = job.result(run) or {}

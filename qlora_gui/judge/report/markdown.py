@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qlora_gui.judge.report.blocks import (
+    Answer,
     Block,
     Box,
     Bullets,
@@ -38,7 +39,7 @@ def inline(text: str) -> str:
 
 def cell(text: str) -> str:
     """Text in a table's cell; line ends become <br>, and what lines are indented by stays."""
-    return "<br>".join(_indented(line.rstrip()) for line in clean(text).strip().splitlines())
+    return "<br>".join(_indented(line.rstrip()) for line in clean(text).strip("\r\n").splitlines())
 
 
 def _indented(line: str) -> str:
@@ -124,9 +125,14 @@ def _at(series: Series, step: float) -> str:
 
 
 def _side_by_side(block: SideBySide) -> str:
-    head = [title for title, _ in block.texts]
-    table = _table(Table(head, [[text for _, text in block.texts]]))
+    head = " | ".join(cell(one.title) for one in block.texts)
+    answers = " | ".join(_thought(one) + cell(one.text) for one in block.texts)
+    table = f"| {head} |\n|{'---|' * len(block.texts)}\n| {answers} |"
     return f"**{inline(block.title)}**\n\n{_fenced(block.asked)}\n\n{table}"
+
+
+def _thought(one: Answer) -> str:
+    return f"<details><summary>{cell(one.fold)}</summary>{cell(one.thought)}</details>" if one.thought else ""
 
 
 def _verbatim(block: Verbatim) -> str:

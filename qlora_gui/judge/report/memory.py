@@ -67,9 +67,10 @@ def _seen(events: Sequence[Event]) -> list[Figure]:
     held = [event["memory"] for event in by_step(events, "step") if isinstance(event.get("memory"), int)]
     if not held:
         return []
+    sampled = ", a sample of all" if last(list(events), "thinned") else ""
     on_cpu = (last(list(events), "base") or {}).get("device", "cpu") == "cpu"
     how = "resident size of the training process" if on_cpu else "torch's allocator, peak of the whole process"
-    return [Figure(WHAT, gigabytes(max(held)), "measured", f"{how}, the most of {len(held)} logged steps")]
+    return [Figure(WHAT, gigabytes(max(held)), "measured", f"{how}, the most of {len(held):,} logged steps{sampled}")]
 
 
 def _planned(config: RunConfig | None, shape: Shape | None, events: Sequence[Event]) -> list[Figure]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_gui.judge.report import plot
 from qlora_gui.judge.report.blocks import (
+    Answer,
     Block,
     Box,
     Bullets,
@@ -100,15 +101,24 @@ def _curves(block: Curves) -> str:
 
 
 def _side_by_side(block: SideBySide) -> str:
-    texts = "".join(f"<div><h4>{_text(title)}</h4><pre>{_text(text)}</pre></div>" for title, text in block.texts)
+    texts = "".join(f"<div><h4>{_text(one.title)}</h4>{_thought(one)}{_pre(one.text)}</div>" for one in block.texts)
     return (
-        f'<section class="answers"><h4>{_text(block.title)}</h4><pre class="asked">{_text(block.asked)}</pre>'
+        f'<section class="answers"><h4>{_text(block.title)}</h4><pre class="asked">\n{_text(block.asked)}</pre>'
         f'<div class="sides">{texts}</div></section>'
     )
 
 
+def _thought(one: Answer) -> str:
+    return f"<details><summary>{_text(one.fold)}</summary>{_pre(one.thought)}</details>" if one.thought else ""
+
+
+def _pre(text: str) -> str:
+    """Text as it stands: of line ends at its beginning HTML drops the first."""
+    return f"<pre>\n{_text(text)}</pre>"
+
+
 def _verbatim(block: Verbatim) -> str:
-    return f"<pre>{_text(block.text)}</pre>"
+    return _pre(block.text)
 
 
 _RENDER: dict[type, Callable[[Any], str]] = {

@@ -1,4 +1,4 @@
-"""A little room on the disk, kept for the last word of a run whose disk is full."""
+"""A little room on the disk, kept for the last word of a run or an evaluation whose disk is full."""
 
 import contextlib
 import errno
@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from qlora_gui import plain_files
 
 _BYTES = 256 << 10
 _NEARLY_NONE = 4 << 20  # bytes free: too few for a checkpoint of any size
@@ -29,18 +31,18 @@ class Reserve:
 def kept(folder: Path) -> Iterator[Reserve]:
     """A reserve for as long as this lasts. Raises no error where the disk is full already."""
     reserve = Reserve(folder)
-    with contextlib.suppress(OSError):
-        reserve.file.write_bytes(os.urandom(_BYTES))  # no zeros: some file systems keep no place for those
+    with contextlib.suppress(OSError), plain_files.open_to_write(reserve.file) as file:
+        file.write(os.urandom(_BYTES))  # no zeros: some file systems keep no place for those
     try:
         yield reserve
     finally:
         reserve.give_back()
 
 
-def why_not_written(folder: Path, error: BaseException) -> str:
+def why_not_written(folder: Path, error: BaseException, then: str = "resume from the last checkpoint") -> str:
     """A sentence for a full or a read-only disk; "" for any other error.
 
-    Libraries that write wrap what the system said in errors of their own.
+    `then` is what to do when there is room. Libraries that write wrap what the system said in errors of their own.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -48,11 +50,11 @@ def why_not_written(folder: Path, error: BaseException) -> str:
             return ""  # another disk, or a folder of somebody else's
         if isinstance(seen, OSError) and seen.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             return (
-                f"The folder '{folder}' cannot be written to any more ({seen.strerror}): make it writable, then resume."
+                f"The folder '{folder}' cannot be written to any more ({seen.strerror}): make it writable, then {then}."
             )
         full = isinstance(seen, OSError) and seen.errno in _FULL
         if full or (any(word in str(seen).lower() for word in _WORDS) and _is_full(folder)):
-            return f"The disk of '{folder}' is full: free some space, then resume from the last checkpoint."
+            return f"The disk of '{folder}' is full: free some space, then {then}."
         seen = seen.__cause__ or seen.__context__
     return ""
 

@@ -1,0 +1,235 @@
+"""What one base gives on one device: trained for three steps by the real trainer, saved, reloaded, and measured."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from qlora_gui.compare.columns import Columns
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.data import tokens
+from qlora_gui.errors import UserError
+from qlora_gui.model import base as bases
+from qlora_gui.model import chats, lora
+from qlora_gui.model import device as devices
+from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.runs.events import EventLog, Silent, last
+from qlora_gui.runs.rows import rows_of
+from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.training import setup
+from qlora_gui.training.run import train
+
+QUESTION = [{"role": "user", "content": "3 Where is my order?"}]
+ANSWER_TOKENS = 12
+_FP16_SCALE = 256.0  # keeps small gradients above fp16's smallest number, as the run's own scaler does
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """`steps` are the losses of the steps, `held_out` those before and after; `loss` and `grads` are of one batch with the
+    reloaded adapter, `largest` is the largest number between its layers. `packed` are the 4-bit bytes by linear.
+    `answers` are those of base and adapter, as tokens. `repeats` says whether a second pass gave the same to the bit."""
+
+    steps: list[float]
+    held_out: list[float]
+    loss: float
+    grads: dict[str, torch.Tensor]
+    largest: float
+    packed: dict[str, torch.Tensor]
+    answers: list[list[int]]
+    repeats: bool
+    dtype: str
+
+
+def config_of(name: str, base: Path, data: Path, **knobs: Any) -> RunConfig:
+    """Three steps that are the same everywhere: no dropout, and of BLOOM all biases."""
+    return make(
+        {
+            "name": name,
+            "base_model": str(base),
+            "dataset": str(data),
+            "max_length": 96,
+            "max_steps": 3,
+            "batch_size": 4,
+            "gradient_accumulation": 1,
+            "gradient_checkpointing": "every-2",
+            "dropout": 0,
+            "rank": 8,
+            "bias": "all" if name.startswith("bloom") else "none",
+            "learning_rate": 2e-3,
+            "lr_scheduler": "constant",
+            "warmup_ratio": 0,
+            "eval_fraction": 0.25,
+            "eval_steps": 1000,
+            "save_steps": 1000,
+            "logging_steps": 1,
+            "probe_prompts": 0,
+        }
+        | knobs
+    )
+
+
+def trained(store: RunStore, config: RunConfig) -> Run:
+    """Train by the real trainer, in this process. Raises whatever ends a run."""
+    run = store.create(config)
+    train(run, EventLog(run.events_file), resume=False)
+    return run
+
+
+def measured(run: Run, adapter: Path) -> Numbers:
+    """What a trained run told, and what its base gives with the adapter of `adapter`, loaded anew."""
+    config, events = run.config(), run.events()[0]
+    loss, grads, largest, packed, repeats = _one_batch(config, adapter)
+    return Numbers(
+        steps=[event["loss"] for event in events if event["kind"] == "step"],
+        held_out=[event["loss"] for event in events if event["kind"] == "eval"],
+        loss=loss,
+        grads=grads,
+        largest=largest,
+        packed=packed,
+        answers=answered(config, adapter)[1],
+        repeats=repeats,
+        dtype=str((last(events, "base") or {}).get("dtype", "")),
+    )
+
+
+def _one_batch(
+    config: RunConfig, adapter: Path
+) -> tuple[float, dict[str, torch.Tensor], float, dict[str, torch.Tensor], bool]:
+    device = devices.pick()
+    base = bases.locate(config.base_model, say=_silent)
+    rows = rows_of(config)
+    chat = chats.for_run(base.path, config, rows.train)
+    examples, _ = tokens.encode_all(rows.train, chat, config.max_length, config.system_prompt)
+    ready = setup.prepare(config, base, chat.tokenizer, examples, device, Silent(), _silent)
+    set_peft_model_state_dict(ready.model, load_file(adapter / "adapter_model.safetensors"))
+    lora.keep_trained_biases_exact(ready.model)
+    batch = {name: part.to(device) for name, part in ready.collate(ready.rows[:4]).items() if name != "tokens"}
+    ready.model.train()
+    with _largest(ready.model) as seen:
+        loss, grads = _pass(ready.model, batch)
+    again, grads_again = _pass(ready.model, batch)
+    repeats = loss == again and all(torch.equal(part, grads_again[name]) for name, part in grads.items())
+    packed = {
+        name: part.weight.data.cpu().flatten()
+        for name, part in ready.model.get_base_model().named_modules()
+        if isinstance(part, bnb.nn.Linear4bit)
+    }
+    return loss, grads, max(seen, default=0.0), packed, repeats
+
+
+def _pass(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss of a batch and all gradients, in fp32 on the CPU."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    (loss * _FP16_SCALE).backward()
+    return float(loss), {
+        name: part.grad.float().cpu() / _FP16_SCALE
+        for name, part in model.named_parameters()
+        if part.requires_grad and part.grad is not None
+    }
+
+
+@contextmanager
+def _largest(model: Any) -> Iterator[list[float]]:
+    """Collects the largest number that each layer gives on."""
+    seen: list[float] = []
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        out = output[0] if isinstance(output, tuple) else output
+        seen.append(float(out.detach().abs().max()))
+
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    hooks = [layer.register_forward_hook(look) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def answered(config: RunConfig, adapter: Path) -> tuple[Columns, list[list[int]]]:
+    """The greedy answers of base and adapter as tokens, an end that they came to among them, by the columns that the page
+    compares with. Raises UserError."""
+    columns = Columns()
+    columns.load((config.base_model, "", config.quant_type, config.double_quant), [adapter], _silent)
+    assert columns.base is not None
+    answers: list[list[int]] = [[], []]
+    end = [columns.base.tokenizer.eos_token_id]
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["kind"] == "column":
+            answers[event["column"]] = event["ids"] + (end if event["ended"] == "eos" else [])
+
+    columns.answer([QUESTION] * 2, Decoding(greedy=True, max_new_tokens=ANSWER_TOKENS), hear, lambda: False)
+    return columns, answers
+
+
+def choice_apart(columns: Columns, column: int, tokens: list[int], own: list[int]) -> float:
+    """By how much these columns' likeliest token leads the one that an answer takes where it first leaves their `own`.
+
+    As a share of the largest logit; 0.0 where it does not, infinity where one only ends before the other. What comes
+    after that place has another beginning, so it is not held against anything. Tokens, and not text: text would be read
+    as other tokens than those that made it.
+    """
+    if tokens == own:
+        return 0.0
+    assert columns.base is not None and columns.rows is not None
+    adapter = columns.adapters[column - 1] if column else None
+    prompt = columns.chat(adapter).prompt(QUESTION).ids(columns.base.tokenizer)
+    model = columns.base.model
+    place = next((place for place, (a, b) in enumerate(zip(tokens, own, strict=False)) if a != b), None)
+    if place is None:
+        return float("inf")
+    with torch.no_grad(), columns.rows.worn([column - 1]):
+        logits = model(input_ids=torch.tensor([prompt + own[:place]], device=model.device)).logits[0, -1].float()
+    return float((logits.max() - logits[tokens[place]]) / logits.abs().max())
+
+
+def survived(store: RunStore, base: Path, data: Path) -> str:
+    """Let a run meet a limit that its longest batch does not fit into; what it did then, as a sentence.
+
+    Raises UserError where it did not go on.
+    """
+    from qlora_gui.training import fitting
+
+    # On a GPU the batch is large, for its libraries keep up to 32 MiB of work space, and memory comes in pieces of 20 MiB.
+    device = devices.pick()
+    rows, length = (8, 96) if device.type == "cpu" else (32, 512)
+    knobs = {
+        "max_steps": 1,
+        "batch_size": rows,
+        "max_length": length,
+        "gradient_checkpointing": "none",
+        "eval_fraction": 0,
+    }
+    config = config_of("out-of-memory", base, data, **knobs)
+    found = fitting.planned(config, device)
+    size = found.uncorrected if found else 32 << 20
+    before = os.environ.get("QLORA_GUI_MEMORY_LIMIT")
+    os.environ["QLORA_GUI_MEMORY_LIMIT"] = f"{max(size // 2 >> 20, 4)}MB"
+    try:
+        run = trained(store, config)
+    finally:
+        if before is None:
+            del os.environ["QLORA_GUI_MEMORY_LIMIT"]
+        else:
+            os.environ["QLORA_GUI_MEMORY_LIMIT"] = before
+        if torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    fit = last(run.events()[0], "fit")
+    if fit is None:
+        raise UserError("The run was given half of the memory that it needs, and did not run out.")
+    return f"went on with micro-batch {fit['knobs']['batch_size']} of {rows}"
+
+
+def _silent(text: str) -> None:
+    """What the stages of a run would say."""

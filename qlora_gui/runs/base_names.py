@@ -1,0 +1,42 @@
+"""Names that adapters give their bases: hub ids, paths of other machines, snapshots of a cache, other spellings."""
+
+import re
+from pathlib import PureWindowsPath
+
+from qlora_gui import hub
+
+_SNAPSHOT = re.compile(r"models--([^\\/]+)[\\/]snapshots[\\/]([0-9a-f]{7,64})[\\/]*$")
+_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+_IN_4_BITS = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
+
+
+def resolved(named: str, revision: str = "") -> tuple[str, str]:
+    """A base's name and revision; of a snapshot in a hub cache that is not on this machine, those of the hub."""
+    found = _SNAPSHOT.search(named)
+    if found is None or hub.local(named) is not None:
+        return named, revision
+    return found[1].replace("--", "/"), found[2]
+
+
+def is_elsewhere(named: str) -> bool:
+    """Whether a name is the path of a folder that this machine does not have."""
+    path = named.startswith(("/", "~", ".")) or "\\" in named or bool(_DRIVE.match(named)) or named.count("/") > 1
+    return path and hub.local(named) is None
+
+
+def relation(named: str, other: str) -> str | None:
+    """How two names of a base go together, in words: "the same name"; None where they name different models."""
+    one, two = _last(named), _last(other)
+    if one == two:
+        return "the same name"
+    if one.casefold() == two.casefold():
+        return "the same name but for its case"
+    if _IN_4_BITS.sub("", one).casefold() == _IN_4_BITS.sub("", two).casefold():
+        return "the same name but for its 4-bit form"
+    return None
+
+
+def _last(named: str) -> str:
+    """The model's own name: without owner, folders, or a cache's way of laying them out."""
+    found = _SNAPSHOT.search(named)
+    return found[1].split("--")[-1] if found else PureWindowsPath(named).name

@@ -1,0 +1,112 @@
+"""One process trains on one GPU: which one, and how its process is given that one alone."""
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from qlora_gui import hardware, torch_view
+from qlora_gui.errors import UserError
+from qlora_gui.hardware import Device
+
+TOLD = "QLORA_GUI_CARD"  # tells a trainer which card it was given, and why
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Given:
+    """The card that a process was given. `address` tells it from others, `said` is for people."""
+
+    address: str
+    said: str
+
+
+def of_this_process() -> Given | None:
+    """What the starter of this process gave it; None where it chose nothing."""
+    try:
+        told = json.loads(os.environ[TOLD])
+        return Given(str(told["address"]), str(told["said"]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def gpus() -> list[Device]:
+    """The GPUs of which a process can be given one."""
+    return [device for device in hardware.devices() if device.kind in ("cuda", "xpu")]
+
+
+def chosen(gpu: str = "", taken: Collection[str] = ()) -> Device:
+    """The device that the knob `gpu` means, or the freest of those whose address is not `taken`.
+
+    Where there is no such GPU, or all are taken, as if it were empty, or none were: `check` is what refuses. Never
+    waits for torch.
+    """
+    if gpu == CPU:
+        return hardware.cpu()
+    found = hardware.devices()
+    named = _named(gpu, found) if gpu else None
+    free = [device for device in found if device.address not in taken] or found
+    return named or max(free, key=lambda device: (device.free, -device.number))
+
+
+def check(gpu: str) -> None:
+    """Raise UserError where the knob names a GPU that is not there; nothing is said before torch has answered."""
+    if gpu in ("", CPU) or not hardware.settled():
+        return
+    found = gpus()
+    if _named(gpu, found) is None:
+        there = ", ".join(f"{device.number} ({device.name})" for device in found)
+        have = f"it is one of {there}" if there else "torch sees none; --headless-check tells why"
+        raise UserError(f"There is no GPU '{gpu}': {have}, or leave gpu empty for the freest.")
+
+
+def environment(gpu: str = "", taken: Collection[str] = ()) -> dict[str, str]:
+    """The variables that give a child process one card, the freest or the one that `gpu` names; {} where there is no choice.
+
+    Waits for torch's answer where several GPUs may be there. `taken` are the addresses of cards that are in use.
+    Raises UserError as `check` does.
+    """
+    if gpu == CPU:
+        return {hardware.USE_CPU: "true", TOLD: json.dumps({"address": CPU, "said": "On the CPU, as gpu says."})}
+    if not gpu and hardware.settled() and len(gpus()) < 2:
+        return {}
+    hardware.settle()
+    check(gpu)
+    found = gpus()
+    if len(found) < 2:
+        return {}
+    card = chosen(gpu, taken)
+    because = "as gpu says" if gpu else f"the freest of {len(found)} GPUs"
+    said = f"On GPU {card.number} ({card}), {because}.{_others(found, card, taken)}"
+    return _visible(card, found) | {TOLD: json.dumps({"address": card.address, "said": said})}
+
+
+def _others(found: Sequence[Device], card: Device, taken: Collection[str]) -> str:
+    """What one can do with the GPUs that are left alone, as a sentence after others; "" where none is."""
+    idle = [one for one in found if one.address not in {card.address, *taken}]
+    if not idle:
+        return ""
+    which = f"GPU {idle[0].number} is" if len(idle) == 1 else f"{len(idle)} GPUs are"
+    return f" {which} left for a second run, started or queued; num_processes {len(found)} trains one run on all."
+
+
+def _visible(card: Device, found: Sequence[Device]) -> dict[str, str]:
+    """What hides all cards but one. A number counts among those that are visible already."""
+    view = hardware.view() or torch_view.View()
+    name = (
+        "ZE_AFFINITY_MASK" if card.kind == "xpu" else "HIP_VISIBLE_DEVICES" if view.is_rocm else "CUDA_VISIBLE_DEVICES"
+    )
+    given = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+    value = given[card.number] if len(given) == len(found) else str(card.number)
+    seen = next((one for one in view.cards if one.number == card.number), None)
+    if name == "CUDA_VISIBLE_DEVICES" and seen and seen.uuid and "MIG" not in seen.name and not given:
+        value = f"GPU-{seen.uuid}"
+    return {name: value}
+
+
+def _named(gpu: str, found: Sequence[Device]) -> Device | None:
+    if gpu.isdigit():
+        return next((device for device in found if device.number == int(gpu)), None)
+    wanted = gpu.lower().removeprefix("gpu-").removeprefix("mig-")
+    alike = [device for device in found if device.address.lower().removeprefix("gpu-").startswith(wanted)]
+    return alike[0] if len(alike) == 1 else None

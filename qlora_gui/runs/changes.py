@@ -1,0 +1,76 @@
+"""A run that goes on must go on with what it was begun with: the same rows, the same base. What has changed is told.
+
+Files and folders of this machine are looked at before a trainer is started; what a hub has given meanwhile, and the rows
+as the model reads them, by the trainer itself (`training.resumed`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from qlora_gui import hub
+from qlora_gui.data import read
+from qlora_gui.errors import UserError
+from qlora_gui.runs import events
+from qlora_gui.runs.fingerprints import fingerprint
+from qlora_gui.runs.store import Run
+
+FLAG = "--resume-changed"
+
+
+class ChangedError(UserError):
+    """A run cannot go on as it began, for what it learns from is another. `said` is what has changed."""
+
+    def __init__(self, run_id: str, said: str):
+        self.said = said
+        super().__init__(
+            f"The run '{run_id}' cannot go on as it began: {said}. Put back what it began with, train anew, or resume all "
+            f"the same ({FLAG}, in the page a second press)."
+        )
+
+
+def files_of(run: Run) -> dict[str, str]:
+    """The SHA-256 of each of the data's files when the run was last started, else when it was made; by name."""
+    told = events.last(run.events()[0], "data") or {}
+    try:
+        found: Any = told.get("files") or run.manifest().get("dataset")
+    except UserError:
+        return {}
+    return {name: value for name, value in found.items() if name != "name"} if isinstance(found, dict) else {}
+
+
+def of_data(run: Run) -> str:
+    """Which of the data's files are others than they were, in words; "" for none. Raises UserError where there is none."""
+    before = files_of(run)
+    now = {name: value for name, value in read.find(run.config().dataset).fingerprint().items() if name != "name"}
+    if not before or before == now:
+        return ""
+    words = [f"'{name}' has other content" for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+    words += [f"'{name}' is gone" for name in sorted(before.keys() - now.keys())]
+    words += [f"'{name}' is new" for name in sorted(now.keys() - before.keys())]
+    return "in its data " + ", ".join(words)
+
+
+def of_base(run: Run) -> str:
+    """That the base's folder on this machine holds another model than it did, in words; else "". Raises UserError."""
+    before = (events.last(run.events()[0], "base") or {}).get("fingerprint")
+    folder = hub.local(run.config().base_model)
+    if not before or folder is None or not folder.is_dir() or run.config().base_model == "demo":
+        return ""
+    return another_base(run.config().base_model) if fingerprint(folder) != before else ""
+
+
+def another_base(name: str) -> str:
+    """That a base is another one now."""
+    return f"the base '{Path(name).name if hub.local(name) else name}' has other weights or another shape"
+
+
+def check(run: Run) -> None:
+    """Raise ChangedError where data or base of a run are others than those it was last trained with."""
+    if said := "; ".join(filter(None, (of_data(run), of_base(run)))):
+        raise ChangedError(run.id, said)
+
+
+def no_checkpoint(run_id: str, wrong: list[str]) -> str:
+    """That a run cannot be resumed, and what is wrong with the checkpoints that it has."""
+    why = f"no checkpoint that is whole ({'; '.join(wrong)})" if wrong else "no checkpoint to resume from"
+    return f"The run '{run_id}' has {why}: train again instead."

@@ -1,0 +1,116 @@
+"""Files that were uploaded to the page: kept for the runs that name them, and removed when none does any more.
+
+Beside each lies a note of the runs that were made with it, whichever folder they are in. What no run names is removed after
+a week, or after a day where all of them together take too much room. What was removed is written down.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from qlora_gui import hub, plain_files
+from qlora_gui.runs.files import append_line
+
+KEPT_DAYS, YOUNG_DAYS = 7, 1
+MOST_BYTES = 20 << 30
+_DAY = 86_400.0
+_USES, _PART = ".runs", ".part"
+_REMOVED = "removed.jsonl"
+
+
+class Upload(NamedTuple):
+    """One file. `runs` are the names of the runs that name it, `days` how old it is."""
+
+    name: str
+    path: Path
+    bytes: int
+    days: float
+    runs: tuple[str, ...]
+
+
+def folder() -> Path:
+    """Where uploads lie."""
+    return hub.private("uploads")
+
+
+def note_use(named: Iterable[str], run: Path) -> None:
+    """Write down that a run names files, so far as these are uploads."""
+    home = folder().resolve()
+    for name in named:
+        path = hub.local(name) if name else None
+        if path is not None and path.resolve().parent == home:
+            with contextlib.suppress(OSError):  # then it is found by looking through the folder of the runs
+                append_line(Path(f"{path.resolve()}{_USES}"), f"{run.absolute()}\n".encode())
+
+
+def entries(named: Iterable[tuple[str, str]] = ()) -> list[Upload]:
+    """All uploads, the largest first. `named` are (run, what it names), of the runs that are looked at anyway."""
+    users: dict[Path, set[str]] = {}
+    for run, name in named:
+        path = hub.local(name)
+        if path is not None:
+            users.setdefault(path.resolve(), set()).add(run)
+    found = []
+    for path in _files():
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            runs = users.get(path.resolve(), set()) | _noted(path)
+            days = (time.time() - stat.st_mtime) / _DAY
+            found.append(Upload(path.name, path, stat.st_size, days, tuple(sorted(runs))))
+    return sorted(found, key=lambda one: (-one.bytes, one.name))
+
+
+def sweep(named: Iterable[tuple[str, str]]) -> list[Upload]:
+    """Remove what no run names and is old enough; gives what was removed."""
+    found = entries(named)
+    free = sorted((one for one in found if not one.runs), key=lambda one: -one.days)
+    total, removed = sum(one.bytes for one in found), []
+    for one in free:
+        if one.days > KEPT_DAYS or (one.days > YOUNG_DAYS and total > MOST_BYTES):
+            with contextlib.suppress(OSError):
+                one.path.unlink()
+                Path(f"{one.path}{_USES}").unlink(missing_ok=True)
+                total -= one.bytes
+                removed.append(one)
+                told = {"t": round(time.time()), "name": one.name, "bytes": one.bytes, "days": round(one.days, 1)}
+                append_line(folder() / _REMOVED, (json.dumps(told) + "\n").encode())
+    for part in folder().glob(f"*{_PART}"):  # of an upload that broke off
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > YOUNG_DAYS * _DAY:
+                part.unlink()
+    return removed
+
+
+def removed(most: int = 5) -> list[tuple[str, float]]:
+    """The names of what was removed last, and when (seconds since the epoch), the newest first."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in (folder() / _REMOVED).read_text(encoding="utf-8").splitlines()[-most:]:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                told = json.loads(line)
+                found.append((str(told["name"]), float(told["t"])))
+    return found[::-1]
+
+
+def _files() -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        for one in os.scandir(folder()):
+            if one.is_file(follow_symlinks=False) and not one.name.endswith((_USES, _PART)) and one.name != _REMOVED:
+                yield Path(one.path)
+
+
+def _noted(path: Path) -> set[str]:
+    """The runs that its note names and that are still there and name it."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for line in Path(f"{path}{_USES}").read_text(encoding="utf-8", errors="replace").splitlines():
+            manifest = Path(line) / "run.json"
+            with contextlib.suppress(OSError, ValueError):
+                # As text: that it names it, by the beginning that no other file has, is enough.
+                if path.name[:12] in plain_files.read_bytes(manifest).decode("utf-8", "replace"):
+                    found.add(Path(line).name)
+    return found

@@ -1,0 +1,145 @@
+"""Files: what is opened, locked, replaced and named differently from one operating system to the next."""
+
+import errno
+import importlib
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from qlora_gui.system.kind import is_windows
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_CAREFUL |= getattr(os, "O_BINARY", 0)  # else Windows writes a carriage return before every line end
+_PATIENCE_SECONDS = 2.0
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_LONGEST_PATH = 259  # characters, on a Windows that was not told to allow more
+_INSIDE_A_RUN = 80  # of the longest name below a run's folder, a weight file of a checkpoint
+# Devices of DOS, which Windows sees in every folder, whatever ending they have.
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *\..*| *)", re.IGNORECASE)
+
+
+def open_carefully(path: Path, flags: int, mode: int = 0o644) -> int:
+    """os.open that follows no symlink, waits for no pipe, and writes bytes as they are given.
+
+    Windows has no flags for the first two: whoever is careful looks at what stands there before.
+    """
+    return os.open(path, flags | _CAREFUL, mode)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a living process holds flock on a file; None on a system without flock, which has to try otherwise.
+
+    Asked without writing. False where there is no such file, and on a file system without locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        file = open_carefully(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: readers do not take each other for the holder
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether files of a folder can be locked, asked of the folder itself; True where that cannot be found out.
+
+    NFS without its lock service, and some FUSE and 9p mounts, have no flock.
+    """
+    if fcntl is None:
+        return True
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return error.errno not in NO_LOCKS
+    finally:
+        os.close(file)
+    return True
+
+
+def replace(source: Path | str, target: Path | str) -> None:
+    """Move a file, or a folder to where none is, over what is there: readers see the old one or the new one.
+
+    Windows lets nobody replace a file that somebody reads just now: there it is tried for two seconds.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not is_windows() or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+
+
+def set_mode(path: Path | str, mode: int) -> None:
+    """POSIX permissions. On Windows a file has its folder's, and a profile's folders are their owner's alone."""
+    if not is_windows():
+        os.chmod(path, mode)
+
+
+def is_mine_alone(found: os.stat_result) -> bool:
+    """Whether a file is this user's and no other may read or write it. Windows tells neither: there a profile's folders
+    are their owner's alone.
+    """
+    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+
+
+def is_spelled(path: Path) -> bool:
+    """Whether a folder lists exactly this name: Windows and macOS find `Run` by `run`, and Windows by `run.` too."""
+    try:
+        return path.name in os.listdir(path.parent)
+    except OSError:
+        return False
+
+
+def why_not_a_name(name: str) -> str:
+    """Why a name can be no folder's on Windows, "" where it can; asked everywhere, for runs are copied and shared."""
+    if _DEVICES.fullmatch(name):
+        return f"Windows keeps the name '{name}' for a device"
+    if name.endswith((".", " ")):
+        return "Windows drops a dot or a space at the end of a name"
+    if bad := sorted({sign for sign in name if sign in '<>:"/\\|?*' or ord(sign) < 32}):
+        return f"Windows has no {' '.join(map(repr, bad))} in names"
+    return ""
+
+
+def why_too_long(folder: Path) -> str:
+    """Why a run's folder of this path cannot hold what a run writes, as a sentence; "" where it can."""
+    length = len(str(folder)) + _INSIDE_A_RUN
+    if not is_windows() or length <= _LONGEST_PATH or _has_long_paths():
+        return ""
+    return (
+        f"The path of the run's folder is too long for Windows ({len(str(folder))} characters, {_LONGEST_PATH - _INSIDE_A_RUN} "
+        "at most): choose a shorter one with --adapters-dir, or allow long paths in Windows' settings."
+    )
+
+
+def _has_long_paths() -> bool:
+    try:
+        winreg: Any = importlib.import_module("winreg")
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])
+    except (ImportError, OSError):
+        return False

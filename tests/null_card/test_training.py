@@ -1,0 +1,38 @@
+"""Runs on the null card: the trainer's own entry point, with true values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.null_card.cards import T4
+from tests.null_card.host import NullCard
+
+pytestmark = pytest.mark.null_card
+
+
+def events_of(told: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [event for event in told["events"] if event["kind"] == kind]
+
+
+def losses(told: dict[str, Any], steps: int = 2) -> list[float]:
+    """Of a run that has finished after so many steps."""
+    assert told["code"] == 0, told["events"][-1]
+    found = [event["loss"] for event in events_of(told, "step")]
+    assert len(found) == steps
+    return found
+
+
+def test_one_process_trains_on_one_card_wherever_more_are_seen(
+    null_card: NullCard, llama: Path, few_rows: str, tmp_path: Path
+) -> None:
+    """The Trainer takes all cards it sees for data parallelism: twice the rows a step, twice the loss it shows."""
+    knobs = {"base_model": str(llama), "dataset": few_rows}
+    one, two = (
+        null_card.ask("training:train", T4, devices=devices, folder=str(tmp_path), name=f"on-{devices}", knobs=knobs)
+        for devices in (1, 2)
+    )
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+    for before, after in zip(events_of(one, "step"), events_of(two, "step"), strict=True):
+        assert after["epoch"] == before["epoch"]
+        assert after["memory"] == pytest.approx(before["memory"], rel=0.02)  # twice the rows were 58% more

@@ -1,0 +1,331 @@
+"""Compare and evaluate on other families than Llama's: held against plain transformers + PEFT, one row at a time.
+
+Every base is a tiny random one of the true architecture: with windows shorter than the rows, states instead of a
+cache, a head with a bias, linears that see rows flattened.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedTokenizerFast
+
+from qlora_gui.compare import measure, reading
+from qlora_gui.compare.columns import Columns
+from qlora_gui.compare.settings import Decoding
+from qlora_gui.data import tokens
+from qlora_gui.data.chat import Chat
+from qlora_gui.errors import UserError
+from tests.models import CHATML, make_tokenizer
+
+NEW = 10
+WINDOW = 32
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+}
+HYBRID: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny base: its config class and settings, the biases that its adapter trains, and why it cannot share a batch."""
+
+    config: str
+    settings: dict[str, Any]
+    bias: str = "none"
+    lane: str = ""
+
+
+FAMILIES = {
+    "window": Family(
+        "Gemma3TextConfig",
+        SIZES | {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "states": Family("Qwen3_5TextConfig", SIZES | HYBRID),
+    "no-cache-at-all": Family(
+        "RecurrentGemmaConfig",
+        {key: value for key, value in SIZES.items() if key != "head_dim"}
+        | {"lru_width": 64, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
+    ),
+    "flat-linears": Family(
+        "OPTConfig",
+        {
+            "hidden_size": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "word_embed_proj_dim": 64,
+        },
+        bias="all",
+    ),
+    "biases-of-convolutions": Family(
+        "BambaConfig",
+        {key: value for key, value in SIZES.items() if key != "head_dim"}
+        | {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 16, "mamba_n_groups": 1}
+        | {"attn_layer_indices": [1]},
+        bias="all",
+        lane="trains the bias of 'model.layers.0.mamba.conv1d'",
+    ),
+    "head-bias": Family("PhiConfig", SIZES | {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}, bias="all"),
+}
+WORDS = "The kettle that I have ordered from your shop two weeks ago never came and nobody answers my letters".split()
+EXAMPLES = [
+    {
+        "row": number,
+        "messages": [{"role": "user", "content": " ".join(WORDS[:words])}, {"role": "assistant", "content": answer}],
+    }
+    for number, (words, answer) in enumerate(
+        [(2, "We are sorry."), (19, "It is on its way to you, we looked."), (9, "Soon.")]
+    )
+]
+
+
+def make_base(folder: Path, family: Family) -> PreTrainedTokenizerFast:
+    """Save a base whose layers outweigh its embeddings: else a random model repeats its last token for ever."""
+    tokenizer = make_tokenizer(folder, CHATML)
+    ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")} | {"bos_token_id": None}
+    config = getattr(transformers, family.config)(**family.settings, vocab_size=len(tokenizer), **ids)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, part in model.named_parameters():
+            if name.endswith("bias"):
+                part.normal_(0, 0.2)
+            elif "embed" in name:
+                part.normal_(0, 0.03)
+            elif part.ndim >= 2:
+                part.normal_(0, 2 / part.shape[-1] ** 0.5)
+    model.save_pretrained(folder)
+    return tokenizer
+
+
+def plain(base: Path) -> Any:
+    """The base in 4 bits, computing in fp32, by transformers alone."""
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization, dtype=torch.float32)
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def linears(model: Any) -> list[str]:
+    """The names of the linears that are in 4 bits, as an adapter's target modules."""
+    return sorted(
+        {name.rpartition(".")[2] for name, part in model.named_modules() if type(part).__name__ == "Linear4bit"}
+    )
+
+
+def make_adapter(base: Path, folder: Path, bias: str = "none", **settings: Any) -> Path:
+    """Save an adapter with random weights that change what is said."""
+    model = plain(base)
+    config = LoraConfig(
+        r=4,
+        bias=bias,
+        task_type="CAUSAL_LM",
+        **({"target_modules": linears(model)} | settings),  # type: ignore[arg-type]
+    )
+    wrapped = get_peft_model(model, config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, part in wrapped.named_parameters():
+            if part.requires_grad and "lora_A" not in name:
+                part.add_(torch.randn(part.shape).to(part.dtype), alpha=0.2)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+@dataclass
+class Case:
+    """A base with its adapters, loaded for comparing, and the plain models they are held against."""
+
+    tokenizer: PreTrainedTokenizerFast
+    columns: Columns
+    models: list[Any]
+    proofs: list[dict[str, Any]]
+
+
+def load(base: Path, tokenizer: PreTrainedTokenizerFast, adapters: list[Path]) -> Case:
+    columns = Columns()
+    proofs = columns.load((str(base), "", "nf4", True), adapters, lambda text: None)
+    models = [plain(base), *(PeftModel.from_pretrained(plain(base), str(adapter)).eval() for adapter in adapters)]
+    return Case(tokenizer, columns, models, proofs)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder, family = tmp_path_factory.mktemp(request.param), FAMILIES[request.param]
+    tokenizer = make_base(folder / "base", family)
+    return load(folder / "base", tokenizer, [make_adapter(folder / "base", folder / "adapter", family.bias)])
+
+
+@torch.no_grad()
+def said(case: Case, model: Any, prompt: list[int]) -> str:
+    """What a plain model answers to one prompt, greedily."""
+    assert case.columns.base
+    ends = sorted(case.columns.base.eos)
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=1)
+    ids = torch.tensor([prompt])
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :]
+    return str(case.tokenizer.decode(out, skip_special_tokens=True))
+
+
+def check_evaluation(case: Case) -> None:
+    """Losses, drift and answers of rows of very different lengths, each against its plain model."""
+    base, rows = case.columns.base, case.columns.rows
+    assert base and rows
+    encoded, _ = tokens.encode_all(EXAMPLES, Chat(case.tokenizer), 256)
+    assert min(len(row.input_ids) for row in encoded) < WINDOW < max(len(row.input_ids) for row in encoded) - 20
+    found: dict[int, dict[str, Any]] = {}
+    measure.rows(
+        base, rows, len(case.models), encoded, measure.Task(NEW), lambda event: found.update({event["number"]: event})
+    )
+    for number, row in enumerate(encoded):
+        logs = []
+        for column, model in enumerate(case.models):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1].float()
+            labels = torch.tensor(row.labels[1:])
+            expected = float(cross_entropy(logits, labels, ignore_index=tokens.IGNORED, reduction="sum"))
+            assert found[number]["loss"][column] == pytest.approx(expected, rel=1e-4)
+            logs.append(logits[labels != tokens.IGNORED].log_softmax(-1))
+            kl = float((logs[column].exp() * (logs[column] - logs[0])).sum())
+            assert found[number]["kl"][column] == pytest.approx(kl, rel=2e-3, abs=1e-3)
+            prompt = row.input_ids[: measure.answer_begins(row)]
+            assert found[number]["text"][column] == said(case, model, prompt)
+        assert found[number]["kl"][1] > 0.01  # else a column that is the base again would pass
+    assert len({text for one in found.values() for text in one["text"]}) > len(found)
+
+
+def check_answers(case: Case) -> None:
+    """A conversation of its own in each column, of other lengths, and the same in all."""
+    short, long = ([{"role": "user", "content": " ".join(WORDS[:words])}] for words in (3, 19))
+    for conversations in ([short, long], [long, short], [long, long]):
+        conversations = [*conversations, *conversations[-1:] * (len(case.models) - 2)]
+        texts = [""] * len(case.models)
+
+        def take(event: dict[str, Any], texts: list[str] = texts) -> None:
+            if event["kind"] == "text":
+                texts[event["column"]] += event["text"]
+
+        case.columns.answer(conversations, Decoding(greedy=True, max_new_tokens=NEW), take, lambda: False)
+        for model, turns, text in zip(case.models, conversations, texts, strict=True):
+            assert text == said(case, model, Chat(case.tokenizer).prompt(turns).ids(case.tokenizer))
+
+
+@pytest.mark.parametrize("check", [check_evaluation, check_answers], ids=["evaluate", "compare"])
+def test_equals_plain_transformers(case: Case, check: Callable[[Case], None]) -> None:
+    check(case)
+
+
+def test_what_is_known_of_how_a_base_reads(case: Case, request: pytest.FixtureRequest) -> None:
+    """Cutting back is for keys and values; a base that reads padding on the left as text is known for it."""
+    assert case.columns.base
+    reading, kind = case.columns.base.reading, request.node.callspec.params["case"]
+    assert reading.croppable == (kind in ("window", "head-bias", "flat-linears"))
+    assert reading.left_padding == (kind != "no-cache-at-all")
+    layers = {"states": 1, "biases-of-convolutions": 1, "no-cache-at-all": 0}.get(kind, 2)
+    heads = 4 if kind in ("head-bias", "flat-linears") else 2
+    assert reading.token_bytes == 4 * layers * 2 * heads * 16
+
+
+def test_a_lane_of_its_own_is_told(case: Case, request: pytest.FixtureRequest) -> None:
+    family = FAMILIES[request.node.callspec.params["case"]]
+    told = case.proofs[1]["self_test"]
+    assert family.lane in told if family.lane else told.startswith("equals PEFT's logits within")
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A mixture of experts with three adapters: on experts, on the linears, and again on experts."""
+    folder = tmp_path_factory.mktemp("experts")
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    tokenizer = make_base(folder / "base", Family("Qwen3MoeConfig", SIZES | sizes))
+    on_experts = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "target_modules": ["q_proj"]}
+    adapters = [
+        make_adapter(folder / "base", folder / "both", **on_experts),
+        make_adapter(folder / "base", folder / "linears", target_modules=["q_proj", "v_proj", "o_proj"]),
+        make_adapter(folder / "base", folder / "down", **on_experts | {"target_parameters": ["experts.down_proj"]}),
+        # As PEFT names parameters itself, where a run's target_modules mean experts.
+        make_adapter(
+            folder / "base", folder / "named", **on_experts | {"target_parameters": ["gate_up_proj", "down_proj"]}
+        ),
+    ]
+    return load(folder / "base", tokenizer, adapters)
+
+
+@pytest.mark.parametrize("check", [check_evaluation, check_answers], ids=["evaluate", "compare"])
+def test_adapters_on_experts_have_a_lane_of_their_own(experts: Case, check: Callable[[Case], None]) -> None:
+    """Beside one that shares the base's batch; the base is clean between and after."""
+    check(experts)
+    lanes = ["in a lane of its own" in proof["self_test"] for proof in experts.proofs[1:]]
+    assert lanes == [True, False, True, True]
+    assert "experts.gate_up_proj" in experts.proofs[1]["lora"]
+
+
+def test_adapters_on_experts_that_the_base_does_not_have_are_refused(experts: Case, tmp_path: Path) -> None:
+    """As those whose file lacks the tensors: PEFT would go on with fresh ones."""
+    assert experts.columns.base
+    base, made = experts.columns.base.located.path, experts.columns.adapters[0].folder
+    for change, said in ((drop_experts, "weights have none for them"), (rename_experts, "PEFT refuses it")):
+        folder = tmp_path / change.__name__
+        shutil.copytree(made, folder)
+        change(folder)
+        with pytest.raises(UserError, match=said):
+            Columns().load((base, "", "nf4", True), [folder], lambda text: None)
+
+
+def drop_experts(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {name: part for name, part in tensors.items() if "expert" not in name}, folder / "adapter_model.safetensors"
+    )
+
+
+def rename_experts(folder: Path) -> None:
+    """Those of the first layer are now of a layer that there is not."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    moved = {name.replace("layers.0.mlp", "layers.9.mlp"): part for name, part in tensors.items()}
+    save_file(moved, folder / "adapter_model.safetensors")
+
+
+def test_rounding_is_judged_by_the_weights_where_logits_are_of_a_finer_format() -> None:
+    settings = {
+        "hidden_size": 64,
+        "num_heads": 8,
+        "head_dim": 16,
+        "num_hidden_layers": 1,
+        "vocab_size": 64,
+        "n_groups": 1,
+    }
+    config = transformers.Mamba2Config(**settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    logits = model(input_ids=torch.arange(1, 9)[None]).logits[0, -1]
+    assert logits.dtype == torch.float32
+    nearly, other = logits * (1 + 1e-3), logits * 1.1
+    assert reading._equal(model, nearly, logits) and not reading._equal(model, other, logits)
