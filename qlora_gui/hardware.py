@@ -30,7 +30,7 @@ _DRIVERS = {13: 580, 12: 525, 11: 450}
 @dataclass(frozen=True)
 class Device:
     """A device for training. Sizes in bytes. `kind` is torch's word; `number` is torch's, by which the knob `gpu` may
-    name it; `address` tells it from others of its name: its uuid, or else its place on the bus."""
+    name it; `address` tells it from others of its name: its uuid, or else its place on the bus; "cpu" of the CPU."""
 
     name: str
     kind: str  # "cuda" (NVIDIA and AMD), "xpu", "mps" or "cpu"
@@ -63,7 +63,7 @@ def devices() -> list[Device]:
         return _presumed(listed) or [cpu()]
     if seen.error:
         return [cpu()]
-    return [_device(card, seen, listed) for card in seen.cards if not card.oldest] or [cpu()]
+    return [_device(card, seen, listed) for card in seen.usable] or [cpu()]
 
 
 def view() -> View | None:
@@ -89,13 +89,14 @@ def is_stale() -> bool:
     return found is not None and _is_stale(found)
 
 
-def settle(seconds: float = 180.0, fresh: bool = False) -> bool:
-    """Wait until torch has answered, if wanted with free memory as it is now; gives whether it has."""
+def settle(seconds: float = 180.0, fresh: bool = False, anew: bool = False) -> bool:
+    """Wait until torch has answered, if wanted with free memory as it is now; gives whether it has. `anew` asks it again
+    even if nothing speaks for another answer."""
     cards = _named(_gpus())
     if cpu_on_purpose() or not _worth_asking():
         return True
     found = _asking.known(cards)
-    thread = _asking.in_background(cards, fresh=fresh and found is not None and _is_stale(found))
+    thread = _asking.in_background(cards, fresh=anew or (fresh and found is not None and _is_stale(found)))
     if thread is not None:
         thread.join(seconds)
     return _asking.known(cards) is not None
@@ -112,13 +113,14 @@ def trouble(seen: View | None = None) -> str:
     `seen` is torch's view where the caller has it already.
     """
     found = seen or view()
-    if cpu_on_purpose() or found is None or any(not card.oldest for card in found.cards):
+    if cpu_on_purpose() or found is None or found.usable:
         return ""
     if found.cards:
         card = found.cards[0]
+        which = f"only from {card.oldest} on" if card.oldest else f"only up to {card.newest}"
         return (
             f"This machine's GPU ({card.name}) is not used, for torch {found.version} has no kernels for its compute capability "
-            f"{card.capability}, only from {card.oldest} on: install a torch that has them (pytorch.org, Get started)."
+            f"{card.capability}, {which}: install a torch that has them (pytorch.org, Get started)."
         )
     listed = _gpus()
     there = _there(listed)
@@ -203,7 +205,7 @@ def _presumed(listed: Sequence[Gpu]) -> list[Device]:
     """What nvidia-smi alone makes one expect."""
     told = [gpu for gpu in listed if gpu.total is not None and gpu.free is not None]
     return [
-        Device(gpu.name, "cuda", gpu.total or 0, gpu.free or 0, number, gpu.uuid or gpu.bus)
+        Device(gpu.name, "cuda", gpu.total or 0, gpu.free or 0, number, gpu.uuid.removeprefix("gpu-") or gpu.bus)
         for number, gpu in enumerate(told)
     ]
 
@@ -273,14 +275,15 @@ def _old_driver(found: View, listed: Sequence[Gpu]) -> str | None:
         return None
     return (
         f"{_there(listed)} is not used: torch {found.version} needs NVIDIA driver {needed} or newer, and this one is {have}. "
-        "Update the driver, or install a torch that is built for an older CUDA (pytorch.org, Get started)."
+        "Update the driver, or install a torch that is built for an older CUDA and has kernels for this GPU (pytorch.org, "
+        "Get started)."
     )
 
 
 def cpu() -> Device:
     """The CPU with this machine's memory."""
     memory = psutil.virtual_memory()
-    return Device(f"CPU, {cores()} cores", "cpu", memory.total, memory.available)
+    return Device(f"CPU, {cores()} cores", "cpu", memory.total, memory.available, address="cpu")
 
 
 def cores() -> int:

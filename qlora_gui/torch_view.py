@@ -25,6 +25,7 @@ from qlora_gui.system import files, kind
 MODULE = "qlora_gui.model.ask_torch"
 _PATIENCE = 180.0  # seconds: torch may come from a cold disk
 _AGAIN = 60.0  # seconds until a child that failed is tried again
+_DOUBTFUL = 600.0  # and until torch is asked again about a GPU that it does not use
 _MOST_KEPT = 8
 # What decides which devices torch finds.
 _ENVIRONMENT = (
@@ -45,7 +46,8 @@ class Card:
     """One accelerator as torch numbers it. Sizes in bytes; `free` is of the moment when torch was asked.
 
     `uuid` and `bus` are as in `nvidia.Gpu`. `capability` is CUDA's, like "7.5"; `oldest` is the lowest one that this torch
-    has kernels for, where that is above it: then torch cannot compute on the card. "" elsewhere.
+    has kernels for where that is above it, `newest` the highest one where none of its kernels run on it: then torch
+    cannot compute on the card. "" elsewhere.
     """
 
     number: int
@@ -56,6 +58,12 @@ class Card:
     bus: str = ""
     capability: str = ""
     oldest: str = ""
+    newest: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the installed torch has kernels for it."""
+        return not (self.oldest or self.newest)
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,11 @@ class View:
     warning: str = ""
     error: str = ""
     asked: float = field(default=0.0, compare=False)  # seconds since the epoch
+
+    @property
+    def usable(self) -> tuple[Card, ...]:
+        """The cards that torch can compute on."""
+        return tuple(card for card in self.cards if card.usable)
 
     @property
     def is_rocm(self) -> bool:
@@ -133,32 +146,46 @@ class Asking:
         self._threads: dict[str, threading.Thread] = {}
 
     def known(self, cards: Sequence[str]) -> View | None:
-        """What torch said on a machine with these GPUs (any names for them) and this environment; None where nobody asked."""
+        """What torch said last on a machine with these GPUs (any names for them) and this environment; None where nobody
+        asked."""
         key = _key(cards)
         if key not in self._answers and (kept := _kept().get(key)):
             with suppress(TypeError, KeyError, AttributeError):
                 self._answers[key] = parse(kept)
-        found = self._answers.get(key)
-        return None if found and found.error and time.time() - found.asked > _AGAIN else found
+        return self._answers.get(key)
 
     def in_background(self, cards: Sequence[str], fresh: bool = False) -> threading.Thread | None:
-        """See that torch is asked; gives the thread that does it, None where the answer is known and `fresh` is not wanted."""
-        if not fresh and self.known(cards) is not None:
+        """See that torch is asked; gives the thread that does it, None where the answer is known and `fresh` is not wanted.
+
+        An answer that leaves a GPU unused is asked for again after a while: a driver may have come back meanwhile.
+        """
+        found = self.known(cards)
+        if not fresh and found is not None and not _is_outdated(found, cards):
             return None
         key = _key(cards)
         with self._lock:
             thread = self._threads.get(key)
             if thread is None or not thread.is_alive():
-                thread = threading.Thread(target=self._ask, args=(key,), daemon=True)
+                thread = threading.Thread(target=self._ask, args=(key, cards), daemon=True)
                 self._threads[key] = thread
                 thread.start()
         return thread
 
-    def _ask(self, key: str) -> None:
+    def _ask(self, key: str, cards: Sequence[str]) -> None:
         view = replace(_heard(self._run), asked=time.time())
         self._answers[key] = view
-        if not view.error:
+        if not _is_doubtful(view, cards):
             _keep(key, view)
+
+
+def _is_doubtful(view: View, cards: Sequence[str]) -> bool:
+    """Whether a GPU is there, or may be, that torch does not use: that can change, and the key does not tell."""
+    may_be_there = any(cards) or view.built_for.startswith(("ROCm", "XPU"))
+    return not view.usable and bool(view.error or view.warning or may_be_there)
+
+
+def _is_outdated(view: View, cards: Sequence[str]) -> bool:
+    return _is_doubtful(view, cards) and time.time() - view.asked > (_AGAIN if view.error else _DOUBTFUL)
 
 
 def file() -> Path:

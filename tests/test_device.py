@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qlora_gui import cli, hardware, nvidia, torch_view
 from qlora_gui.errors import UserError
@@ -162,14 +164,97 @@ def test_a_card_that_torch_has_no_kernels_for_is_not_used(machine: Machine) -> N
     machine([Gpu(p100.name, 16 * GIB, 15 * GIB, "gpu-dd", p100.bus, "580.1")], View("cuda", (p100,), "2.13.0+cu130"))
     assert hardware.devices()[0].kind == "cpu"
     assert "no kernels for its compute capability 6.0, only from 7.5 on" in hardware.trouble()
+    new = Card(0, "NVIDIA GeForce RTX 5090", 32 * GIB, 30 * GIB, "ee", "0000:04:00.0", "12.0", newest="9.0")
+    machine([Gpu(new.name, 32 * GIB, 30 * GIB, "gpu-ee", new.bus, "570.1")], View("cuda", (new,), "2.13.0+cu126"))
+    assert hardware.devices()[0].kind == "cpu" and "12.0, only up to 9.0" in hardware.trouble()
 
 
 def test_a_child_that_fails_is_told_and_asked_again_later(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine([SMI_T4], None)
     assert "torch cannot be used here: ImportError: libcudart.so.13" in hardware.trouble()
     monkeypatch.setattr(torch_view, "_AGAIN", 0.0)
-    assert not hardware.settled()
+    answered = threading.Event()
+    monkeypatch.setattr(hardware._asking, "_run", lambda command: answered.wait(30) and json.dumps(asdict(CUDA)))
+    assert hardware.devices()[0].kind == "cpu" and hardware.settled()  # what it said last, while it is asked again
+    assert "libcudart" in hardware.trouble()
     assert not torch_view.file().exists()
+    answered.set()
+    assert hardware.settle() and hardware.trouble() == "" and hardware.devices()[0].kind == "cuda"
+
+
+LOST = View("", (), "2.13.0+cu130", "CUDA 13.0", "bfloat16", "CUDA initialization: CUDA unknown error")
+
+
+def test_that_torch_saw_no_gpu_is_not_kept_for_later_processes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After suspend CUDA fails and nvidia-smi does not; nothing but another question tells that it is mended."""
+    machine([SMI_T4], LOST)
+    assert "CUDA unknown error" in hardware.trouble() and not torch_view.file().exists()
+    monkeypatch.setattr(hardware, "_asking", torch_view.Asking(lambda command: json.dumps(asdict(CUDA))))
+    assert hardware.settle() and hardware.devices()[0].kind == "cuda" and torch_view.file().exists()
+    monkeypatch.setattr(hardware, "_asking", torch_view.Asking(lambda command: json.dumps(asdict(LOST))))
+    assert hardware.settle(fresh=True) and hardware.trouble() == ""  # as it was kept
+    assert hardware.settle(anew=True) and "CUDA unknown error" in hardware.trouble()  # as --headless-check asks
+    monkeypatch.setattr(hardware, "_asking", torch_view.Asking(lambda command: json.dumps(asdict(BLIND))))
+    machine([], BLIND)
+    assert torch_view.file().exists() and hardware.trouble() == ""  # there is no GPU: that is worth keeping
+
+
+GTX = Card(0, "NVIDIA GeForce GTX 1080", 8 * GIB, 8 * GIB, "cccc", "0000:01:00.0", "6.1", "7.5")
+RTX = Card(1, "NVIDIA GeForce RTX 3060", 12 * GIB, 11 * GIB, "dddd", "0000:02:00.0", "8.6")
+
+
+@pytest.mark.parametrize("gpu", ["", "1", "GPU-dddd"])
+def test_a_card_without_kernels_before_a_usable_one_is_passed_over(machine: Machine, gpu: str) -> None:
+    machine([], View("cuda", (GTX, RTX), "2.13.0+cu130", "CUDA 13.0"))
+    given = cards.environment(gpu)
+    assert given["CUDA_VISIBLE_DEVICES"] == "GPU-dddd"
+    assert ("the only one that torch has kernels for" in json.loads(given[cards.TOLD])["said"]) == (gpu == "")
+    assert cards.environment_of_several() == {"CUDA_VISIBLE_DEVICES": "GPU-dddd"}
+    with pytest.raises(UserError, match="it is one of 1"):
+        cards.environment("0")
+
+
+def test_the_device_of_a_process_is_one_that_torch_has_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_gui.model import device as devices
+
+    capabilities = [(6, 1), (8, 6), (6, 1), (8, 9)]
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **given: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: capabilities[number])
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_86", "sm_90", "compute_90"])
+    assert devices.pick() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices.pick() == torch.device("cuda", 3)
+    capabilities[:] = [(6, 1)] * 4
+    assert devices.pick() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("have", "built", "lacks"),
+    [
+        ((7, 5), ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"], ("", "")),
+        ((8, 9), ["sm_75", "sm_80", "sm_86"], ("", "")),  # kernels of the same major version
+        ((6, 1), ["sm_75", "sm_80"], ("7.5", "")),
+        ((12, 0), ["sm_50", "sm_80", "sm_90"], ("", "9.0")),  # a torch for CUDA 12.6 on a card of today
+        ((12, 0), ["sm_80", "sm_90", "compute_90"], ("", "")),  # compiled on the way
+        ((12, 1), ["sm_90", "sm_120"], ("", "")),
+        ((10, 3), ["sm_90a", "sm_100a"], ("", "10.0")),
+        ((10, 3), ["sm_100f"], ("", "")),
+        ((9, 0), ["sm_90a"], ("", "")),
+        ((7, 5), [], ("", "")),
+    ],
+)
+def test_kernels_run_on_what_nvidia_says(
+    monkeypatch: pytest.MonkeyPatch, have: tuple[int, int], built: list[str], lacks: tuple[str, str]
+) -> None:
+    from qlora_gui.model import device as devices
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: have)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    assert devices.lacking_kernels(0) == lacks
 
 
 def test_the_page_does_not_wait_for_torch(machine: Machine, store: RunStore) -> None:
@@ -258,8 +343,10 @@ def test_one_process_is_given_one_card(
 
 
 def test_numbers_count_among_the_visible_cards(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5, 9")  # there is no 9
     machine([SMI_T4, SMI_T4_TOO], View("cuda", (T4, T4_TOO), "2.13.0", "CUDA 13.0"))
+    assert cards.environment("1")["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb2222-0000"
+    machine([], View("cuda", (replace(T4, uuid=""), replace(T4_TOO, uuid="")), "2.13.0", "CUDA 13.0"))
     assert cards.environment("1")["CUDA_VISIBLE_DEVICES"] == "5"
     assert torch_view.numbering() == {}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -267,10 +354,13 @@ def test_numbers_count_among_the_visible_cards(machine: Machine, monkeypatch: py
     assert launch.child_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_on_rocm_hips_variable_is_set(machine: Machine) -> None:
+def test_on_rocm_hips_variable_is_set(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     both = tuple(Card(number, "AMD Instinct MI300X", 192 * GIB, (100 + number) * GIB) for number in range(2))
     machine([], View("cuda", both, "2.13.0+rocm7", "ROCm 7.0"))
     assert cards.environment()["HIP_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # HIP goes by it, too
+    machine([], View("cuda", both, "2.13.0+rocm7", "ROCm 7.0"))
+    assert cards.environment()["HIP_VISIBLE_DEVICES"] == "6"
 
 
 def test_with_one_gpu_or_none_there_is_no_choice(machine: Machine) -> None:
@@ -323,7 +413,10 @@ def test_a_second_run_starts_on_the_other_card_and_a_third_waits(machine: Machin
         launch.check_free(store, config=make({}))
     assert not launch.has_room(store, store.get("second"))
     assert launch.check_free(store, config=make({"gpu": "cpu"})) == {T4.uuid, T4_TOO.uuid}
-    lock.release(), other_lock.release()
+    _, on_cpu = _live(store, "fourth", cards.CPU)
+    with pytest.raises(launch.BusyError, match="fourth"):
+        launch.check_free(store, config=make({"gpu": "cpu"}))
+    lock.release(), other_lock.release(), on_cpu.release()
 
 
 def test_a_run_that_was_told_no_card_holds_them_all(machine: Machine, store: RunStore) -> None:

@@ -57,6 +57,34 @@ def measured(columns: Columns, encoded: list[tokens.Encoded]) -> dict[int, dict[
     return found
 
 
+def test_a_batch_that_memory_is_too_short_for_is_read_in_halves(
+    columns: Columns,
+    encoded: list[tokens.Encoded],
+    measured: dict[int, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert columns.base and columns.rows
+    read, sizes = measure._Asked.read, []
+
+    def short(self: measure._Asked, batch: measure._Batch, *rest: Any) -> Any:
+        sizes.append(len(batch.numbers))
+        if len(batch.numbers) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(self, batch, *rest)
+
+    monkeypatch.setattr(measure._Asked, "read", short)
+    found: dict[int, dict[str, Any]] = {}
+    task = measure.Task(0)
+    measure.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
+    assert sizes[0] > 2 and sorted(found) == list(range(ROWS)) and max(sizes[sizes.index(2) :]) == 2
+    for number, event in found.items():
+        assert event["loss"] == pytest.approx(measured[number]["loss"], rel=1e-4)
+    monkeypatch.setattr(measure, "MOST_PROMPTS", 1)
+    monkeypatch.setattr(measure._Asked, "read", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("short")))
+    with pytest.raises(torch.OutOfMemoryError):
+        measure.rows(columns.base, columns.rows, 4, encoded, task, found.update)
+
+
 @torch.no_grad()
 def test_mixed_losses_equal_those_of_clean_models(
     bloom: Path,

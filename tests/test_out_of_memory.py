@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from qlora_gui.runs import events, launch
 from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training import __main__ as program
-from qlora_gui.training import fitting, limit
+from qlora_gui.training import autopsy, fitting, limit
 from qlora_gui.training.trainer import arguments
 from tests.conftest import TINY, train, wait_until_ended
 from tests.test_step import config_of, rows_of, trainable
@@ -103,12 +104,23 @@ def test_what_no_change_can_fit_ends_with_an_autopsy_too(
 
 
 def test_smaller_steps_keep_the_rows_of_a_step() -> None:
-    config = config_of(batch_size=12, gradient_accumulation=2)
+    config, rows = config_of(batch_size=12, gradient_accumulation=2), 12
     seen = []
-    while (smaller := fitting.smaller_step(config)) is not None:
-        config = smaller
+    while (smaller := fitting.smaller_step(config, rows)) is not None:
+        config, rows = smaller
         seen.append((config.batch_size, config.gradient_accumulation, config.gradient_checkpointing))
     assert seen == [(6, 4, "none"), (3, 8, "none"), (1, 24, "none"), (1, 24, "all")]
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "rows"), [(4, 4, 5), (3, 4, 4), (1, 1, 8), (2, 3, 7)])
+def test_smaller_steps_of_packed_rows_do_so_to_the_row(batch: int, accumulation: int, rows: int) -> None:
+    config, whole = config_of(packing=True, batch_size=batch, gradient_accumulation=accumulation), rows * accumulation
+    while (smaller := fitting.smaller_step(config, rows)) is not None:
+        config, fewer = smaller
+        assert fewer * config.gradient_accumulation == whole and config.batch_size >= 1
+        assert fewer <= rows // 2 or (fewer == rows == 1 and config.gradient_checkpointing == "all")
+        rows = fewer
+    assert rows == 1
 
 
 def test_memory_errors_are_known_by_their_cause() -> None:
@@ -150,22 +162,64 @@ def test_a_lack_of_memory_is_known_by_any_library_s_words(error: Exception) -> N
     assert devices.ran_out(error)
     tried = []
 
-    def try_it(config: RunConfig) -> None:
+    def try_it(config: RunConfig, rows: int) -> None:
+        assert rows == config.batch_size
         tried.append(config.batch_size)
         if config.batch_size > 2:
             raise error
 
     said: list[str] = []
-    fitted = fitting.fitted(config_of(batch_size=8), try_it, lambda level: None, lambda config, text: said.append(text))
-    assert tried == [8, 4, 2] and fitted.batch_size == 2 and "micro-batch 2" in said[-1]
+    fitted, rows = fitting.fitted(
+        config_of(batch_size=8), 8, try_it, lambda level: None, lambda config, text: said.append(text)
+    )
+    assert tried == [8, 4, 2] and fitted.batch_size == rows == 2 and "micro-batch 2" in said[-1]
 
 
 def test_what_is_no_lack_of_memory_is_not_retried() -> None:
-    def try_it(config: RunConfig) -> None:
+    def try_it(config: RunConfig, rows: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        fitting.fitted(config_of(batch_size=8), try_it, lambda level: None, lambda config, text: None)
+        fitting.fitted(config_of(batch_size=8), 8, try_it, lambda level: None, lambda config, text: None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_8bit"])
+def test_a_row_that_overflows_leaves_the_adapter_as_it_was(llama: Path, optimizer: str) -> None:
+    """fp16 has no number beyond 65,504: the preflight meets such a row without a loss scaler that would skip it."""
+    config = config_of(base_model=str(llama), optimizer=optimizer)
+    model, rows = trainable(llama, config, torch.float16), rows_of(llama)
+    worst = max(rows, key=lambda row: len(row["input_ids"]))["input_ids"][-1]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[worst] = torch.inf
+    before = {name: part.clone() for name, part in model.named_parameters() if part.requires_grad}
+    args = arguments(config, "unused", CPU, 4)
+    args.fp16 = False  # its scaler is the Trainer's; there is none for a CPU
+    fitting.two_steps(model, rows, 4, _collate(), args)
+    assert all(torch.equal(part, before[name]) for name, part in model.named_parameters() if name in before)
+
+
+def test_an_autopsy_of_a_card_too_full_to_be_asked(
+    llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process left no room for a context: then the driver refuses even to say what is free."""
+
+    def full(*args: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    card = SimpleNamespace(total_memory=16 << 30, is_integrated=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert devices.free_and_total(torch.device("cuda", 0)) == (0, 16 << 30)
+    for name, value in {
+        "get_device_capability": (7, 5),
+        "get_device_name": "Tesla T4",
+        "memory_reserved": 0,
+        "max_memory_allocated": 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    monkeypatch.setattr(devices, "pick", lambda: torch.device("cuda", 0))
+    told = autopsy.of(store.create(make(TINY | HEAVY | {"base_model": str(llama)})))
+    assert told["bug"] is False and told["autopsy"]["free"] == 0 and told["autopsy"]["total"] == 16 << 30
 
 
 @pytest.mark.parametrize("stage", ["loads", "forward"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qlora_gui.data import batches
 from qlora_gui.errors import UserError
@@ -309,8 +310,19 @@ def test_what_fits_on_the_smallest_gpu_is_for_all(monkeypatch: pytest.MonkeyPatc
     )
     levels: list[str] = []
     said: list[str] = []
-    monkeypatch.setattr(together, "gathered", lambda config: [config, other])
+    monkeypatch.setattr(together, "gathered", lambda given: [given, (other, 1)])
     monkeypatch.setattr(setup.lora, "checkpoint", lambda model, level: levels.append(level))
-    ready = setup.Ready(mine, SimpleNamespace(get_base_model=lambda: None), [], batches.Collate(0))
+    ready = setup.Ready(mine, SimpleNamespace(get_base_model=lambda: None), [], batches.Collate(0), 4)
     assert setup.agreed(ready, Silent(), said.append).config == other
     assert levels == ["all"] and "micro-batch 1" in said[0]
+
+
+def test_processes_that_compute_in_different_formats_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RTX 2080 Ti beside a 3090: gradients of fp16 are scaled, those of bf16 are not, and DDP would average them."""
+    from qlora_gui.training import run, together
+
+    monkeypatch.setattr(together, "gathered", lambda given: [given, ("float16", "RTX 2080 Ti"), ("bfloat16", "RTX 3090")])
+    with pytest.raises(UserError, match="RTX 2080 Ti in float16, RTX 3090 in bfloat16. Set QLORA_GUI_COMPUTE_DTYPE"):
+        run._check_alike(torch.device("cpu"))
+    monkeypatch.setattr(together, "gathered", lambda given: [given, given])
+    run._check_alike(torch.device("cpu"))

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from gpu_parts import bases, steps
 from qlora_gui.compare.adapter_file import Adapter, Lora
 from qlora_gui.compare.rows import BASE, RowAdapters
+from qlora_gui.model import attention
 from qlora_gui.runs.config import make
 
 COLUMNS = {"base": [BASE], "one adapter": [0], "base and two adapters": [BASE, 0, 1]}
@@ -30,6 +31,8 @@ def run(dry: bool) -> Iterator[dict[str, Any]]:
         config, raw = make({"base_model": name}), bases.shape_of(name, dry)
         steps.clear()
         model = bases.random_base(raw, config, steps.device()).eval()
+        if model.device.type != "cpu":
+            attention.install(model, "auto")  # as `compare.clean_base` does
         worn = RowAdapters(model, [_adapter(model, config.rank, seed) for seed in (1, 2)])
         read = _read_for_a_token(model)
         ids = torch.randint(10, raw["vocab_size"], (1, prompt), device=model.device)

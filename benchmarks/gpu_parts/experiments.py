@@ -1,6 +1,7 @@
 """The report's three experiments with the memory of a 16 GB card: the stock way, and ours."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from gpu_parts import bases, steps
 from qlora_gui.memory import budget
 from qlora_gui.memory import shape as shapes
 from qlora_gui.memory.plan import plan
+from qlora_gui.model import device as devices
 from qlora_gui.runs import config as configs
 from qlora_gui.runs.config import RunConfig
 
@@ -32,16 +34,16 @@ def _one(number: int, rows: int, length: int, way: Any, dry: bool, context: int)
     sizes = {"batch_size": rows, "max_length": length, "gradient_accumulation": 2}
     run = configs.resolve(sizes, preset=f"experiment-{number}")
     raw = bases.shape_of(run.base_model, dry)
-    found = plan(run, shapes.read(raw), budget.card(CARD), way=way)
+    found = plan(run, shapes.read(raw), replace(budget.card(CARD), flash=steps.has_flash()), way=way)
     run = run.model_copy(update={"gradient_checkpointing": found.checkpointing})
     line = {"planned": found.total, "verdict": found.verdict, "checkpointing": found.checkpointing, "context": context}
     if torch.cuda.is_available():
         line["capped"] = steps.cap(CARD, context)
     try:
         return line | _steps(run, raw, way) | {"ran_out": False}
-    except torch.OutOfMemoryError:
-        return line | {"ran_out": True}
-    except ValueError as error:
+    except Exception as error:
+        if devices.ran_out(error):
+            return line | {"ran_out": True}
         # bitsandbytes makes biases fp16 in its first forward pass, and torch's scaler refuses to train such
         if way != "stock" or "unscale FP16" not in str(error):
             raise
@@ -52,5 +54,5 @@ def _steps(run: RunConfig, raw: dict[str, Any], way: str) -> dict[str, Any]:
     steps.clear()
     model = bases.random_base(raw, run, steps.device())
     model = (bases.ours if way == "ours" else bases.stock)(model, run)
-    batch = steps.made_up(run.batch_size, run.max_length, raw["vocab_size"])
+    batch = steps.made_up(run.batch_size, run.max_length, raw["vocab_size"], padded=way == "stock")
     return steps.take(model, run, batch, 2, autocast=way == "stock")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from gpu_parts import bases, steps
 from qlora_gui.memory import budget
 from qlora_gui.memory import shape as shapes
 from qlora_gui.memory.plan import MemoryPlan, plan
+from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig, make
 
 Cell = dict[str, Any]
@@ -101,19 +103,23 @@ def _measured(cell: Cell, dry: bool, context: int) -> dict[str, Any]:
     line["capped"] = steps.cap(card, context)
     try:
         return line | _steps(cell, config, raw) | {"ran_out": False}
-    except torch.OutOfMemoryError:
-        pass
+    except Exception as error:
+        if not devices.ran_out(error):
+            raise
     steps.cap(None, context)
     try:
         return line | _steps(cell, config, raw) | {"ran_out": line["capped"]}
-    except torch.OutOfMemoryError:  # without a cap it says nothing of the card: this GPU is smaller
+    except Exception as error:  # without a cap it says nothing of the card: this GPU is smaller
+        if not devices.ran_out(error):
+            raise
         return line | {"ran_out": line["capped"]}
 
 
 def _smallest(config: RunConfig, raw: dict[str, Any], cell: Cell) -> tuple[float, MemoryPlan]:
     shape = shapes.read(raw)
     for card in budget.CARDS:
-        found = plan(config, shape, budget.card(card), way=cell["way"], checkpointing=cell["checkpointing"])
+        on_card = replace(budget.card(card), flash=steps.has_flash())
+        found = plan(config, shape, on_card, way=cell["way"], checkpointing=cell["checkpointing"])
         if found.fits:
             break
     return card, found
@@ -123,5 +129,5 @@ def _steps(cell: Cell, config: RunConfig, raw: dict[str, Any]) -> dict[str, Any]
     steps.clear()
     model = bases.random_base(raw, config, steps.device())
     model = (bases.ours if cell["way"] == "ours" else bases.stock)(model, config)
-    batch = steps.made_up(cell["rows"], cell["length"], raw["vocab_size"])
+    batch = steps.made_up(cell["rows"], cell["length"], raw["vocab_size"], padded=cell["way"] == "stock")
     return steps.take(model, config, batch, 3, autocast=cell["way"] == "stock")

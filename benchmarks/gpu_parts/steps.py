@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from qlora_gui.memory import budget
 from qlora_gui.model import device as devices
 from qlora_gui.runs.config import RunConfig
 
@@ -25,6 +26,14 @@ def context_bytes() -> int:
     (some @ some).sum().item()
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved()
+
+
+def has_flash() -> bool:
+    """Whether attention is planned for as on this GPU; anywhere else as on a card of today."""
+    if not torch.cuda.is_available():
+        return True
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return budget.of_gpu("", 0, 0, capability).flash
 
 
 def cap(gib: float | None, context: int) -> bool:
@@ -48,14 +57,16 @@ def made_up(
 ) -> list[dict[str, Any]]:
     """Rows of random tokens; the last share `supervised` of each is learned from.
 
-    `padded`: the first row ends in one token of padding, so that attention gets a mask, as batches of a run do.
+    `padded`: with a mask, the first row ends in one token of padding, as transformers' collator makes them. A run of ours
+    pads on the right and has no mask (`data.batches.Collate`).
     """
     ids = torch.randint(10, vocabulary, (rows, length))
     labels, mask = ids.clone(), torch.ones_like(ids)
     labels[:, : round(length * (1 - supervised))] = _IGNORED
     if padded:
         labels[0, -1], mask[0, -1] = _IGNORED, 0
-    return [{"input_ids": ids[i], "labels": labels[i], "attention_mask": mask[i]} for i in range(rows)]
+    given = {"input_ids": ids, "labels": labels} | ({"attention_mask": mask} if padded else {})
+    return [{name: value[row] for name, value in given.items()} for row in range(rows)]
 
 
 class Clock(TrainerCallback):

@@ -22,7 +22,7 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     Seconds run from the stage "Training" to the last step's event. Raises SystemExit when the run fails or computes
     in another dtype than the one that was asked for.
     """
-    run = RunStore(folder).create(make(_knobs(job)))
+    run = RunStore(folder).create(make(knobs(job)))
     environment = launch.child_environment() | {"CUDA_VISIBLE_DEVICES": ""}
     if job["dtype"] in _DTYPES:
         environment["QLORA_GUI_COMPUTE_DTYPE"] = _DTYPES[job["dtype"]]
@@ -53,7 +53,8 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _knobs(job: dict[str, Any]) -> dict[str, Any]:
+def knobs(job: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run that trains a job."""
     return {
         "base_model": job["base"],
         "dataset": job["file"],

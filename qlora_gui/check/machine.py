@@ -47,7 +47,7 @@ def _system() -> Line:
 
 
 def _devices() -> Iterator[Line]:
-    hardware.settle(fresh=True)
+    hardware.settle(anew=True)
     seen, trouble, remark = hardware.view(), hardware.trouble(), hardware.remark()
     version = f"torch {seen.version}, built for {seen.built_for}" if seen and seen.version else "torch"
     driver = next((gpu.driver for gpu in nvidia.gpus() if gpu.driver), "") or nvidia.driver()

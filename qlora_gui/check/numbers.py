@@ -225,6 +225,7 @@ def survived(store: RunStore, base: Path, data: Path) -> str:
             os.environ["QLORA_GUI_MEMORY_LIMIT"] = before
         if torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(1.0)
+            devices.keep_on_card(device)
     fit = last(run.events()[0], "fit")
     if fit is None:
         raise UserError("The run was given half of the memory that it needs, and did not run out.")

@@ -43,6 +43,8 @@ def on_device(folder: Path, cache: Path | None) -> Iterator[Line]:
     """Each line as it is known; `folder` gets what the CPU's part reads, `cache` the speed, which is not asked without it."""
     device = devices.pick()
     yield from _tried("bitsandbytes", lambda: _bitsandbytes(device))
+    if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
+        yield from _tried("spilling", lambda: _spilling(device))
     data = models.write_rows(folder / "rows.jsonl")
     store = RunStore(folder / "device")
     for name in models.NAMES:
@@ -59,8 +61,6 @@ def on_device(folder: Path, cache: Path | None) -> Iterator[Line]:
         yield from _tried(f"{name}-trained", one)
     if device.type in ("cpu", "cuda"):  # elsewhere there is no limit to set
         yield from _tried("out-of-memory", lambda: _out_of_memory(store, folder, device))
-    if device.type == "cuda":
-        yield from _tried("spilling", lambda: _spilling(device))
     if cache is not None:
         yield from _tried("speed", lambda: _speed(device, cache))
 
@@ -116,7 +116,10 @@ def _out_of_memory(store: RunStore, folder: Path, device: torch.device) -> Line:
 
 
 def _spilling(device: torch.device) -> Line:
-    """Whether the driver says no where the card is full, or goes on in main memory, at a tenth of the speed."""
+    """Whether the driver says no where the card is full, or goes on in main memory, at a tenth of the speed.
+
+    Asked before anything sets a limit of torch's own, which would say no before the driver is asked.
+    """
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     try:

@@ -16,12 +16,12 @@ from qlora_gui.compare import decode, generate, reading
 from qlora_gui.compare.clean_base import CleanBase
 from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.data.tokens import IGNORED, Encoded
+from qlora_gui.model import device as devices
 from qlora_gui.model import loss
-from qlora_gui.model.device import free_memory
 
 Emit = Callable[[dict[str, Any]], None]
 MOST_PROMPTS = 8  # a batch: with six columns 48 rows
-_SHARE = 4  # of the free memory one part in four is for keys and values
+_SHARE = 4  # of the free memory one part in four is for what a batch takes
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,7 @@ def rows(
     first token that is not the base's; None where all are).
     """
     asked = _Asked(base, adapters, adapters.batches([BASE, *range(columns - 1)]), task, not loss.not_plain(base.model))
-    for batch in _batches(base, columns, examples, task):
-        if cancelled():
-            return
-        prompts = [examples[number].input_ids[: answer_begins(examples[number])] for number in batch.numbers]
-        states, answers = asked.read(batch, prompts, cancelled)
+    for batch, states, answers in _read(asked, columns, examples, cancelled):
         for place, number in enumerate(batch.numbers):
             # one row under every column, without its padding on the left
             row = {adapter: part[place, batch.shift[place] :] for adapter, part in states.items()}
@@ -130,18 +126,53 @@ class _Asked:
         return torch.stack([found[adapter] for adapter in sorted(found)])  # BASE is the least
 
 
-def _batches(base: CleanBase, columns: int, examples: Sequence[Encoded], task: Task) -> Iterator[_Batch]:
-    """Rows of similar length together, as many as memory and MOST_PROMPTS allow."""
+def _read(
+    asked: _Asked, columns: int, examples: Sequence[Encoded], cancelled: Callable[[], bool]
+) -> Iterator[tuple[_Batch, dict[int, torch.Tensor], dict[int, list[dict[str, Any]]]]]:
+    """Rows of similar length together, with what `_Asked.read` gives of them: as many as memory and MOST_PROMPTS allow, and
+    half as many from where that is too many after all."""
     order = sorted(range(len(examples)), key=lambda number: -len(examples[number].input_ids))
-    while order:
-        longest = len(examples[order[0]].input_ids) + task.max_new_tokens
-        room = free_memory(base.model.device) // _SHARE // (columns * base.reading.bytes_per_row(longest))
-        here = order[: min(max(room, 1), MOST_PROMPTS)]
-        apart = base.reading.is_apart(longest)  # its prompt, read with its reference, is not what it is alone
-        if apart:
-            here = [number for number in here if len(examples[number].input_ids) == len(examples[here[0]].input_ids)]
-        yield _aligned(base, here, examples, task.max_new_tokens > 0 and base.reading.croppable and not apart)
-        order = order[len(here) :]
+    most = MOST_PROMPTS
+    while order and not cancelled():
+        batch = _next_batch(asked, columns, examples, order, most)
+        prompts = [examples[number].input_ids[: answer_begins(examples[number])] for number in batch.numbers]
+        try:
+            states, answers = asked.read(batch, prompts, cancelled)
+        except Exception as error:
+            if not devices.ran_out(error) or len(batch.numbers) == 1:
+                raise
+            most = len(batch.numbers) // 2
+        else:
+            yield batch, states, answers
+            order = order[len(batch.numbers) :]
+            continue
+        devices.release()  # here, where the error holds nothing any more
+
+
+def _next_batch(asked: _Asked, columns: int, examples: Sequence[Encoded], order: list[int], most: int) -> _Batch:
+    """The first rows of `order`, at most so many."""
+    base, new = asked.base, asked.task.max_new_tokens
+    longest = len(examples[order[0]].input_ids) + new
+    each = base.reading.bytes_per_row(longest) + longest * _bytes_read_by(base.model, asked.plain)
+    room = devices.free_memory(base.model.device) // _SHARE // (columns * each)
+    here = order[: min(max(room, 1), most)]
+    apart = base.reading.is_apart(longest)  # its prompt, read with its reference, is not what it is alone
+    if apart:
+        here = [number for number in here if len(examples[number].input_ids) == len(examples[here[0]].input_ids)]
+    return _aligned(base, here, examples, new > 0 and base.reading.croppable and not apart)
+
+
+def _bytes_read_by(model: Any, plain: bool) -> int:
+    """What a token takes while it is read, in bytes, besides what is kept of it (an estimate).
+
+    In the widest part of a layer: gate, up and their product in the compute dtype, and two of them in fp32 for the
+    adapters. Where all logits are made, those, and two copies that what follows the head may hold.
+    """
+    text, number = model.config.get_text_config(), model.get_input_embeddings().weight.element_size()
+    inner = getattr(text, "intermediate_size", None) or 0
+    widest = max(*(inner if isinstance(inner, (list, tuple)) else [inner]), 4 * text.hidden_size)
+    logits = 0 if plain else 3 * number * model.get_output_embeddings().weight.shape[0]
+    return (3 * number + 8) * widest + logits
 
 
 def _aligned(base: CleanBase, numbers: list[int], examples: Sequence[Encoded], goes_on: bool) -> _Batch:

@@ -14,7 +14,7 @@ from qlora_gui.model import device as devices
 # The largest difference of logits, as a share of the largest logit, that rounding explains.
 _LAYERS = 32  # up to so many the tolerance holds as it stands
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-_ROUNDING = 1e-3  # of the largest logit, from one forward pass to the next where they are not equal to the bit
+_ROUNDING = 1e-3  # of the largest logit, from one forward pass to the next; at least one step of their format
 _TEXT = "The parcel never came, and the shop does not answer."
 
 
@@ -86,4 +86,5 @@ def _unchanged(base: CleanBase, ids: torch.Tensor, before: torch.Tensor) -> bool
     after, again = (base.model(input_ids=ids).logits for _ in range(2))
     if torch.equal(before, after) or torch.equal(after, again):
         return torch.equal(before, after)
-    return bool((before - after).abs().max() <= _ROUNDING * before.abs().max())
+    rounding = max(_ROUNDING, torch.finfo(before.dtype).eps)
+    return bool((before - after).abs().max() <= rounding * before.abs().max())

@@ -54,6 +54,10 @@ def main() -> None:
 def _serve(request: dict[str, Any], columns: Any, emit: Any, stop: threading.Event, evidence: Any) -> None:
     """Do what one request asks; whatever goes wrong is an event, and the next one is served."""
     try:
+        if columns.base is not None:
+            from qlora_gui.model import device  # torch, which is imported by now
+
+            device.keep_on_card(columns.base.model.device)  # a run may have ended, or begun, since it was loaded
         if request["do"] == "load":
             emit({"kind": "columns", "columns": _load(columns, request, emit)})
         elif request["do"] == "answer":

@@ -33,33 +33,22 @@ def _card(kind: str, number: int) -> Card:
         memory = psutil.virtual_memory()  # shared with the processor
         return Card(number, "Apple GPU", memory.total, memory.available)
     if kind == "xpu":
-        told = torch.xpu.get_device_properties(number)
-        free = _free(torch.xpu, number)
-        return Card(number, told.name, told.total_memory, told.total_memory if free is None else free)
+        free, total = devices.free_and_total(torch.device(kind, number))
+        return Card(number, torch.xpu.get_device_name(number), total, free)
     told = torch.cuda.get_device_properties(number)
     uuid = str(getattr(told, "uuid", ""))
     bus = f"{getattr(told, 'pci_domain_id', 0):04x}:{getattr(told, 'pci_bus_id', 0):02x}:{getattr(told, 'pci_device_id', 0):02x}.0"
-    free = _free(torch.cuda, number)
+    free, total = devices.free_and_total(torch.device(kind, number))
     return Card(
         number,
         told.name,
-        told.total_memory,
-        told.total_memory if free is None else free,
+        total,
+        free,
         "" if set(uuid) <= set("0-") else uuid.lower(),
         bus,
         f"{told.major}.{told.minor}",
-        devices.too_old(number),
+        *devices.lacking_kernels(number),
     )
-
-
-def _free(backend: object, number: int) -> int | None:
-    """Bytes that are free now: 0 where the card is too full to be asked, None where the backend has no word for it."""
-    try:
-        return int(backend.mem_get_info(number)[0])  # type: ignore[attr-defined]
-    except AttributeError:
-        return None
-    except RuntimeError:
-        return 0
 
 
 def main() -> None:

@@ -19,32 +19,46 @@ _SHORT_OF_MEMORY = re.compile(
     r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(?:Lt)?Create",
     re.IGNORECASE,
 )
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)([af]?)")
 
 
 def pick() -> torch.device:
     """CUDA or ROCm first, then XPU and Apple's MPS as torch names them, else the CPU; of several processes each its own.
 
-    A CUDA card that this torch has no kernels for is none. `hardware.remark_on` says what nobody has tried.
+    CUDA cards that this torch has no kernels for are passed over. `hardware.remark_on` says what nobody has tried.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
-    if accelerator.type == "cuda" and too_old(number):
+    every = range(torch.accelerator.device_count())
+    numbers = [number for number in every if accelerator.type != "cuda" or not any(lacking_kernels(number))]
+    if not numbers:
         return torch.device("cpu")
-    return torch.device(accelerator.type, number)
+    return torch.device(accelerator.type, numbers[int(os.environ.get("LOCAL_RANK", 0)) % len(numbers)])
 
 
-def too_old(number: int) -> str:
-    """The oldest compute capability that this torch has kernels for, like "7.5", where a CUDA card's is older; else ""."""
+def lacking_kernels(number: int) -> tuple[str, str]:
+    """Where this torch has no kernels for a CUDA card: the oldest compute capability that it has some for, like "7.5", if the
+    card's is older, or else the newest one below the card's. ("", "") where it has.
+
+    Kernels (sm_86) run on cards of the same major version from theirs on, those with an "a" (sm_90a) on no other;
+    intermediate code (compute_90) is compiled for any newer card (NVIDIA's CUDA programming guide, compute capabilities).
+    """
     have = torch.cuda.get_device_capability(number)
-    kernels = [
-        arch.partition("_")[2].rstrip("af")
-        for arch in torch.cuda.get_arch_list()
-        if arch.startswith(("sm_", "compute_"))
-    ]
-    oldest = min((divmod(int(arch), 10) for arch in kernels if arch.isdigit()), default=have)
-    return "" if torch.version.hip or have >= oldest else f"{oldest[0]}.{oldest[1]}"
+    known = [match for arch in torch.cuda.get_arch_list() if (match := _ARCHITECTURE.fullmatch(arch))]
+    built = [(kind, divmod(int(digits), 10), suffix) for kind, digits, suffix in (match.groups() for match in known)]
+    if torch.version.hip or not built or any(_runs(have, *one) for one in built):
+        return "", ""
+    lower = [version for _, version, _ in built if version < have]
+    if not lower:
+        return "{}.{}".format(*min(version for _, version, _ in built)), ""
+    return "", "{}.{}".format(*max(lower))
+
+
+def _runs(have: tuple[int, int], kind: str, version: tuple[int, int], suffix: str) -> bool:
+    if suffix == "a":
+        return have == version
+    return have >= version and (have[0] == version[0] or (kind == "compute" and not suffix))
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -84,15 +98,35 @@ def ran_out(error: BaseException | None) -> bool:
     return False
 
 
-def keep_on_card(device: torch.device) -> None:
-    """Where a driver would move what does not fit into system memory, let torch run out of memory instead.
+def keep_on_card(device: torch.device, limit: int | None = None) -> None:
+    """Let torch run out of memory beyond `limit` bytes, and where a driver would move what does not fit into system memory.
 
-    NVIDIA's driver does so on Windows, and so under WSL2: a run that is too large then crawls, and says nothing.
+    NVIDIA's driver does so on Windows, and so under WSL2: a run that is too large then crawls, and says nothing. What is
+    free changes: to be called before anything large begins.
     """
-    if device.type == "cuda" and (kind.is_windows() or kind.is_wsl()):
+    spills = kind.is_windows() or kind.is_wsl()
+    if device.type == "cuda" and (spills or limit):
         free, total = torch.cuda.mem_get_info(device)
-        room = free + torch.cuda.memory_reserved(device) - _LEFT_TO_DRIVER
+        room = free + torch.cuda.memory_reserved(device) - _LEFT_TO_DRIVER if spills else total
+        room = min(room, limit or room)
         torch.cuda.set_per_process_memory_fraction(min(max(room / total, 0.0), 1.0), device)
+
+
+def free_and_total(device: torch.device) -> tuple[int, int]:
+    """Bytes of a CUDA card or an XPU that are free, and all that it has.
+
+    A CUDA card too full even to be asked has 0 free; of Intel's integrated GPUs, which tell none, all is taken as free. Where
+    a chip shares the processor's memory (GB10), what the system keeps there of files can be had as well.
+    """
+    backend = torch.cuda if device.type == "cuda" else torch.xpu
+    told = backend.get_device_properties(device)
+    try:
+        free, total = backend.mem_get_info(device)
+    except RuntimeError:
+        return (0 if device.type == "cuda" else told.total_memory), told.total_memory
+    if getattr(told, "is_integrated", False):
+        free = min(max(free, psutil.virtual_memory().available), total)
+    return free, total
 
 
 def release() -> None:
@@ -113,5 +147,5 @@ def free_memory(device: torch.device) -> int:
     """Bytes: what a GPU has free and what torch's allocator keeps for tensors to come, or what this machine can give."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        return free_and_total(device)[0] + kept
     return psutil.virtual_memory().available

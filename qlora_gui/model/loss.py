@@ -17,7 +17,9 @@ from qlora_gui.data.tokens import IGNORED
 from qlora_gui.model import attention
 
 _PROBE_TOKENS = 8
-_ROUNDING = 1e-3  # of the largest number of the hidden states, from one pass to the next
+_ROUNDING = (
+    1e-3  # of the largest number of the hidden states, from one pass to the next; at least one step of their format
+)
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
@@ -181,5 +183,6 @@ def not_plain(model: Any) -> str:
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape:
         return False
+    rounding = max(_ROUNDING, torch.finfo(other.dtype).eps)
     one, other = one.float(), other.float()
-    return bool((one - other).abs().max() <= _ROUNDING * other.abs().max())
+    return bool((one - other).abs().max() <= rounding * other.abs().max())

@@ -68,17 +68,30 @@ def environment(gpu: str = "", taken: Collection[str] = ()) -> dict[str, str]:
     """
     if gpu == CPU:
         return {hardware.USE_CPU: "true", TOLD: json.dumps({"address": CPU, "said": "On the CPU, as gpu says."})}
-    if not gpu and hardware.settled() and len(gpus()) < 2:
+    if not gpu and hardware.settled() and _seen() < 2:
         return {}
     hardware.settle()
     check(gpu)
     found = gpus()
-    if len(found) < 2:
+    if not found or _seen() < 2:
         return {}
     card = chosen(gpu, taken)
-    because = "as gpu says" if gpu else f"the freest of {len(found)} GPUs"
-    said = f"On GPU {card.number} ({card}), {because}.{_others(found, card, taken)}"
-    return _visible(card, found) | {TOLD: json.dumps({"address": card.address, "said": said})}
+    freest = f"the freest of {len(found)} GPUs" if len(found) > 1 else "the only one that torch has kernels for"
+    said = f"On GPU {card.number} ({card}), {'as gpu says' if gpu else freest}.{_others(found, card, taken)}"
+    return _visible([card]) | {TOLD: json.dumps({"address": card.address, "said": said})}
+
+
+def environment_of_several() -> dict[str, str]:
+    """The variables that hide from several processes the cards that torch has no kernels for; {} where there are none."""
+    hardware.settle()
+    found = gpus()
+    return _visible(found) if 0 < len(found) < _seen() else {}
+
+
+def _seen() -> int:
+    """How many GPUs torch sees, with those that it cannot compute on."""
+    view = hardware.view()
+    return len(view.cards) if view and view.cards else len(gpus())
 
 
 def _others(found: Sequence[Device], card: Device, taken: Collection[str]) -> str:
@@ -90,18 +103,22 @@ def _others(found: Sequence[Device], card: Device, taken: Collection[str]) -> st
     return f" {which} left for a second run, started or queued; num_processes {len(found)} trains one run on all."
 
 
-def _visible(card: Device, found: Sequence[Device]) -> dict[str, str]:
-    """What hides all cards but one. A number counts among those that are visible already."""
+def _visible(kept: Sequence[Device]) -> dict[str, str]:
+    """What hides all cards but these. A number counts among those that are visible already."""
     view = hardware.view() or torch_view.View()
-    name = (
-        "ZE_AFFINITY_MASK" if card.kind == "xpu" else "HIP_VISIBLE_DEVICES" if view.is_rocm else "CUDA_VISIBLE_DEVICES"
-    )
-    given = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
-    value = given[card.number] if len(given) == len(found) else str(card.number)
-    seen = next((one for one in view.cards if one.number == card.number), None)
-    if name == "CUDA_VISIBLE_DEVICES" and seen and seen.uuid and "MIG" not in seen.name and not given:
-        value = f"GPU-{seen.uuid}"
-    return {name: value}
+    kind = kept[0].kind
+    name = "ZE_AFFINITY_MASK" if kind == "xpu" else "HIP_VISIBLE_DEVICES" if view.is_rocm else "CUDA_VISIBLE_DEVICES"
+    # HIP reads CUDA's variable where its own is not set
+    told = os.environ.get(name) or (os.environ.get("CUDA_VISIBLE_DEVICES") if view.is_rocm else None) or ""
+    given = [part.strip() for part in told.split(",") if part.strip()]
+
+    def value(card: Device) -> str:
+        seen = next((one for one in view.cards if one.number == card.number), None)
+        if name == "CUDA_VISIBLE_DEVICES" and seen and seen.uuid and "MIG" not in seen.name:
+            return f"GPU-{seen.uuid}"
+        return given[card.number] if card.number < len(given) else str(card.number)
+
+    return {name: ",".join(map(value, kept))}
 
 
 def _named(gpu: str, found: Sequence[Device]) -> Device | None:

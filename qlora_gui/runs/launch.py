@@ -109,7 +109,8 @@ def _start(run: Run, store: RunStore, resume: bool, changed: bool) -> None:
     if resume:
         check_resume(run, changed)
     several = config.num_processes > 1 or bool(config.accelerate_config)
-    card = cards.environment(config.gpu, taken) if not several or config.gpu == cards.CPU else {}
+    alone = not several or config.gpu == cards.CPU
+    card = cards.environment(config.gpu, taken) if alone else cards.environment_of_several()
     run.stop_file.unlink(missing_ok=True)
     command = command_of(run, resume, changed)
     before = run.events()[1]

@@ -41,44 +41,52 @@ def planned(
 
 def fitted(
     config: RunConfig,
-    try_it: Callable[[RunConfig], None],
+    rows: int,
+    try_it: Callable[[RunConfig, int], None],
     checkpoint: Callable[[str], None],
     say: Callable[[RunConfig, str], None],
-) -> RunConfig:
-    """Let `try_it` take its steps, with smaller micro-batches until they fit; gives the config that did.
+) -> tuple[RunConfig, int]:
+    """Let `try_it` take its steps of `rows` rows a micro-batch, with fewer until they fit; gives the config and the rows that
+    did.
 
     Where micro-batches cannot get smaller, all layers are recomputed (`checkpoint`). Raises what says that memory is
     short (`devices.ran_out`) when nothing is left to change, or auto_fit is off.
     """
     while True:
         try:
-            try_it(config)
-            return config
+            try_it(config, rows)
+            return config, rows
         except (RuntimeError, MemoryError, OSError) as error:
             if not devices.ran_out(error):
                 raise
-            smaller = smaller_step(config) if config.auto_fit else None
+            smaller = smaller_step(config, rows) if config.auto_fit else None
             if smaller is None:
                 raise
         devices.release()
-        if smaller.gradient_checkpointing != config.gradient_checkpointing:
-            checkpoint(smaller.gradient_checkpointing)
-        config = smaller
+        if smaller[0].gradient_checkpointing != config.gradient_checkpointing:
+            checkpoint(smaller[0].gradient_checkpointing)
+        config, rows = smaller
+        packed = " packed rows" if config.packing else ""
         say(
             config,
-            f"Out of memory on the longest batch: going on with micro-batch {config.batch_size}, accumulation "
+            f"Out of memory on the longest batch: going on with micro-batch {rows}{packed}, accumulation "
             f"{config.gradient_accumulation}, checkpointing {config.gradient_checkpointing}",
         )
 
 
-def smaller_step(config: RunConfig) -> RunConfig | None:
-    """The micro-batch halved and accumulation doubled, as many rows a step as before; at 1, all layers recomputed."""
-    if config.batch_size > 1:
-        batch = config.batch_size // 2 if config.batch_size % 2 == 0 else 1
-        more = config.gradient_accumulation * config.batch_size // batch
-        return config.model_copy(update={"batch_size": batch, "gradient_accumulation": more})
+def smaller_step(config: RunConfig, rows: int) -> tuple[RunConfig, int] | None:
+    """A micro-batch of at most half its `rows`, and accumulation for as many rows a step as before; at 1, all layers
+    recomputed.
+
+    Packed rows are more a micro-batch than batch_size says (`setup.prepare`), which then only goes down with them.
+    """
+    if rows > 1:
+        whole = rows * config.gradient_accumulation
+        fewer = next(number for number in range(rows // 2, 0, -1) if whole % number == 0)
+        batch = max(config.batch_size * fewer // rows, 1) if config.packing else fewer
+        return config.model_copy(update={"batch_size": batch, "gradient_accumulation": whole // fewer}), fewer
     if config.gradient_checkpointing != "all":
-        return config.model_copy(update={"gradient_checkpointing": "all"})
+        return config.model_copy(update={"gradient_checkpointing": "all"}), rows
     return None
 
 
@@ -103,6 +111,8 @@ def two_steps(
                 for _ in range(min(args.gradient_accumulation_steps, 2)):
                     batch = {key: value.to(args.device) for key, value in together(heaviest).items() if key != "tokens"}
                     model(**batch).loss.backward()
+                # in fp16 one row may overflow, and a rate of 0 times NaN is NaN
+                torch._foreach_zero_([part.grad for part in trained if part.grad is not None])
                 optimizer.step()
                 optimizer.zero_grad()
     finally:

@@ -29,12 +29,12 @@ def budget(device: torch.device) -> Budget:
     """What this process may fill of a device."""
     found, limit = budgets.of_cpu(), wanted()
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = devices.free_and_total(device)
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
         free += torch.cuda.memory_reserved(device)
         found = budgets.of_gpu(torch.cuda.get_device_name(device), total, free, capability)
     elif device.type == "xpu":  # planned by a CPU's rules, as MPS is, whose memory is the CPU's
-        free, total = torch.xpu.mem_get_info(device)
+        free, total = devices.free_and_total(device)
         found = replace(found, name=torch.xpu.get_device_name(device), free=free, total=total, number=2)
     return replace(found, free=min(limit, found.free), total=min(limit, found.total)) if limit else found
 
@@ -48,9 +48,7 @@ def peak(device: torch.device) -> int | None:
 def kept(device: torch.device) -> Iterator[None]:
     """Within, allocations beyond the limit, or beyond the card, raise torch.OutOfMemoryError."""
     limit = wanted()
-    devices.keep_on_card(device)
-    if limit and device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(limit / torch.cuda.mem_get_info(device)[1], 1.0), device)
+    devices.keep_on_card(device, limit)
     with _Limited(limit) if limit and device.type == "cpu" else contextlib.nullcontext():
         yield
 

@@ -62,6 +62,7 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
     stage = _Stages(run, log)
     device = devices.pick()
     together.begin(device.type)
+    _check_alike(device)
     _tell_device(config, device, log)
     with limit.kept(device):
         RENDERER.start()  # meanwhile
@@ -130,6 +131,20 @@ def _tell_device(config: RunConfig, device: torch.device, log: EventLog) -> None
     notes.append(hardware.remark_on(device.type, bool(torch.version.hip)))
     for text in filter(None, notes):
         print(describe(log.append("note", text=text)), flush=True)
+
+
+def _check_alike(device: torch.device) -> None:
+    """Raise UserError where several processes would compute in different formats: gradients of fp16 are scaled, and the
+    mean of those and others is of neither."""
+    dtype = str(devices.compute_dtype(device)).removeprefix("torch.")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    found = together.gathered((dtype, name))
+    if len({dtype for dtype, _ in found}) > 1:
+        there = ", ".join(f"{name} in {dtype}" for dtype, name in dict.fromkeys(found))
+        raise UserError(
+            f"The processes of one run must compute in one format, and these would not: {there}. Set "
+            "QLORA_GUI_COMPUTE_DTYPE=float16, which all of them have, or train on GPUs of one kind."
+        )
 
 
 def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> bool:

@@ -23,19 +23,14 @@ _WORTH_TELLING = 0.02  # share of the weights
 
 @dataclass(frozen=True)
 class Ready:
-    """A run before its first step. `config` is the run's, with checkpointing and batch as they really are."""
+    """A run before its first step. `config` is the run's, with checkpointing and batch as they really are; of packed rows
+    `rows_a_batch` are a micro-batch."""
 
     config: RunConfig
     model: Any
     rows: list[batches.Row]
     collate: batches.Collate
-
-    @property
-    def rows_a_batch(self) -> int:
-        """Packed rows are shorter than max_length and more, with as many tokens a micro-batch."""
-        if not self.config.packing:
-            return self.config.batch_size
-        return max(self.config.batch_size * self.config.max_length // self.collate.shared_length, 1)
+    rows_a_batch: int
 
 
 def prepare(
@@ -77,7 +72,10 @@ def prepare(
         fused.keep_dense(model)
     if reason := loss.install(model.get_base_model()):
         say(f"The loss is computed from all logits at once, for {reason}")
-    ready = Ready(config, model, rows, collate)
+    rows_a_batch = config.batch_size
+    if config.packing:  # they are shorter than max_length and more, with as many tokens a micro-batch
+        rows_a_batch = max(config.batch_size * config.max_length // collate.shared_length, 1)
+    ready = Ready(config, model, rows, collate, rows_a_batch)
     log.append(
         "base",
         name=base.name,
@@ -152,23 +150,21 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
     """
     base = ready.model.get_base_model()
 
-    def try_it(config: RunConfig) -> None:
+    def try_it(config: RunConfig, rows: int) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what a try that failed took is not what the run takes
-        now = replace(ready, config=config)
-        args = arguments(config, "unused", device, now.rows_a_batch)
-        fitting.two_steps(ready.model, ready.rows, now.rows_a_batch, ready.collate, args)
+        args = arguments(config, "unused", device, rows)
+        fitting.two_steps(ready.model, ready.rows, rows, ready.collate, args)
 
     devices.release()
-    fitted = replace(
-        ready,
-        config=fitting.fitted(
-            ready.config,
-            try_it,
-            lambda level: lora.checkpoint(base, level),
-            lambda config, text: _tell_fit(config, text, log, say),
-        ),
+    config, rows = fitting.fitted(
+        ready.config,
+        ready.rows_a_batch,
+        try_it,
+        lambda level: lora.checkpoint(base, level),
+        lambda config, text: _tell_fit(config, text, log, say),
     )
+    fitted = replace(ready, config=config, rows_a_batch=rows)
     longest = max(len(row["input_ids"]) for row in ready.rows)
     plan = fitting.planned(fitted.config, device, fitted.rows_a_batch, longest)
     if device.type == "cuda" and plan is not None:
@@ -180,13 +176,13 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
 
 def agreed(ready: Ready, log: EventLog, say: Callable[[str], None]) -> Ready:
     """What fits on the smallest of several processes' GPUs, for all of them: rows are dealt out in equal batches."""
-    found = together.gathered(ready.config)
-    config = min(found, key=lambda one: (one.batch_size, one.gradient_checkpointing != "all"))
+    found = together.gathered((ready.config, ready.rows_a_batch))
+    config, rows = min(found, key=lambda one: (one[1], one[0].gradient_checkpointing != "all"))
     if config != ready.config:
         lora.checkpoint(ready.model.get_base_model(), config.gradient_checkpointing)
-    if any(one != config for one in found):
-        _tell_fit(config, f"Another GPU has less memory: all go on with micro-batch {config.batch_size}", log, say)
-    return replace(ready, config=config)
+    if any(one != config for one, _ in found):
+        _tell_fit(config, f"Another GPU has less memory: all go on with micro-batch {rows}", log, say)
+    return replace(ready, config=config, rows_a_batch=rows)
 
 
 def _tell_fit(config: RunConfig, text: str, log: EventLog, say: Callable[[str], None]) -> None:
