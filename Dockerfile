@@ -7,6 +7,7 @@ ENV PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     QLORA_GUI_CACHE=/data/cache \
+    QLORA_GUI_PAGE_ENDS_RUNS=1 \
     HF_HOME=/data/cache/huggingface
 
 RUN useradd --create-home --uid 1000 trainer \

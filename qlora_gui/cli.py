@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _cache(arguments, store)
         return _page(arguments, store)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(console.printable(str(error)), file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_STOPPED

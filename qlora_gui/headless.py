@@ -1,5 +1,6 @@
 """`--headless-train`: start a run, follow its events to the end, show what was learned."""
 
+import contextlib
 import json
 import sys
 import time
@@ -24,6 +25,7 @@ from qlora_gui.runs.wording import autopsy_lines, clock, describe, loss_of
 from qlora_gui.system import console, signals
 
 _POLL_SECONDS = 0.3
+_TOGETHER_SECONDS = 1.0  # signals that come so close to each other are one wish
 EXIT_CODES = {"finished": 0, "failed": 1, "died": 1, "stopped": 130}
 
 
@@ -47,6 +49,7 @@ def train(
             hardware.settle()
             crawling.check(config)
             run, offset = store.create(config), 0
+        interrupts.act = run.request_stop
         try:
             launch.start(run, store, resume=resume is not None, changed=changed)
         except UserError:
@@ -57,14 +60,22 @@ def train(
             print(f"Run {run.id} in {run.path}", flush=True)
         end = _follow(run, offset, show, interrupts)
         wait_until_gone(run)
-    return _conclude(store, run, end, as_json, answers)
+    if not resume:
+        _remove_if_refused(store, run, end)
+    return _conclude(run, end, as_json, answers)
 
 
 class _Interrupts:
-    """Counts Ctrl+C and SIGTERM instead of being thrown out of whatever is going on, which would leave the run alone."""
+    """Counts Ctrl+C and SIGTERM instead of being thrown out of whatever is going on, which would leave the run alone.
+
+    The first one does `act` at once: a notebook's stop button kills this process a moment after its Ctrl+C. Those that come
+    together count as one.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.act: Callable[[], None] | None = None
+        self._last = -_TOGETHER_SECONDS
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Interrupts":
@@ -75,7 +86,13 @@ class _Interrupts:
         signals.restore(self._before)
 
     def _came(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+        now = time.monotonic()
+        if now - self._last > _TOGETHER_SECONDS:
+            self.count += 1
+        self._last = now
+        if self.count == 1 and self.act is not None:
+            with contextlib.suppress(UserError):  # it is tried again, and told, where the run is followed
+                self.act()
 
 
 def _follow(run: Run, offset: int, show: Callable[[Event], None], interrupts: _Interrupts) -> Event:
@@ -100,17 +117,24 @@ def _follow(run: Run, offset: int, show: Callable[[Event], None], interrupts: _I
         time.sleep(_POLL_SECONDS)
 
 
-def _conclude(store: RunStore, run: Run, end: Event, as_json: bool, answers: int) -> int:
-    kind = end["kind"]
-    if end.get("autopsy"):
-        print("\n".join([f"The run failed. {end['message']}", *autopsy_lines(end["autopsy"])]), file=sys.stderr)
-        return EXIT_CODES[kind]
-    if kind == "failed" and not end.get("bug") and not any(event["kind"] == "step" for event in run.events()[0]):
+def _remove_if_refused(store: RunStore, run: Run, end: Event) -> None:
+    """Remove a new run that its trainer refused before the first step. Raises UserError with the reason."""
+    if end["kind"] != "failed" or end.get("bug") or end.get("autopsy"):
+        return
+    if not run.has_adapter() and not any(event["kind"] == "step" for event in run.events()[0]):
         store.delete(run)
         raise UserError(end["message"])
+
+
+def _conclude(run: Run, end: Event, as_json: bool, answers: int) -> int:
+    kind = end["kind"]
+    if end.get("autopsy"):
+        told = "\n".join([f"The run failed. {end['message']}", *autopsy_lines(end["autopsy"])])
+        print(console.printable(told), file=sys.stderr)
+        return EXIT_CODES[kind]
     if kind in ("failed", "died"):
         said = "failed" if kind == "failed" else "died"
-        print(f"The run {said}: {end['message']}\nSee {run.log_file}", file=sys.stderr)
+        print(console.printable(f"The run {said}: {end['message']}\nSee {run.log_file}"), file=sys.stderr)
         return EXIT_CODES[kind]
     if not as_json:
         print(_losses(end))
@@ -168,7 +192,7 @@ def _json_line(event: Event) -> None:
 
 def _plain_line(event: Event) -> None:
     if text := describe(event):
-        print(text, flush=True)
+        print(console.printable(text), flush=True)
 
 
 class _Bar:
@@ -184,6 +208,6 @@ class _Bar:
             self.bar.set_postfix_str(f"loss {loss_of(event, 3)}, {clock(event['eta'])} left", refresh=False)
             self.bar.update(event["step"] - self.bar.n)
         elif text := describe(event):
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(console.printable(text), file=sys.stderr)
         if event["kind"] in FINAL and self.bar is not None:
             self.bar.close()

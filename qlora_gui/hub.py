@@ -28,8 +28,9 @@ _LONGEST_ID = 193  # twice 96 and a slash
 
 def cache_dir() -> Path:
     """The folder for models and other things that can be made again (`QLORA_GUI_CACHE` moves it)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("QLORA_GUI_CACHE") or Path(base) / "qlora_gui")
+    if named := os.environ.get("QLORA_GUI_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora_gui"
 
 
 def private(name: str) -> Path:
@@ -104,7 +105,10 @@ def in_cache(kind: Literal["models", "datasets"], name: str) -> bool:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    return folder.is_dir() and any(folder.iterdir())
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except OSError:  # of another user
+        return False
 
 
 def cached_file(kind: Literal["models", "datasets"], name: str, file: str, revision: str = "") -> Path | None:

@@ -44,7 +44,7 @@ def open_to_read(path: Path, follow: bool = False) -> BinaryIO:
     """
     found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode):
-        target = path.resolve(strict=True)
+        target = Path(os.path.realpath(path, strict=True))  # of a circle pathlib raises no OSError
         if not follow and not target.is_relative_to(_home(path.parent)):
             raise StrangeFile(path, "is a symbolic link that leads out of its folder: put the file itself there")
         path, found = target, os.lstat(target)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qlora_gui.compare import adapter_file
-from qlora_gui.data import read
+from qlora_gui.data import read, turns
 from qlora_gui.errors import UserError
 from qlora_gui.memory import shape
 from qlora_gui.model import base as bases
@@ -125,6 +126,7 @@ YAML = {
     "an object": ("name: !!python/object/apply:os.system [x]", "of the kind !!python/object"),
     "a long text": ("name: " + "x" * 1_000_000, "no more are read"),
     "no number": ("learning_rate: .nan", "learning_rate"),
+    "a setting twice": ("rank: 8\nrank: 16", "'rank' stands in it twice"),
     "no end": ("max_grad_norm: .inf", "max_grad_norm"),
     "a hexadecimal": ("rank: 0x10", "rank should be a valid integer.*0x10"),
     "a sexagesimal": ("rank: 12:30", "rank should be a valid integer.*12:30"),
@@ -197,6 +199,21 @@ def test_no_number_of_a_config_costs_time_or_memory(
             attempt(len(str(error)) < 300, error)
     with pytest.raises(UserError, match=r"num_hidden_layers is 1,000,000,000, and at most 2,000 is believed"):
         shape.read(told | {"num_hidden_layers": 10**9})
+    for field, value in (
+        ("num_labels", 10**9),
+        ("vision_config", {"depth": 10**9}),
+        ("num_mtp_layers", 10**9),
+        ("layer_types", [["full"] * 60_000] * 2),
+        ("hidden_sizes", [[1, [{"n_blocks": 10**9}]]]),
+        ("attention_types", [[["global"] * 1000, 1000]]),
+        ("attention_types", [[["global"], 10**9]]),
+    ):
+        with pytest.raises(UserError, match=r"config\.json"):
+            shape.check_limits(told | {field: value})
+    shape.check_limits(
+        told
+        | {"attention_types": [[["global", "local"], 12]], "num_labels": 1000, "rope_theta": 10**10, "n_params": 10**12}
+    )
     base = tmp_path / "base"
     base.mkdir()
     for text in (
@@ -211,6 +228,48 @@ def test_no_number_of_a_config_costs_time_or_memory(
         attempt("base refused: " in said and "config.json" in said and len(said) < 500, said)
         with pytest.raises(UserError):
             bases.locate(str(base))
+
+
+@pytest.mark.attack("a base's config.json that takes memory while it is counted")
+def test_counting_a_base_has_a_limit(attempt: Attempts) -> None:
+    repeated = {"model_type": "gpt_neo", "attention_types": [[["global"] * 100_000, 10**9]], "num_layers": 2}
+    asked = {"base": repeated | {"hidden_size": 64, "num_heads": 4, "vocab_size": 100}}
+    program = "from qlora_gui.training import count; count.MOST_RAM = 2 << 30; raise SystemExit(count.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=child_environment(),
+    )
+    attempt(done.returncode == 1 and "error" in json.loads(done.stdout), done.stdout + done.stderr[-500:])
+
+
+@pytest.mark.attack("lists of Python and rows of a CSV file that take memory and time in the page")
+def test_cells_and_columns_beyond_all_measure_are_told(
+    store: RunStore, llama: Path, tmp_path: Path, attempt: Attempts
+) -> None:
+    for name, cell in {
+        "lists": f"['a'{',[]' * 1_200_000}]",
+        "numbers": f"['a'{',1' * 1_900_000}]",
+        "objects": f"{{'a':{{}}{',1:{}' * 500_000}}}",
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(f'messages\n"{cell}"\n')
+        page(
+            store,
+            attempt,
+            "create",
+            "preview",
+            config={"dataset": str(tmp_path / f"{name}.csv"), "base_model": str(llama)},
+        )
+    (tmp_path / "wide.csv").write_text(",".join(f"c{number}" for number in range(40_000)) + "\n")
+    said = page(
+        store, attempt, "create", "preview", config={"dataset": str(tmp_path / "wide.csv"), "base_model": str(llama)}
+    )
+    attempt("40,000 columns" in said, said)
+    fine = str([{"role": "user", "content": "a, [b]: c" * 500}, {"role": "assistant", "content": "d"}])
+    attempt(turns.listed(fine)[1]["content"] == "d", "a list of usual size")
 
 
 @pytest.mark.attack("weights and tokenizers of a base that are damaged beyond all measure")
@@ -242,6 +301,40 @@ def test_a_base_with_damaged_weights_or_tokenizer_is_one_sentence(
             bases.load_tokenizer(base.path)
             bases.load_model(base.path, "nf4", True, torch.device("cpu"), torch.float32)
         attempt(str(given) in str(refused.value) and len(str(refused.value)) < 500, f"{name}: {refused.value}")
+
+
+@pytest.mark.attack("a base whose folder holds an adapter, or says that its weights are elsewhere or are pickles")
+def test_a_base_is_nothing_but_what_lies_in_its_folder(llama: Path, tmp_path: Path, attempt: Attempts) -> None:
+    outside = tmp_path / "outside.safetensors"
+    shutil.copy(llama / "model.safetensors", outside)
+    names = list(load_file(outside))
+    for number, (where, said) in enumerate(
+        {
+            "weights.bin": "is no safetensors file in it",
+            "../outside.safetensors": "is no safetensors file in it",
+            str(outside): "is no safetensors file in it",
+            "missing.safetensors": "is no safetensors file in it",
+            "pipe.safetensors": "cannot be read",
+        }.items()
+    ):
+        given = tmp_path / str(number)
+        shutil.copytree(llama, given)
+        (given / "model.safetensors").rename(given / "weights.bin")
+        save_file({"x": torch.zeros(1)}, given / "x.safetensors")
+        os.mkfifo(given / "pipe.safetensors") if where.startswith("pipe") else None
+        (given / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, where)}))
+        with pytest.raises(UserError) as refused:
+            bases.locate(str(given))
+        attempt(said in str(refused.value), f"{where}: {refused.value}")
+    (given / "model.safetensors.index.json").write_text("[]")
+    (given / "pipe.safetensors").unlink()
+    with pytest.raises(UserError, match=r"index\.json' cannot be read"):
+        bases.locate(str(given))
+    (given / "model.safetensors.index.json").unlink()
+    (given / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": "([a-z_.0-9]+)+!"}')
+    with pytest.raises(UserError, match="holds an adapter") as refused:
+        bases.locate(str(given))
+    attempt("move its files" in str(refused.value), refused.value)
 
 
 @pytest.mark.attack("files of a stranger's run that nest, swell or count beyond all measure")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_gui import headless
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY
 from tests.test_turns import ALTERNATING
@@ -194,3 +195,38 @@ def test_a_killed_trainer_is_exit_code_1(tmp_path: Path, llama: Path) -> None:
     os.kill(next(event["pid"] for event in run.events()[0] if event["kind"] == "started"), signal.SIGKILL)
     _, told = child.communicate(timeout=60)
     assert child.returncode == 1 and b"The run died" in told and run.state() == "died"
+
+
+def test_a_resume_that_fails_deletes_nothing(folder: Path, llama: Path) -> None:
+    """A copy of a run without its events, whose base is on a drive that is away: it had taken steps all the same."""
+    base = folder / "base"
+    shutil.copytree(llama, base)
+    done = app(T, "--base-model", "base", *flags(max_steps=2, save_steps=1), "--name", "tickets", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    run = folder / "adapters" / "tickets"
+    (run / "events.jsonl").write_text("")
+    shutil.rmtree(base)
+    again = app(T, "--resume", "tickets", cwd=folder)
+    assert again.returncode != 0 and "base" in again.stderr
+    assert (run / "adapter_model.safetensors").is_file() and any((run / "checkpoints").iterdir())
+
+
+def test_signals_that_come_together_stop_a_run_once_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's stop button sends Ctrl+C, and others within half a second; the last of them ends the process."""
+    now, stops = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with headless._Interrupts() as interrupts:
+        interrupts.act = lambda: stops.append(now[0])
+        for after in (0.0, 0.2, 0.3):
+            now[0] = 100.0 + after
+            signal.raise_signal(signal.SIGINT)
+        assert (interrupts.count, stops[0]) == (1, 100.0)
+        now[0] += 5.0
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.count == 2
+
+
+def test_what_strangers_write_commands_no_terminal(folder: Path) -> None:
+    (folder / "\033]0;owned\007.jsonl").write_text("")
+    done = app(T, "--dataset", "\033]0;owned\007.jsonl", cwd=folder)
+    assert done.returncode == 2 and "owned" in done.stderr and "\033" not in done.stderr and "\007" not in done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import filelock
 import pytest
 
+from qlora_gui.check import machine
 from qlora_gui.compare.client import CompareClient
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.errors import UserError
@@ -22,11 +23,11 @@ from qlora_gui.judge import report as reports
 from qlora_gui.judge.report import gather
 from qlora_gui.judge.votes import Column, Vote, VoteLog
 from qlora_gui.memory import calibration
-from qlora_gui.runs import events, locks, queue
+from qlora_gui.runs import events, launch, locks, queue, scan
 from qlora_gui.runs.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, train_tab
+from qlora_gui.ui import actions, header, index, summary, train_tab
 from tests.faults import disks
 from tests.faults.ground import until
 
@@ -333,3 +334,82 @@ def test_many_who_delete_and_read_at_once(store: RunStore) -> None:
     assert not lost
     for run in store.all():
         assert json.loads((run.path / "run.json").read_text())
+
+
+def test_one_link_that_leads_nowhere_hides_no_run(store: RunStore, llama: Path) -> None:
+    run = store.create(make({"name": "run"}))
+    (store.root / "loop").symlink_to("loop")
+    os.mkdir(os.fsencode(store.root) + b"/caf\xe9")
+    (Path(os.fsdecode(os.fsencode(store.root) + b"/caf\xe9")) / "run.json").write_text("{}")
+    assert [one.id for one in store.all()] == ["run"] and [one.id for one in scan.scan(store.root)] == ["run"]
+    assert scan.left_out(store.root) == ["caf\\xe9"] and "caf\\xe9" in header.text(store)
+    with run.lock(), pytest.raises(launch.BusyError):
+        launch.check_free(store, config=make({}))
+
+
+def test_a_folder_that_nobody_can_look_through_starts_nothing(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.root.mkdir()
+
+    def gone(path: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    monkeypatch.setattr(os, "scandir", gone)
+    with pytest.raises(UserError, match="cannot be read: Transport endpoint"):
+        launch.check_free(store, config=make({}))
+
+
+@pytest.mark.parametrize("what", ["a link that leads to nothing", "a file"])
+def test_an_adapters_folder_that_is_none_is_told_as_what_it_is(tmp_path: Path, what: str) -> None:
+    root = tmp_path / "adapters"
+    root.symlink_to(tmp_path / "usb" / "adapters") if "link" in what else root.write_text("")
+    with pytest.raises(UserError, match=f"which is {what}: put a folder there"):
+        RunStore(root).create(make({}))
+    [line] = [line for line in machine._disks(RunStore(root)) if "cannot be made" in line.text]
+    assert line.state == "failed" and what.replace("a file", "no folder") in line.text
+
+
+@pytest.mark.parametrize("place", ["1" + "0" * 400, "-Infinity", "Infinity", "NaN", '"x"'])
+def test_a_damaged_mark_of_the_queue_stops_no_one(store: RunStore, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr(queue, "ensure_starter", lambda store: None)
+    damaged, fine = (store.create(make({"name": name})) for name in ("damaged", "fine"))
+    damaged.queue_file.write_text(f'{{"place": {place}, "resume": false}}')
+    queue.add(store, [fine])
+    assert [run.id for run in queue.waiting(store)] == ["fine", "damaged"]
+    assert len(index.now(store).found) == 2
+
+
+def test_a_lost_write_behind_the_last_line_changes_no_state(store: RunStore) -> None:
+    run = store.create(make({"name": "run"}))
+    log = EventLog(run.events_file)
+    log.append("started", pid=1, resumed=False)
+    log.append("finished", step=3, seconds=1.0)
+    with run.events_file.open("ab") as file:
+        file.write(b"\0" * (9 << 20))
+    assert run.state() == "finished"
+    events.catch_up(run.events_file)
+    assert index.reading(run) == "" and run.state() == "finished"
+
+
+def test_a_run_with_the_longest_name_can_be_deleted(store: RunStore) -> None:
+    run = store.create(make({"name": "run"}))
+    long = Run(store.root / ("x" * 255))
+    run.path.rename(long.path)
+    store.delete(long)
+    assert not long.path.exists()
+
+
+def test_a_run_is_found_by_any_way_to_its_folder(store: RunStore, tmp_path: Path) -> None:
+    run = store.create(make({"name": "run"}))
+    (tmp_path / "link").symlink_to(store.root)
+    command = [sys.executable, "-c", "import time; time.sleep(60)", launch.MODULE, str(run.path)]
+    with subprocess.Popen(command) as child:
+        try:
+            by_link = Run(tmp_path / "link" / "run")
+            until(lambda: launch.find(by_link) is not None, seconds=10)
+            assert launch.kill(by_link) and launch.find(by_link) is None
+        finally:
+            child.kill()
+
+
+def test_a_time_that_no_calendar_has_is_left_empty() -> None:
+    assert summary._made(1e17) == "" and summary._made(0.0)

@@ -321,8 +321,10 @@ def test_processes_that_compute_in_different_formats_are_refused(monkeypatch: py
     """An RTX 2080 Ti beside a 3090: gradients of fp16 are scaled, those of bf16 are not, and DDP would average them."""
     from qlora_gui.training import run, together
 
-    monkeypatch.setattr(together, "gathered", lambda given: [given, ("float16", "RTX 2080 Ti"), ("bfloat16", "RTX 3090")])
-    with pytest.raises(UserError, match="RTX 2080 Ti in float16, RTX 3090 in bfloat16. Set QLORA_GUI_COMPUTE_DTYPE"):
+    monkeypatch.setattr(
+        together, "gathered", lambda given: [given, ("float16", "RTX 2080 Ti"), ("bfloat16", "RTX 3090")]
+    )
+    with pytest.raises(UserError, match=r"RTX 2080 Ti in float16, RTX 3090 in bfloat16. Set QLORA_GUI_COMPUTE_DTYPE"):
         run._check_alike(torch.device("cpu"))
     monkeypatch.setattr(together, "gathered", lambda given: [given, given])
     run._check_alike(torch.device("cpu"))

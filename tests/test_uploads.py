@@ -1,6 +1,7 @@
 """Uploads that nobody uses any more are removed, never one that a run names; both are told."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -111,4 +112,20 @@ def test_a_damaged_run_stops_no_sweep(store: RunStore, tmp_path: Path) -> None:
 def test_what_is_uploaded_again_is_young_again(store: RunStore, tmp_path: Path) -> None:
     kept = upload(tmp_path, "rows.jsonl", days=100)
     assert upload(tmp_path, "rows.jsonl") == kept
+    assert uploads.sweep(store.named()) == [] and kept.exists()
+
+
+@pytest.mark.parametrize("away", ["unmounted", "renamed", "closed"])
+def test_a_run_whose_folder_is_away_keeps_its_upload(store: RunStore, tmp_path: Path, away: str) -> None:
+    kept = upload(tmp_path, "rows.jsonl", days=100)
+    drive = tmp_path / "usb" / "adapters"
+    run = RunStore(drive).create(make({"name": "run", "dataset": str(kept)}))
+    if away == "unmounted":
+        shutil.rmtree(drive)
+        drive.mkdir()  # the empty folder where it is mounted
+    elif away == "renamed":
+        drive.rename(tmp_path / "usb" / "old")
+    else:
+        (run.path / "run.json").unlink()
+        (run.path / "run.json").symlink_to("run.json")  # what cannot be opened, even by root
     assert uploads.sweep(store.named()) == [] and kept.exists()

@@ -64,12 +64,20 @@ def test_broken_and_unfinished_lines_are_passed_over_and_the_next_vote_stands_al
         whole | {"columns": whole["columns"][:1]},
         whole | {"tokens": None},
         {key: value for key, value in whole.items() if key != "by"},
+        whole | {"order": [0, "1"]},
+        whole | {"order": [0, None]},
+        whole | {"columns": [one | {"sha256": ["ab"]} for one in whole["columns"]]},
+        whole | {"seconds": 10**400},
+        whole | {"tokens": [10**400, 1]},
+        whole | {"retries": 1.5},
+        {"t": 1, "kind": "undo", "id": ["1"]},
         ["no", "object"],
         {"t": 1, "kind": "later kinds"},
     ]
     with log.path.open("a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in wrong) + 'not json\n{"t": 1, "kind": "vo')
-    assert len(log.read()) == 1
+        file.write("".join(json.dumps(line) + "\n" for line in [*wrong, whole]))  # the last one is there twice
+        file.write('not json\n{"t": 1, "kind": "vo')
+    assert len(log.read()) == 1 and log.damaged() == len(wrong)  # not the later kind, and "not json" besides
     log.add(vote(2, BAD))
     assert [one.choice for one in log.read()] == [0, BAD]
 

@@ -32,9 +32,13 @@ def run(store: RunStore) -> Iterator[Line]:
         raise UserError(f"The run '{live.id}' is {live.state()}: check the machine when it has ended.")
     yield from machine.lines(store)
     with ExitStack() as ended:
-        folder = Path(
-            ended.enter_context(tempfile.TemporaryDirectory(prefix="qlora-gui-check-", ignore_cleanup_errors=True))
-        )
+        try:
+            made = tempfile.TemporaryDirectory(prefix="qlora-gui-check-", ignore_cleanup_errors=True)
+        except OSError as error:
+            fix = "Free room in /tmp, or name a folder that can be written to in TMPDIR."
+            yield Line("temporary", "failed", f"No temporary folder can be made ({error.strerror or error}).", fix)
+            return
+        folder = Path(ended.enter_context(made))
         shared = child_environment() | cards.environment() | _OFFLINE
         on_cpu = hardware.devices()[0].kind == "cpu"
         yield from _child(folder, "device", shared)

@@ -93,8 +93,12 @@ def _disks(store: RunStore) -> Iterator[Line]:
     places = {"runs": store.root, "cache": hub.cache_dir(), "bases of the hub": _hub_cache()}
     found: dict[int, tuple[list[str], int]] = {}
     for name, place in places.items():
-        there = next((one for one in (place, *place.parents) if one.exists()), Path("/"))
-        if not os.access(there, os.W_OK):
+        there = next((one for one in (place, *place.parents) if os.path.lexists(one)), Path("/"))
+        if not os.path.isdir(there):
+            what = "a link that leads to nothing" if there.is_symlink() else "no folder"
+            yield Line("disk", "failed", f"The folder of {name} cannot be made: '{there}' is {what}.", "Move it away.")
+            continue
+        if not os.access(there, os.W_OK | os.X_OK):
             fix = "Make it writable, or name another (--adapters-dir, QLORA_GUI_CACHE, HF_HOME)."
             yield Line("disk", "failed", f"The folder of {name} cannot be written to.", fix)
             continue

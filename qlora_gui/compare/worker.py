@@ -18,7 +18,7 @@ from typing import Any
 from qlora_gui.compare import priority
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.data.rendering import RENDERER, StoppedRendering
-from qlora_gui.errors import UserError
+from qlora_gui.errors import PANIC, UserError, first_line, is_panic
 from qlora_gui.runs import locks
 
 
@@ -78,6 +78,10 @@ def _serve(request: dict[str, Any], columns: Any, emit: Any, stop: threading.Eve
         else:
             message = f"{type(error).__name__}: {error}"
         emit({"kind": "error", "message": message, "bug": not short})
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        emit({"kind": "error", "message": PANIC % first_line(error), "bug": False})
 
 
 def _ran_out(error: Exception) -> bool:

@@ -7,6 +7,7 @@ number (NaN, infinity) is an empty cell, None.
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from qlora_gui.errors import UserError, first_line
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_ROWS, _ROWS_AT_A_TIME = 100_000_000, 64  # of Parquet: few, for each may unpack to much
+_MOST_COLUMNS = 10_000
 _UNCLOSED = "a quoted cell is not closed"
 _TOO_LONG = f"a cell is longer than {utf8.MOST_LINE:,} characters"
 _OTHERS = {  # what files that are no data begin with
@@ -290,8 +292,11 @@ def _too_few(cells: list[str], least: int) -> str:
 
 
 def _refuse_twice(path: Path, names: Sequence[str]) -> None:
-    """Raise UserError for a column that is there twice: a row has one place for it."""
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    """Raise UserError for a column that is there twice, for a row has one place for it, and for more than rows of texts have."""
+    if len(names) > _MOST_COLUMNS:
+        raise UserError(f"The data file '{path}' has {len(names):,} columns, and at most {_MOST_COLUMNS:,} are read.")
+    counts = Counter(names)
+    if twice := next((name for name in names if counts[name] > 1), None):
         raise UserError(f"The data file '{path}' has the column '{twice}' twice: rename one of them.")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from qlora_gui.data import plain_json, utf8
 
 Turn = dict[str, Any]
+_MOST_PYTHON = 20_000  # values in a list of Python's, whose syntax tree takes 1.5 kB for each
 
 _ROLES = {
     "system": "system",
@@ -185,7 +186,7 @@ def listed(value: Any, what: str = "") -> Any:
         return plain_json.parsed(value)
     except (ValueError, RecursionError):
         pass
-    if value.lstrip()[:1] in "[{":
+    if value.lstrip()[:1] in "[{" and sum(map(value.count, ",[{:")) <= _MOST_PYTHON:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of backslashes in the texts

@@ -94,9 +94,15 @@ class VoteLog:
     def read(self) -> list[Vote]:
         """The votes that stand, oldest first."""
         found, _ = events.read(self.path, whole=True)
-        undone = {event.get("id") for event in found if event["kind"] == "undo"}
-        read = (_vote(event) for event in found if event["kind"] == "vote" and event.get("id") not in undone)
-        return [vote for vote in read if vote is not None]
+        undone = {event["id"] for event in found if event["kind"] == "undo"}
+        read = (_vote(event) for event in found if event["kind"] == "vote" and event["id"] not in undone)
+        return list({vote.id: vote for vote in read if vote is not None}.values())  # the same line twice is one vote
+
+    def damaged(self) -> int:
+        """How many lines are no whole vote, and so count nowhere."""
+        found, _ = events.read(self.path, whole=True)
+        skipped = sum(event["count"] for event in found if event["kind"] == "skipped")
+        return skipped + sum(event["kind"] == "vote" and _vote(event) is None for event in found)
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
         with told("The vote", self.path):
@@ -129,7 +135,7 @@ def _vote(event: Mapping[str, Any]) -> Vote | None:
             id=str(event["id"]),
             t=float(event["t"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     best = type(choice) is int and 0 <= choice < count
     whole = sorted(vote.order) == list(range(count)) and len(vote.answers) == len(vote.tokens) == count

@@ -1,6 +1,7 @@
 """The shape of a base: its linears, norms and sizes, read from its config.json alone, never from its weights."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -142,12 +143,15 @@ LIMITS = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "seq_length"), 100_000_000),
 }
 _MOST_OF_ANY = 10**15
+# Numbers of things, whatever a config calls them: each thing is made. Others are token ids, angles, sizes of files.
+_COUNTS = re.compile(r"(?!\w*(param|token|step|sample|train))((num|n)_\w+|\w*(layers|depths?|blocks|labels|stages))")
+_MOST_THINGS, _MOST_LISTED = 1_000_000, 100_000
 
 
 def check_limit(name: str, value: object) -> None:
     """Raise UserError for a number of a config.json that is beyond all measure."""
-    most = LIMITS.get(name, _MOST_OF_ANY)
-    for one in value if isinstance(value, list) else [value]:
+    most = LIMITS.get(name, _MOST_THINGS if _COUNTS.fullmatch(name) else _MOST_OF_ANY)
+    for one in _flat(value, name):
         if isinstance(one, int) and not isinstance(one, bool) and abs(one) > most:
             written = f"{one:,}" if abs(one) < 10**30 else f"a number of {len(str(abs(one)))} digits"
             raise UserError(
@@ -162,6 +166,33 @@ def check_limits(config: Mapping[str, Any]) -> None:
             check_limits(value)
         else:
             check_limit(name, value)
+    _check_repeats(config.get("attention_types"))
+
+
+def _check_repeats(kinds: object) -> None:
+    """GPT-Neo's kinds of layers, [[["global", "local"], 12]]: each list of words is written out so often."""
+    pairs = [pair for pair in kinds if isinstance(pair, list) and len(pair) == 2] if isinstance(kinds, list) else []
+    if any(
+        isinstance(words, list) and isinstance(times, int) and len(words) * times > LIMITS["num_layers"]
+        for words, times in pairs
+    ):
+        raise UserError(f"The base's config.json lists more than {LIMITS['num_layers']:,} attention_types.")
+
+
+def _flat(value: object, name: str) -> Iterator[object]:
+    """The values in lists in lists, and in their mappings. Raises UserError for more than a config has."""
+    waiting, count = [value], 0
+    while waiting:
+        one = waiting.pop()
+        count += 1 + (len(one) if isinstance(one, list) else 0)
+        if count > _MOST_LISTED:
+            raise UserError(f"The base's config.json lists more than {_MOST_LISTED:,} values under {name}.")
+        if isinstance(one, list):
+            waiting.extend(one)
+        elif isinstance(one, Mapping):
+            check_limits(one)
+        else:
+            yield one
 
 
 def read(config: Mapping[str, Any]) -> Shape:

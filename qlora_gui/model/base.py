@@ -1,5 +1,6 @@
 """A base model: where it lies, its tokenizer, and its weights in 4 bits."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from qlora_gui.model import demo
 from qlora_gui.runs.fingerprints import config_of, fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
+_MOST_INDEX = 64 << 20  # bytes
 _MOST_TOKENIZER = 128 << 20  # bytes; Gemma 3's has 33 million
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it alarms about a kernel nobody needs
@@ -41,7 +43,7 @@ def locate(name: str, revision: str = "", say: Callable[[str], None] = print) ->
     if local is not None and local.is_dir():
         _refuse_strange_files(local)
         _refuse_pickles(local)
-        shape.check_limits(config_of(local))
+        _check_folder(local)
         return Base(name, str(local.resolve()), None, fingerprint(local))
     hub.require("models", name, revision)
     hub.go_offline_if_unreachable()
@@ -79,8 +81,40 @@ def _on_hub(name: str, revision: str, say: Callable[[str], None]) -> Base:
         raise UserError(f"The base model '{name}' cannot be fetched: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"The base model '{name}' has no safetensors weights: choose one that has, or convert it.")
-    shape.check_limits(config_of(folder))
+    _check_folder(folder)
     return Base(name, str(folder), folder.name, fingerprint(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError for what libraries would follow or put on without a word: an adapter in the base's folder, weights
+    that lie elsewhere or are no safetensors, numbers beyond all measure."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"The base model folder '{folder}' holds an adapter (adapter_config.json), which would be put on the base: "
+            "move its files into a folder of their own."
+        )
+    config = config_of(folder)
+    shape.check_limits(config)
+    named = [str(config.get("transformers_weights") or ""), *_listed_weights(folder / "model.safetensors.index.json")]
+    for name in dict.fromkeys(filter(None, named)):
+        if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
+            raise UserError(
+                f"The base model folder '{folder}' says that weights are in '{name[:200]}', which is no safetensors file in "
+                "it: take a whole copy of the base."
+            )
+
+
+def _listed_weights(index: Path) -> list[str]:
+    """The files that an index of weights names. Raises UserError for one that cannot be read."""
+    try:
+        told = json.loads(plain_files.read_text(index, _MOST_INDEX, follow=True))
+        return sorted(set(map(str, told["weight_map"].values())))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"The file '{index}' cannot be read ({first_line(error)}): take a whole copy of the base."
+        ) from None
 
 
 def check_tokenizer_size(folder: str | Path) -> None:

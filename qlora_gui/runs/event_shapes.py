@@ -189,6 +189,27 @@ class _Progress(_Event):
     of: Annotated[int, Strict(), Ge(1), Lt(_MOST)]
 
 
+class _Candidate(TypedDict):
+    name: Word
+    sha256: Word | None
+
+
+class _Vote(_Event):
+    """A line of votes.jsonl (`judge.votes`)."""
+
+    id: Word
+    columns: list[_Candidate]
+    order: list[Whole]
+    answers: list[Text]
+    tokens: list[Whole]
+    seconds: Number | None
+    retries: Whole
+
+
+class _Undo(_Event):
+    id: Word
+
+
 _SHAPES: dict[str, Any] = {
     "started": _Started,
     "stage": _Told,
@@ -205,6 +226,8 @@ _SHAPES: dict[str, Any] = {
     "stopped": _Ended,
     "failed": _Failed,
     "progress": _Progress,
+    "vote": _Vote,
+    "undo": _Undo,
 }
 _CHECKS = {kind: TypeAdapter(shape) for kind, shape in _SHAPES.items()}
 _ANY = TypeAdapter(_Event)

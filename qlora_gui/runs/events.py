@@ -74,7 +74,8 @@ class Silent(EventLog):
 
 
 class _Known:
-    """What was read of one file up to `end`, as long as its first and last bytes are these. Used under its `lock`.
+    """What was read of one file up to `end`, as long as its first and last bytes are these. Used under its `lock`. It was
+    looked at up to `looked`: behind `end` a last line may have no end.
 
     `whole` keeps every event, else a long run is thinned (`thinning`). `skipped` counts lines with a fault.
     """
@@ -85,7 +86,7 @@ class _Known:
         self._forget()
 
     def _forget(self) -> None:
-        self.end = self.skipped = self._kept_to = 0
+        self.end = self.looked = self.skipped = self._kept_to = 0
         self.marks = (b"", b"")
         self.seen = (0, 0)  # size and time of change when it was read last
         self.mark: Event | None = None  # the latest of `started` and the final ones
@@ -114,6 +115,8 @@ class _Known:
                 self._take(line)
         stat = os.fstat(file.fileno())
         self.seen = stat.st_size, stat.st_mtime_ns
+        if most is None or self.end - before < most:
+            self.looked = stat.st_size
         if self.end != before:
             self.marks, self._given = _marks(file, self.end), None
         return self.end != before
@@ -204,7 +207,7 @@ def behind(path: Path) -> int:
                 return max(os.fstat(file.fileno()).st_size - known.end, 1)
             try:
                 known.check(path, file)
-                return os.fstat(file.fileno()).st_size - known.end
+                return os.fstat(file.fileno()).st_size - max(known.end, known.looked)
             finally:
                 known.lock.release()
     except OSError:
@@ -227,7 +230,11 @@ def mark(path: Path) -> Event | None:
     if behind(path) <= _TAIL:
         read(path)
         return _of(path).mark
-    return last(tail(path), "started", *FINAL)
+    found = tail(path)
+    if not found:  # a lost write may leave megabytes of nothing behind the last line
+        read(path)
+        return _of(path).mark
+    return last(found, "started", *FINAL)
 
 
 def tail(path: Path) -> list[Event]:

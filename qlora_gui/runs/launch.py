@@ -1,5 +1,6 @@
 """Start, stop and find the child process that trains a run. It outlives whoever started it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -54,10 +55,13 @@ def start(run: Run, store: RunStore, resume: bool = False, changed: bool = False
 
 
 def check_free(store: RunStore, run: Run | None = None, config: RunConfig | None = None) -> set[str]:
-    """Raise BusyError where live runs of the store, other than this one, leave no GPU to one of `config`.
+    """Raise BusyError where live runs of the store, other than this one, leave no GPU to one of `config`, and UserError
+    where nobody can say which are there.
 
     Else gives the addresses of the cards that they hold. A run that was not told one card holds all of them.
     """
+    if why := scan.why_unlisted(store.root):
+        raise UserError(why)
     live = [Run(one.path) for one in scan.scan(store.root) if (run is None or one.id != run.id) and one.locked]
     if not live:
         return set()
@@ -80,7 +84,7 @@ def has_room(store: RunStore, run: Run) -> bool:
     try:
         check_free(store, run, config)
         return True
-    except BusyError:
+    except UserError:
         return False
 
 
@@ -172,10 +176,12 @@ def find(run: Run) -> psutil.Process | None:
 
 def processes_of(module: str, run: Run) -> list[psutil.Process]:
     """The living processes of a module of this program that were started for a run, by their command lines."""
+    here = os.path.realpath(run.path)
     return [
         process
         for process in psutil.process_iter(["cmdline", "ppid"])
-        if module in (words := process.info["cmdline"] or []) and str(run.path) in words
+        if module in (words := process.info["cmdline"] or [])
+        and any(os.path.basename(word) == run.id and os.path.realpath(word) == here for word in words)
     ]
 
 

@@ -26,9 +26,10 @@ _RENEW_SECONDS, _STALE_SECONDS = 20.0, 120.0  # of claims made on other machines
 _BREAK_SECONDS = 20.0  # that taking over a claim may last
 _POLL_SECONDS = 0.05
 _MARKING_SECONDS = 10.0
-_STARTING = ".start.lock"
+STARTING = ".start.lock"
 _READER = ".reading-"
 _MOST_CLAIM = 4096  # bytes
+READERS = ("an evaluation", "Compare, which is loading it")
 
 
 class Lock:
@@ -92,7 +93,7 @@ def _is_held_elsewhere(path: Path) -> bool:
 
 def starting(root: Path, timeout: float) -> Lock:
     """Held while a run is being started in the store `root`, or deleted."""
-    return Lock(root / _STARTING, timeout)
+    return Lock(root / STARTING, timeout)
 
 
 def marking(root: Path) -> Lock:
@@ -106,10 +107,8 @@ def _marking_in(folder: Path) -> Iterator[None]:
     was downloaded, is deleted by nobody here: beside it no file is made."""
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError, filelock.Timeout):
-            store = folder.resolve().parent
-            of_a_store = (store / _STARTING).exists() or not files.has_locks(
-                store
-            )  # a claim is removed, and so no sign
+            store = Path(os.path.realpath(folder)).parent
+            of_a_store = (store / STARTING).exists() or not files.has_locks(store)  # a claim is removed, and so no sign
             if of_a_store and (folder / "run.json").is_file():
                 held.enter_context(marking(store))
         yield
@@ -139,7 +138,8 @@ def readers(folder: Path) -> list[str]:
     for file in sorted(folder.glob(f"{_READER}*.claim")):
         claim = _Claim(file.with_name(file.name.removesuffix(".claim")))
         if claim.is_held():
-            found.append(str(claim._read().get("what") or "another process"))
+            what = claim._read().get("what")
+            found.append(what if what in READERS else "another process")  # a folder's files may be a stranger's
         else:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -223,7 +223,8 @@ class _Claim:
             here = (found.get("host"), found.get("processes")) == (mine["host"], mine["processes"])
             if here:
                 return found.get("boot") != mine["boot"] or not _lives(found["pid"], found["started"])
-            return self._age(self.file) > (_STALE_SECONDS if found else _BREAK_SECONDS)  # {}: being written, or damaged
+            age = self._age(self.file)  # {}: being written, or damaged; of the future: not renewed by anybody living
+            return age > (_STALE_SECONDS if found else _BREAK_SECONDS) or age < -_STALE_SECONDS
         except FileNotFoundError:
             return True
         except (OSError, KeyError, TypeError):

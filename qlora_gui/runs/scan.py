@@ -17,6 +17,7 @@ _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 _LOCKS = {".lock", ".lock.claim"}
 _SETTLED_SECONDS = 3.0  # younger, a folder may change again without another time of change
 _listed: dict[str, tuple[int, frozenset[str]]] = {}  # names in a folder, by its time of change
+_left_out: dict[Path, list[str]] = {}
 
 
 class Seen(NamedTuple):
@@ -73,13 +74,43 @@ def _see(place: str, name: str) -> Seen | None:
     return Seen(name, place, made.st_mtime, locked, stopping, queued, tuple(stamp))
 
 
+def left_out(root: Path) -> list[str]:
+    """Folders that were left out when this one was looked at last, for their names are no UTF-8: those as they can be shown."""
+    return [
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in _left_out.get(root, [])
+    ]
+
+
+def why_unlisted(root: Path) -> str:
+    """Why a folder that is there cannot be looked through, so that nobody knows its runs; "" where it can, or is not there."""
+    try:
+        with os.scandir(root):
+            return ""
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"The folder '{root}' cannot be read: {error.strerror or error}."
+
+
 def _names(root: Path) -> list[str]:
     """The folders that may be runs; those whose name begins with a dot are none."""
+    names: list[str] = []
+    nameless: list[str] = []
     try:
         with os.scandir(root) as found:
-            return [one.name for one in found if not one.name.startswith(".") and one.is_dir()]
+            for one in found:
+                with contextlib.suppress(OSError):  # a link in a circle, or into a folder that is closed or gone
+                    if not one.name.startswith(".") and one.is_dir():
+                        (names if _is_text(one.name) else nameless).append(one.name)
     except OSError:
         return []
+    _left_out[root] = sorted(nameless)
+    return names
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be sent and written: of bytes that are no UTF-8, Python makes halves of characters."""
+    return name.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _names_in(place: str) -> frozenset[str]:

@@ -96,6 +96,9 @@ def _weigh(node: Any, known: dict[int, int]) -> int:
         inner = node.value
     elif isinstance(node, yaml.MappingNode):
         inner = [part for pair in node.value for part in pair]
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"'{twice[0]}' stands in it twice")
     count = 1 + sum(_weigh(part, known) for part in inner)
     if count > MOST_VALUES:
         raise ValueError(f"it stands for more than {MOST_VALUES:,} values")

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -67,11 +68,12 @@ class Run:
         """`place` (a number, the lowest is next) and `resume` of a run that waits, else None."""
         try:
             mark = json.loads(plain_files.read_text(self.queue_file, _MOST_MARK))
-            return {"place": float(mark["place"]), "resume": bool(mark["resume"])}
+            place = float(mark["place"])
+            return {"place": place if math.isfinite(place) else math.inf, "resume": bool(mark["resume"])}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged: it still waits, after the others
-            return {"place": math.inf, "resume": False}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return {"place": math.inf, "resume": False}  # damaged: it still waits, after the others
 
     @property
     def checkpoints(self) -> Path:
@@ -317,7 +319,7 @@ class RunStore:
                 for old in self.root.glob(f"{_GONE}*"):
                     if not old.is_symlink():
                         shutil.rmtree(old, ignore_errors=True)
-                aside = self.root / f"{_GONE}{run.id}"
+                aside = self.root / f"{_GONE}{uuid.uuid4().hex[:16]}"  # its own name may be as long as names can be
                 with locks.marking(self.root):  # nobody begins to read it between the look and the move
                     self._check_unread(run)
                     files.replace(run.path, aside)
@@ -335,6 +337,15 @@ class RunStore:
     def _make_folder(self, name: str) -> Path:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            what = "a link that leads to nothing" if self.root.is_symlink() else "a file"
+            raise UserError(
+                f"No run can be made in '{self.root}', which is {what}: put a folder there, or choose another with "
+                "--adapters-dir."
+            ) from None
+        except OSError as error:
+            raise self._not_made(error) from None
+        try:
             if why := files.why_too_long(self.root / (name or made_up_name())):
                 raise UserError(why)
             if name:
@@ -348,10 +359,13 @@ class RunStore:
         except FileExistsError:
             raise UserError(f"There is already a run '{name}' in {self.root}: choose another name.") from None
         except OSError as error:
-            raise UserError(
-                f"No run can be made in '{self.root}': {error.strerror or error}; make the folder writable, "
-                "or choose another with --adapters-dir."
-            ) from None
+            raise self._not_made(error) from None
+
+    def _not_made(self, error: OSError) -> UserError:
+        return UserError(
+            f"No run can be made in '{self.root}': {error.strerror or error}; make the folder writable, "
+            "or choose another with --adapters-dir."
+        )
 
 
 def check_base(base_model: str, revision: str = "") -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qlora_gui import hub, plain_files
+from qlora_gui.runs import locks
 from qlora_gui.runs.files import append_line
 
 KEPT_DAYS, YOUNG_DAYS = 7, 1
@@ -104,13 +105,23 @@ def _files() -> Iterator[Path]:
 
 
 def _noted(path: Path) -> set[str]:
-    """The runs that its note names and that are still there and name it."""
+    """The runs that its note names and that name it, or that nobody can look at just now."""
     found = set()
     with contextlib.suppress(OSError):
         for line in Path(f"{path}{_USES}").read_text(encoding="utf-8", errors="replace").splitlines():
-            manifest = Path(line) / "run.json"
-            with contextlib.suppress(OSError, ValueError):
-                # As text: that it names it, by the beginning that no other file has, is enough.
-                if path.name[:12] in plain_files.read_bytes(manifest).decode("utf-8", "replace"):
-                    found.add(Path(line).name)
+            if _may_name(Path(line), path.name[:12]):
+                found.add(Path(line).name)
     return found
+
+
+def _may_name(run: Path, begins: str) -> bool:
+    """Whether a run names the upload that begins so, or might: its folder's folder may be on a drive that is away.
+
+    As text: the beginning, which no other file has, is enough.
+    """
+    try:
+        return begins in plain_files.read_bytes(run / "run.json").decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return not (run.parent / locks.STARTING).exists()  # which every folder has in which a run was ever started
+    except (OSError, ValueError):
+        return True

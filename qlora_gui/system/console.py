@@ -1,20 +1,31 @@
 """What a terminal or a pipe can show: no sentence may end a program because a console has no sign for it."""
 
 import io
+import re
 import sys
 
 from qlora_gui.system.kind import is_windows
 
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """A text with a mark for each character that is none or turns others round: of strangers' texts, it would command a
+    terminal."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
 
 def prepare() -> None:
     """Let stdout and stderr take every text: what goes to a file or a pipe on Windows is UTF-8, as everywhere else, and
-    what a terminal has no sign for is shown as its number.
+    what a terminal has no sign for is shown as its number, as are bytes of a file's name that are no UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
-        if not isinstance(stream, io.TextIOWrapper) or _is_utf8(stream.encoding):  # a notebook's, a test's: they can
+        if not isinstance(stream, io.TextIOWrapper):  # a notebook's, a test's: they can
             continue
-        if is_windows() and not stream.isatty():
-            stream.reconfigure(encoding="utf-8")
+        if not _is_utf8(stream.encoding) and is_windows() and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         else:
             stream.reconfigure(errors="backslashreplace")
 

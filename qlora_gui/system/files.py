@@ -5,8 +5,10 @@ import importlib
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 from qlora_gui.system.kind import is_windows
 
@@ -56,25 +58,32 @@ def is_locked(path: Path) -> bool | None:
 
 
 def has_locks(folder: Path) -> bool:
-    """Whether files of a folder can be locked, asked of the folder itself; True where that cannot be found out.
+    """Whether files of a folder can be locked; True where that cannot be found out.
 
-    NFS without its lock service, and some FUSE and 9p mounts, have no flock.
+    NFS without its lock service, and some FUSE and 9p mounts, have no flock, but the kernel grants it on their folders: asked
+    is a file, and where there is none, one that is made for it.
     """
     if fcntl is None:
         return True
     try:
-        file = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with _some_file(folder) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
         return error.errno not in NO_LOCKS
-    finally:
-        os.close(file)
     return True
+
+
+def _some_file(folder: Path) -> BinaryIO:
+    """A file of a folder, open, that nobody locks for anything; a nameless one where none can be opened. Raises OSError."""
+    with os.scandir(folder) as found:
+        for one in found:
+            if one.name.endswith((".lock", ".claim")) or not one.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                return os.fdopen(open_carefully(Path(one.path), os.O_RDONLY), "rb")
+    return TemporaryFile(dir=folder)  # type: ignore[return-value]
 
 
 def replace(source: Path | str, target: Path | str) -> None:

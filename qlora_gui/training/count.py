@@ -14,7 +14,10 @@ from transformers.utils import logging as chatter
 
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.runs.config import RunConfig
+from qlora_gui.system import processes
 from qlora_gui.training import fake_parts
+
+MOST_RAM = 8 * 2**30  # far more than a model without weights needs
 
 
 def count(base: dict[str, Any]) -> dict[str, int]:
@@ -24,7 +27,7 @@ def count(base: dict[str, Any]) -> dict[str, int]:
     """
     try:
         model = fake_parts.base_on_meta(fake_parts.read_config(base), RunConfig())
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # code of hundreds of architectures: what it raises for a config is its own affair
         raise UserError(f"This base cannot be built from its config.json ({first_line(error)}).") from error
@@ -36,10 +39,14 @@ def count(base: dict[str, Any]) -> dict[str, int]:
 
 
 def main() -> int:
+    processes.limit_memory(MOST_RAM)
     warnings.simplefilter("ignore")
     chatter.set_verbosity_error()
     try:
         print(json.dumps(count(json.load(sys.stdin)["base"])))
+    except MemoryError:
+        print(json.dumps({"error": "This base cannot be built from its config.json: that takes more than 8 GB."}))
+        return 1
     except UserError as error:
         print(json.dumps({"error": str(error)}))
         return 1

@@ -35,7 +35,9 @@ def stop(store: RunStore, run_id: str) -> None:
 def kill(store: RunStore, run_id: str) -> None:
     """End the trainer at once, without saving."""
     try:
-        launch.kill(store.get(run_id))
+        run = store.get(run_id)
+        if not launch.kill(run) and run.is_locked():
+            warn(f"No process of the run '{run.id}' is found on this machine: end it where it was started.")
     except UserError as error:
         warn(error)
 

@@ -1,5 +1,6 @@
 """The page: composed of its tabs, and opened on a port."""
 
+import contextlib
 import os
 import threading
 import time
@@ -19,8 +20,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import queue, uploads
+from qlora_gui.runs import queue, scan, uploads
 from qlora_gui.runs.store import RunStore
+from qlora_gui.system import signals
 from qlora_gui.ui import compare_tab, key, links, report_tab, runs_tab, train_tab
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
@@ -30,6 +32,8 @@ from qlora_gui.ui.session import Session
 from qlora_gui.ui.theme import CSS, QUIET, theme
 
 _SWEEP_SECONDS = 6 * 3600.0
+ENDS_RUNS = "QLORA_GUI_PAGE_ENDS_RUNS"  # set where nothing outlives the page
+_END_SECONDS = 280.0  # compose.yaml gives five minutes
 
 
 def _compare_client() -> Any:
@@ -73,6 +77,8 @@ def launch_page(store: RunStore, address: Address) -> None:
     A page that others can reach always has a password: one is made and printed when none is given. One for this
     machine alone opens by its printed address, which holds a token, unless that is not wanted.
     """
+    if os.environ.get(ENDS_RUNS):
+        signals.raise_on_terminate()
     login = address.login()
     if login and not address.token:
         raise UserError("--no-token is for a page without a login: leave it out, this one asks for its password.")
@@ -99,15 +105,34 @@ def launch_page(store: RunStore, address: Address) -> None:
             print(f"If wrong passwords of others hold yours up, log in by {mine.rstrip('/')}/{token}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
-        print("The page is closed; a run that is training goes on.", flush=True)
+        if os.environ.get(ENDS_RUNS):
+            _end_runs(store)
+        else:
+            print("The page is closed; a run that is training goes on.", flush=True)
     finally:
         app.close_session()
         app.close(verbose=False)
 
 
+def _end_runs(store: RunStore) -> None:
+    """Let runs save what they have: where the page ends, as in a container, they end with it."""
+    live = [run for run in store.all() if run.is_live()]
+    for run in live:
+        print(f"The run '{run.id}' finishes its step and saves.", flush=True)
+        with contextlib.suppress(UserError):
+            run.request_stop()
+    deadline = time.monotonic() + _END_SECONDS
+    while any(run.is_locked() for run in live) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    print("The page is closed.", flush=True)
+
+
 def _sweep(store: RunStore) -> None:
     """Now, and then a few times a day, remove uploads that no run names any more."""
     while True:
+        if scan.why_unlisted(store.root):  # then nobody knows what its runs name
+            time.sleep(_SWEEP_SECONDS)
+            continue
         for one in uploads.sweep(store.named()):
             print(f"Removed the upload {one.name} ({one.bytes / 2**20:,.0f} MB), for no run names it.", flush=True)
         time.sleep(_SWEEP_SECONDS)

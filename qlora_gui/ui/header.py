@@ -6,6 +6,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from qlora_gui import hardware
+from qlora_gui.runs import scan
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import html, index, links
 from qlora_gui.ui.summary import Summary
@@ -46,7 +47,17 @@ def text(store: RunStore, look: index.Look | None = None) -> str:
     doing = ", ".join(map(_named, live)) or "idle"
     line = f'<div class="topbar"><h1>QLoRA</h1><span>{escape(devices)} · {doing}</span></div>'
     trouble = hardware.trouble()
-    return line + html.note(trouble, bad=True) * bool(trouble)
+    return line + html.note(trouble, bad=True) * bool(trouble) + _unseen(store)
+
+
+def _unseen(store: RunStore) -> str:
+    """What lies in the folder of the runs and cannot be shown; "" mostly."""
+    said = [scan.why_unlisted(store.root)]
+    if named := scan.left_out(store.root):
+        said.append(
+            f"Not shown, for the name is not UTF-8: {', '.join(named[:3])}{'…' * (len(named) > 3)}. Rename the folder."
+        )
+    return "".join(html.note(one, bad=True) for one in said if one)
 
 
 def _named(run: Summary) -> str:

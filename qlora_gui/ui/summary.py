@@ -59,8 +59,15 @@ class Summary:
             _rounded(self.after, 3),
             _rounded(self.change, 1),
             WORDS.get(self.verdict, ""),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(self.made)),
+            _made(self.made),
         ]
+
+
+def _made(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OSError, OverflowError, ValueError):  # a file system may keep times that no calendar has
+        return ""
 
 
 def read(run: Run, seen: Seen) -> Summary:

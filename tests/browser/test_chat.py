@@ -1,23 +1,48 @@
 """The chat in Compare as several people use it at once: one worker, turn by turn, and nobody ends another's answers."""
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from qlora_gui.model.base import load_tokenizer
 from tests.browser.conftest import PHONE, SLOW, Site
 from tests.browser.page import expect, fill_field, shot
 from tests.conftest import train
 
 pytestmark = pytest.mark.browser
 LONG = "Tell me a long story"
+ENDLESS = 1800  # tokens: nobody waits for that
+
+
+def make_endless(llama: Path, folder: Path) -> Path:
+    """The small Llama, so that no answer of it ends by itself: its first dimension is positive in every token, and only end
+    marks look at it."""
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.embed_tokens.weight"][:, 0] = 10.0
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight[0] = 0.0  # no layer changes it
+    weights["lm_head.weight"][:, 0] = 0.0
+    tokenizer = load_tokenizer(folder)
+    weights["lm_head.weight"][tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"]), 0] = -100.0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
-def adapter(site: Site, llama: Path) -> str:
-    return train(site.store, base_model=str(llama), name="otter", max_steps=3).id
+def adapter(site: Site, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    base = make_endless(llama, tmp_path_factory.mktemp("endless") / "llama")
+    return train(site.store, base_model=str(base), name="otter", max_steps=3).id
 
 
 def open_chat(open_page: Any, adapter: str, tokens: int) -> Any:
@@ -34,7 +59,7 @@ def ask(page: Any, prompt: str) -> None:
 
 
 def test_two_people_ask_in_turn_and_nobody_ends_the_others_answers(open_page: Any, adapter: str) -> None:
-    ada, ben = open_chat(open_page, adapter, 900), open_chat(open_page, adapter, 8)
+    ada, ben = open_chat(open_page, adapter, ENDLESS), open_chat(open_page, adapter, 8)
     ask(ada, LONG)
     expect(ada.locator("#column-title-1")).to_contain_text("writing…", timeout=SLOW)
     expect(ada.locator("#send")).to_be_disabled()
@@ -77,7 +102,7 @@ def worker_of(site: Site) -> int:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the process is looked up in /proc")
 def test_a_killed_compare_process_is_told_and_comes_back(open_page: Any, site: Site, adapter: str) -> None:
-    page = open_chat(open_page, adapter, 900)
+    page = open_chat(open_page, adapter, ENDLESS)
     ask(page, LONG)
     expect(page.locator("#column-title-1")).to_contain_text("writing…", timeout=SLOW)
     os.kill(worker_of(site), signal.SIGKILL)
@@ -90,7 +115,7 @@ def test_a_killed_compare_process_is_told_and_comes_back(open_page: Any, site: S
 
 
 def test_a_page_that_is_left_while_answers_come_leaves_the_turn_to_the_next(open_page: Any, adapter: str) -> None:
-    page = open_chat(open_page, adapter, 900)
+    page = open_chat(open_page, adapter, ENDLESS)
     ask(page, LONG)
     expect(page.locator("#column-title-1")).to_contain_text("writing…", timeout=SLOW)
     page.close()

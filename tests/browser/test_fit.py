@@ -23,6 +23,7 @@ GB = 2**30
 def choose(page: Any, where: str, value: str) -> None:
     page.locator(f"{where} input").click()
     page.get_by_role("option", name=value, exact=True).click()
+    expect(page.locator(f"{where} input")).to_have_value(value)
 
 
 def died_of_memory(site: Site, base: Path, name: str) -> Run:

@@ -41,7 +41,8 @@ def of(store: RunStore, adapters: Mapping[str, str | None], bases: Collection[st
     A/A counts where its base is among `bases`, fingerprints.
     """
     pairs, fields, others = [], [], 0
-    for contest, votes in by_contest(VoteLog(store.root).read()).items():
+    log = VoteLog(store.root)
+    for contest, votes in by_contest(log.read()).items():
         trained = [column for column in contest.columns if not is_base(column)]
         about = all(column.name in adapters for column in trained) if trained else contest.aa and contest.base in bases
         if not about:
@@ -52,8 +53,10 @@ def of(store: RunStore, adapters: Mapping[str, str | None], bases: Collection[st
             pairs.append(tally(votes))
         elif not contest.aa:
             fields.append(Field(contest, rate(votes)))
-    said = f"{counted(others, 'vote')} on earlier adapters in these folders are not counted." if others else ""
-    return Ballots(tuple(pairs), tuple(fields), said)
+    said = [f"{counted(others, 'vote')} on earlier adapters in these folders are not counted."] if others else []
+    if damaged := log.damaged():
+        said.append(f"{counted(damaged, 'line')} of {log.path.name} could not be read as a vote, and count nowhere.")
+    return Ballots(tuple(pairs), tuple(fields), " ".join(said))
 
 
 def is_base(column: Column) -> bool:

@@ -1,23 +1,20 @@
 """How the report words numbers and runs: `[-0.51, -0.37]`, and "the 0.56B model with rank 20 (calm-lynx)"."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_gui.judge.report import comparable
 from qlora_gui.judge.report.facts import Experiment
+from qlora_gui.system import console
 
 VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 _MOST = 3  # settings that are named in a sentence
 _APART = ("base_model", "dataset")  # named in words of their own
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
-)
 
 
 def clean(text: str) -> str:
     """Text that can be written and read: line ends alike, and a mark for characters that are no text or turn it round."""
-    return _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4))
+    return console.printable(text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4))
 
 
 def cut(text: str, most: int) -> str:
