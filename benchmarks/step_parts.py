@@ -61,7 +61,7 @@ def part_of(event: Any) -> str:
 def _of_a_linear(event: Any) -> str:
     """A product with a side as short as the rank is LoRA's; the cast to another dtype before it, too."""
     if event.name not in PRODUCTS:
-        return "LoRA's casts and sums"
+        return "LoRA's casts, sums and Python"
     sides = [side for shape in event.input_shapes if len(shape) == 2 for side in shape]
     return "LoRA's products" if int(SETTINGS["rank"]) in sides else "the base's products"
 

@@ -18,18 +18,18 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
+        wide = x.to(torch.float32, copy=True)
         scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        return wide.mul_(scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
-        wide = grads[0].float() * weight
+        normed = x.to(torch.float32, copy=True).mul_(scale)
+        wide = grads[0].to(torch.float32, copy=True).mul_(weight)
         along = (wide * normed).mean(-1, keepdim=True)
-        return wide.sub_(normed.mul_(along)).mul_(scale).to(x.dtype), None, None
+        return wide.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
 
 
 class _LayerNorm(torch.autograd.Function):
