@@ -53,6 +53,10 @@ def show(store: RunStore) -> int:
     queue.ensure_starter(store)
     lines = [f"{run.state():<10} {run.id}" for run in store.all() if run.is_locked()]
     lines += [f"{number:>2}. waits  {run.id}" for number, run in enumerate(queue.waiting(store), 1)]
+    lines += [
+        f"held back  {run.id}: it was marked as waiting elsewhere, so nobody starts it"
+        for run in queue.held_back(store)
+    ]
     print("\n".join(lines) if lines else f"Nothing runs or waits in {store.root}.")
     return 0
 

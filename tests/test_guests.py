@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import accelerate_file, launch
+from qlora_gui.runs import accelerate_file, launch, queue
 from qlora_gui.runs.config import RunConfig, make
 from qlora_gui.runs.store import RunStore
 from tests.attacks import Attempts
@@ -124,7 +124,7 @@ def test_a_strangers_run_brings_none(tmp_path: Path, llama: Path, attacker: List
         manifest["config"]["accelerate_config"] = named
         (run.path / "run.json").write_text(json.dumps(manifest))
         run.events_file.unlink(missing_ok=True)
-        run.queue_file.write_text('{"place": 1, "resume": false}')
+        queue._mark(run, 1, False)  # as if it had got into the queue all the same
         with opened(tmp_path):
             held = stays_away(attacker, RunStore(tmp_path / "nothing"), 6)
         launch.kill(run)

@@ -374,7 +374,9 @@ def test_a_damaged_mark_of_the_queue_stops_no_one(store: RunStore, monkeypatch: 
     damaged, fine = (store.create(make({"name": name})) for name in ("damaged", "fine"))
     damaged.queue_file.write_text(f'{{"place": {place}, "resume": false}}')
     queue.add(store, [fine])
-    assert [run.id for run in queue.waiting(store)] == ["fine", "damaged"]
+    assert [run.id for run in queue.waiting(store)] == ["fine"] and [damaged.id] == [
+        run.id for run in queue.held_back(store)
+    ]
     assert len(index.now(store).found) == 2
 
 

@@ -1,6 +1,7 @@
 """The queue: real runs that wait for each other, started by a process of its own that may be killed."""
 
 import itertools
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qlora_gui import headless_sweep
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch, locks, queue
 from qlora_gui.runs.config import make
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.ui import drawing, index
 from tests.conftest import TINY, train
 from tests.faults.ground import ENDED, until
 
@@ -123,7 +126,7 @@ def test_while_a_run_is_being_started_it_is_not_taken_out(
     store: RunStore, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [run] = made(store, llama, "one")
-    run.queue_file.write_text('{"place": 1, "resume": false}')
+    queue._mark(run, 1, False)
     monkeypatch.setattr("qlora_gui.runs.store._PATIENCE_SECONDS", 0.1)
     with store.starting(timeout=1):
         for act in (lambda: queue.leave(store, run), lambda: store.delete(run), lambda: queue.move(store, run, 1)):
@@ -132,11 +135,28 @@ def test_while_a_run_is_being_started_it_is_not_taken_out(
     assert run.state() == "queued"
 
 
-def test_a_damaged_mark_waits_at_the_end(store: RunStore, llama: Path) -> None:
-    one, other = made(store, llama, "one", "other")
-    one.queue_file.write_text("{half")
-    other.queue_file.write_text('{"place": 3, "resume": false}')
-    assert [run.id for run in queue.waiting(store)] == ["other", "one"]
+def test_a_mark_that_the_queue_did_not_make_starts_nothing(
+    store: RunStore, llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder from elsewhere says that it waits, before all others: it is shown and told, and never started by itself."""
+    gift, damaged, copied, own = made(store, llama, "gift", "damaged", "copied", "own")
+    monkeypatch.setattr(queue, "ensure_starter", lambda store: None)
+    gift.queue_file.write_text('{"place": -1e9, "resume": false}')
+    damaged.queue_file.write_text("{half")
+    queue.add(store, [own])
+    shutil.copy(own.queue_file, copied.queue_file)
+    assert [run.id for run in queue.waiting(store)] == ["own"]
+    assert sorted(run.id for run in queue.held_back(store)) == ["copied", "damaged", "gift"]
+    assert [(one.state, one.place) for one in index.now(store).found if one.id == "gift"] == [("queued", 0)]
+    assert "came from elsewhere, and nobody starts it" in drawing.of(gift).told
+    headless_sweep.show(store)
+    assert "held back  gift" in capsys.readouterr().out
+    queue.leave(store, gift)
+    assert gift.state() == "stopped"
+    queue.add(store, [damaged])  # whoever has this folder may
+    assert [run.id for run in queue.waiting(store)] == ["own", "damaged"]
+    (store.root / ".queue.key").unlink()
+    assert queue.waiting(store) == []
 
 
 def test_a_stopped_run_waits_to_be_resumed(store: RunStore, llama: Path) -> None:

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from qlora_gui import plain_files
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch, locks, scan
+from qlora_gui.runs import launch, locks, scan, seal
 from qlora_gui.runs.events import FINAL, EventLog
 from qlora_gui.runs.files import told, write_whole
 from qlora_gui.runs.store import Run, RunStore
@@ -28,10 +29,19 @@ _POLL_SECONDS = 1.0
 
 
 def waiting(store: RunStore) -> list[Run]:
-    """The runs that wait, the next one first."""
-    queued = [Run(one.path) for one in scan.scan(store.root) if one.queued and not one.locked]
-    marked = [(mark, run) for run in queued if (mark := run.queue_mark()) is not None]
+    """The runs that wait and will be started, the next one first."""
+    marked = [(mark, run) for mark, run in _marked(store) if mark["ours"]]
     return [run for _, run in sorted(marked, key=lambda pair: (pair[0]["place"], pair[1].created(), pair[1].id))]
+
+
+def held_back(store: RunStore) -> list[Run]:
+    """The runs that say that they wait, by a mark that this folder's queue did not make: nobody starts them."""
+    return [run for mark, run in _marked(store) if not mark["ours"]]
+
+
+def _marked(store: RunStore) -> list[tuple[dict[str, Any], Run]]:
+    queued = [Run(one.path) for one in scan.scan(store.root) if one.queued and not one.locked]
+    return [(mark, run) for run in queued if (mark := run.queue_mark()) is not None]
 
 
 def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
@@ -40,7 +50,8 @@ def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
     Raises UserError; then none of them waits.
     """
     for run in runs:
-        if run.is_locked() or run.queue_mark() is not None:
+        mark = run.queue_mark()
+        if run.is_locked() or (mark is not None and mark["ours"]):
             raise UserError(f"The run '{run.id}' is {run.state()} already.")
         run.check_writable()
         if resume:
@@ -96,7 +107,8 @@ def ensure_starter(store: RunStore) -> None:
 
 def _mark(run: Run, place: int, resume: bool) -> None:
     with told(f"The place of '{run.id}' in the queue", run.path):
-        write_whole(run.queue_file, json.dumps({"place": place, "resume": resume}) + "\n")
+        mark = {"place": place, "resume": resume, "seal": seal.make(run.path)}
+        write_whole(run.queue_file, json.dumps(mark) + "\n")
 
 
 def _lock(store: RunStore) -> locks.Lock:
@@ -122,7 +134,7 @@ def _drain(store: RunStore) -> None:
 
 def _start(store: RunStore, run: Run) -> None:
     mark = run.queue_mark()
-    if mark is None:  # taken out meanwhile
+    if mark is None or not mark["ours"]:  # taken out meanwhile
         return
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} starting {run.id}", flush=True)
     try:

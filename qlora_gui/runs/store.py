@@ -19,7 +19,7 @@ from qlora_gui import hub, plain_files
 from qlora_gui.data import chat_template
 from qlora_gui.data import read as data
 from qlora_gui.errors import UserError
-from qlora_gui.runs import checkpoints, events, locks, looking, scan, several, uploads
+from qlora_gui.runs import checkpoints, events, locks, looking, scan, seal, several, uploads
 from qlora_gui.runs.config import RunConfig
 from qlora_gui.runs.files import write_whole
 from qlora_gui.runs.names import made_up_name
@@ -65,15 +65,22 @@ class Run:
         return self.path / "queued"
 
     def queue_mark(self) -> dict[str, Any] | None:
-        """`place` (a number, the lowest is next) and `resume` of a run that waits, else None."""
+        """Of a run that waits `place` (a number, the lowest is next), `resume`, and whether it waits in this folder's queue
+        (`ours`) and not by the word of a folder that came from elsewhere; else None."""
         try:
             mark = json.loads(plain_files.read_text(self.queue_file, _MOST_MARK))
             place = float(mark["place"])
-            return {"place": place if math.isfinite(place) else math.inf, "resume": bool(mark["resume"])}
+            ours = seal.holds(self.path, mark.get("seal"))
+            return {"place": place if math.isfinite(place) else math.inf, "resume": bool(mark["resume"]), "ours": ours}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return {"place": math.inf, "resume": False}  # damaged: it still waits, after the others
+            return {"place": math.inf, "resume": False, "ours": False}  # damaged
+
+    def is_held_back(self) -> bool:
+        """Whether it says that it waits, and nobody starts it (`queue.held_back`)."""
+        mark = self.queue_mark()
+        return mark is not None and not mark["ours"]
 
     @property
     def checkpoints(self) -> Path:

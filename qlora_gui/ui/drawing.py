@@ -86,7 +86,9 @@ class Drawing:
         return ""
 
     def _outcome(self) -> str:
-        return views.outcome(self.state, self.events, self.run.log_tail(1), self.can_resume, self.has_adapter)
+        return views.outcome(
+            self.state, self.events, self.run.log_tail(1), self.can_resume, self.has_adapter, self.run.is_held_back()
+        )
 
 
 def of(run: Run) -> Drawing:

@@ -189,6 +189,7 @@ def _stamp(seen: Seen) -> tuple[int, ...]:
 def _places(seen: Sequence[Seen]) -> dict[str, int]:
     """The place in the queue of every run that waits, 1 is next."""
     marked = [(mark, one) for one in seen if one.queued and not one.locked and (mark := Run(one.path).queue_mark())]
+    marked = [(mark, one) for mark, one in marked if mark["ours"]]
     order = sorted(marked, key=lambda pair: (pair[0]["place"], pair[1].made, pair[1].id))
     return {one.id: place for place, (_, one) in enumerate(order, 1)}
 

@@ -178,7 +178,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         reading = index.reading(run)
         events = tail(run.events_file) if reading else run.events()[0]
         can_resume = _can_resume(run, one)
-        over = views.outcome(one.state, events, run.log_tail(1), can_resume, one.adapter)
+        over = views.outcome(one.state, events, run.log_tail(1), can_resume, one.adapter, run.is_held_back())
         doing = html.hint(views.stage(one.state, events)) if one.state in views.LIVE else over
         return {
             told: views.headline(run.id, one.state, events)

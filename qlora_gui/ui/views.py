@@ -158,10 +158,15 @@ def dropped(count: int, rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<details class="hint"><summary>Why rows are dropped ({count:,})</summary><ul>{listed}{more}</ul></details>'
 
 
-def outcome(state: str, events: Sequence[Event], log_end: str, can_resume: bool, has_adapter: bool) -> str:
+def outcome(
+    state: str, events: Sequence[Event], log_end: str, can_resume: bool, has_adapter: bool, held_back: bool = False
+) -> str:
     """A run that is over: how it ended, what it gained, and what to do next."""
     if state in LIVE:
         return ""
+    if state == "queued" and held_back:
+        what = "It is marked as waiting, but not by this folder's queue: it came from elsewhere, and nobody starts it."
+        return html.note(what, "Take it out of the queue, and train its settings yourself if you trust them.", bad=True)
     if state == "queued":
         return html.note("It waits for the GPU and starts by itself, also with this page closed.")
     end = last(list(events), *FINAL) or {}
