@@ -330,7 +330,8 @@ def test_a_base_is_nothing_but_what_lies_in_its_folder(llama: Path, tmp_path: Pa
     (given / "pipe.safetensors").unlink()
     with pytest.raises(UserError, match=r"index\.json' cannot be read"):
         bases.locate(str(given))
-    (given / "model.safetensors.index.json").unlink()
+    (given / "weights.bin").rename(given / "model.safetensors")
+    bases.locate(str(given))  # an index that nobody reads
     (given / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": "([a-z_.0-9]+)+!"}')
     with pytest.raises(UserError, match="holds an adapter") as refused:
         bases.locate(str(given))

@@ -168,9 +168,9 @@ def _bytes_read_by(model: Any, plain: bool) -> int:
     In the widest part of a layer: gate, up and their product in the compute dtype, and two of them in fp32 for the
     adapters. Where all logits are made, those, and two copies that what follows the head may hold.
     """
-    text, number = model.config.get_text_config(), model.get_input_embeddings().weight.element_size()
-    inner = getattr(text, "intermediate_size", None) or 0
-    widest = max(*(inner if isinstance(inner, (list, tuple)) else [inner]), 4 * text.hidden_size)
+    embedding = model.get_input_embeddings().weight
+    number, inner = embedding.element_size(), getattr(model.config.get_text_config(), "intermediate_size", None) or 0
+    widest = max(*(inner if isinstance(inner, (list, tuple)) else [inner]), 4 * embedding.shape[1])
     logits = 0 if plain else 3 * number * model.get_output_embeddings().weight.shape[0]
     return (3 * number + 8) * widest + logits
 

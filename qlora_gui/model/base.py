@@ -95,7 +95,9 @@ def _check_folder(folder: Path) -> None:
         )
     config = config_of(folder)
     shape.check_limits(config)
-    named = [str(config.get("transformers_weights") or ""), *_listed_weights(folder / "model.safetensors.index.json")]
+    named = [str(config.get("transformers_weights") or "")]
+    if not (folder / "model.safetensors").is_file():  # which goes before an index, that may be left from something else
+        named += _listed_weights(folder / "model.safetensors.index.json")
     for name in dict.fromkeys(filter(None, named)):
         if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
             raise UserError(
