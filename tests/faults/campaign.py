@@ -126,10 +126,11 @@ def table(results: dict[str, Result]) -> str:
     minutes = sum(result.seconds for result in results.values()) / 60
     day = time.strftime("%Y-%m-%d")
     head = (
-        "# Fault campaign\n\nMade by `python -m tests.faults --out docs/faults.md`; a seeded part of it runs in CI. Every "
-        "try does its fault for real, at a random moment, to real child processes that train a small model, in a folder "
-        "of its own. *Lost* counts tries after which something kept was gone, a state was not told as it is, a half "
-        "file passed for a whole one, or training did not end with the losses of a run that nothing happened to.\n\n"
+        "# Fault campaign\n\nMade by `python -m tests.faults --out docs/faults.md`; a seeded part of it runs in CI, among the "
+        "tests marked `slow`. Every try does its fault for real, at a random moment, to real child processes that train a "
+        "small model, in a folder of its own. *Lost* counts tries after which something kept was gone, a state was not told "
+        "as it is, a half file passed for a whole one, or training did not end with the losses of a run that nothing "
+        "happened to.\n\n"
         f"{day}, Python {sys.version.split()[0]}, CPU: {tries} tries in {minutes:.0f} minutes, lost {lost}.\n\n"
     )
     return head + "\n".join([*lines, f"| **all** | | **{tries}** | **{lost}** |"]) + "\n"
