@@ -8,6 +8,7 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
 from qlora_gui.runs.changes import ChangedError
+from qlora_gui.runs.events import mark
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, html
 
@@ -54,6 +55,9 @@ def resume(store: RunStore, run_id: str, changed: bool = False) -> str:
     """Go on from the last checkpoint; gives what to ask first, where data or base are others than they were, else ""."""
     try:
         run = store.get(run_id)
+        end = mark(run.events_file) or {}
+        if end.get("changed") and not changed:  # only the trainer could see it, and has said so
+            return str(end.get("message"))
         launch.start(run, store, resume=True, changed=changed)
     except ChangedError as error:
         return str(error)
