@@ -132,9 +132,14 @@ def _crops(model: Any, ids: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def _equal(model: Any, one: torch.Tensor, other: torch.Tensor) -> bool:
     """By the number format of the model's embeddings, for logits may be of a finer one than what they were made from, and by its
-    depth, as in `selftest.tolerance`."""
+    depth."""
     one, other = one.float(), other.float()
     difference = (one - other).abs().max() / other.abs().max().clamp_min(1e-6)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or _LAYERS
-    deeper = max(layers / _LAYERS, 1.0) ** 0.5
-    return bool(difference <= _TOLERANCE[model.get_input_embeddings().weight.dtype] * deeper)
+    return bool(difference <= _TOLERANCE[model.get_input_embeddings().weight.dtype] * by_depth(layers))
+
+
+def by_depth(layers: int) -> float:
+    """How many times as much rounding a model of so many layers may show: errors of single roundings add up like a random walk,
+    so that they grow with the square root."""
+    return max(layers / _LAYERS, 1.0) ** 0.5

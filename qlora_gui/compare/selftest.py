@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_gui.compare import reading
 from qlora_gui.compare.adapter_file import Adapter
 from qlora_gui.compare.clean_base import CleanBase
 from qlora_gui.compare.lane import Lane
 from qlora_gui.compare.rows import BASE, RowAdapters
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.model import device as devices
+from qlora_gui.model import loss
 
-# The largest difference of logits, as a share of the largest logit, that rounding explains.
-_LAYERS = 32  # up to so many the tolerance holds as it stands
+# The largest difference of logits, as a share of the largest logit, that rounding explains (`reading.by_depth`).
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-_ROUNDING = 1e-3  # of the largest logit, from one forward pass to the next; at least one step of their format
 _TEXT = "The parcel never came, and the shop does not answer."
 
 
@@ -74,11 +74,8 @@ def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Re
 
 
 def tolerance(dtype: torch.dtype, layers: int) -> float:
-    """The largest difference of logits, as a share of the largest logit, that rounding explains.
-
-    Errors of single roundings add up like a random walk, so that they grow with the square root of the layers.
-    """
-    return _TOLERANCE[dtype] * max(layers / _LAYERS, 1.0) ** 0.5
+    """The largest difference of logits, as a share of the largest logit, that rounding explains."""
+    return _TOLERANCE[dtype] * reading.by_depth(layers)
 
 
 def _unchanged(base: CleanBase, ids: torch.Tensor, before: torch.Tensor) -> bool:
@@ -86,5 +83,4 @@ def _unchanged(base: CleanBase, ids: torch.Tensor, before: torch.Tensor) -> bool
     after, again = (base.model(input_ids=ids).logits for _ in range(2))
     if torch.equal(before, after) or torch.equal(after, again):
         return torch.equal(before, after)
-    rounding = max(_ROUNDING, torch.finfo(before.dtype).eps)
-    return bool((before - after).abs().max() <= rounding * before.abs().max())
+    return loss.alike(after, before)

@@ -18,7 +18,7 @@ from typing import Any
 from qlora_gui.compare import priority
 from qlora_gui.compare.settings import Decoding
 from qlora_gui.data.rendering import RENDERER, StoppedRendering
-from qlora_gui.errors import PANIC, UserError, first_line, is_panic
+from qlora_gui.errors import UserError, panicked
 from qlora_gui.runs import locks
 
 
@@ -79,9 +79,9 @@ def _serve(request: dict[str, Any], columns: Any, emit: Any, stop: threading.Eve
             message = f"{type(error).__name__}: {error}"
         emit({"kind": "error", "message": message, "bug": not short})
     except BaseException as error:
-        if not is_panic(error):
+        if (told := panicked(error)) is None:
             raise
-        emit({"kind": "error", "message": PANIC % first_line(error), "bug": False})
+        emit({"kind": "error", "message": str(told), "bug": False})
 
 
 def _ran_out(error: Exception) -> bool:

@@ -176,11 +176,12 @@ def not_plain(model: Any) -> str:
         hook.remove()
         model.train(was_training)
     # Of one pass the logits are the head's to the bit. The decoder is asked again, and a GPU may sum in another order.
-    plain = len(made) == 2 and torch.equal(expected.to(made[1].dtype), made[1]) and _alike(made[0], hidden)
+    plain = len(made) == 2 and torch.equal(expected.to(made[1].dtype), made[1]) and alike(made[0], hidden)
     return "" if plain else "its logits are more than head(hidden)"
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two results of the same pass differ by rounding alone, in another order of sums."""
     if one.shape != other.shape:
         return False
     rounding = max(_ROUNDING, torch.finfo(other.dtype).eps)

@@ -15,7 +15,7 @@ import psutil
 
 from qlora_gui import hub
 from qlora_gui.data import facts, read, tokens
-from qlora_gui.errors import PANIC, UserError, first_line, is_panic
+from qlora_gui.errors import UserError, panicked
 from qlora_gui.model import base as bases
 from qlora_gui.model import chats, context, vocabulary
 from qlora_gui.runs import config as configs
@@ -146,9 +146,9 @@ def main() -> int:
             write({"error": looking.too_large(config.dataset, most)})
             return 1
         except BaseException as error:
-            if not is_panic(error):
+            if (told := panicked(error)) is None:
                 raise
-            write({"error": PANIC % first_line(error)})
+            write({"error": str(told)})
             return 1
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import filelock
 
-from qlora_gui.errors import PANIC, UserError, first_line, is_panic
+from qlora_gui.errors import UserError, panicked
 from qlora_gui.runs import cards, locks, queue, reserve
 from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, Silent
@@ -68,9 +68,9 @@ def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: reserve
         train(run, log, arguments.resume, arguments.resume_changed)
         return 0
     except BaseException as raised:
-        if not isinstance(raised, Exception) and not is_panic(raised):
+        error = raised if isinstance(raised, Exception) else panicked(raised)
+        if error is None:
             raise
-        error = raised if isinstance(raised, Exception) else UserError(PANIC % first_line(raised))
         together.await_reason(error)
         if room is not None:
             room.give_back()  # a last word needs a place on the disk
