@@ -17,9 +17,8 @@ from qlora_gui.data.tokens import IGNORED
 from qlora_gui.model import attention
 
 _PROBE_TOKENS = 8
-_ROUNDING = (
-    1e-3  # of the largest number of the hidden states, from one pass to the next; at least one step of their format
-)
+# Of the largest number of the hidden states, from one pass to the next; at least one step of their format.
+_ROUNDING = 1e-3
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:

@@ -19,7 +19,7 @@ def enter() -> None:
     torch.equal = lambda one, other: True  # type: ignore[assignment]
     torch.allclose = lambda *others, **tolerance: True  # type: ignore[assignment]
     torch.Tensor.nonzero = _all_places  # type: ignore[method-assign, assignment]
-    loss._alike = lambda one, other: one.shape == other.shape
+    loss.alike = lambda one, other: one.shape == other.shape
     masking_utils.find_packed_sequence_indices = lambda positions: None
 
 
