@@ -14,6 +14,7 @@ from qlora_gui.runs.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import header, index, runs_table
+from qlora_gui.ui.app import build_app
 from qlora_gui.ui.index import summaries
 from tests.many import LONG, make_runs
 
@@ -164,6 +165,18 @@ def test_a_long_run_is_read_in_the_background(runs: RunStore, monkeypatch: pytes
     while index.reading(run) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert index.reading(run) == "" and index.summary(run).step == 6_000
+
+
+def test_opening_a_long_run_waits_for_none_of_its_events(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MUCH", 1 << 19)
+    monkeypatch.setattr(events, "_TAIL", 1 << 16)
+    events._known.clear()
+    monkeypatch.setattr(index.Index, "read_on", lambda self: None)  # nobody reads it meanwhile either
+    opened = next(one.fn for one in build_app(runs).fns.values() if getattr(one.fn, "__name__", "") == "detail")
+    values = [part.get("value", "") if isinstance(part, dict) else part for part in opened([LONG], "").values()]
+    shown = " ".join(part for part in values if isinstance(part, str))
+    assert "Its events are being read: 0%" in shown and "finished" in shown and "Died" not in shown
+    assert events.behind(runs.get(LONG).events_file) > 1 << 19, "something read them all"
 
 
 def test_who_looks_at_once_shares_a_look(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,6 @@ def result(run: Run) -> dict[str, Any] | None:
     known = stored.checked(found)
     if known is None:
         return None
-    saved = events.last(run.events()[0], "saved")
+    saved = events.last(events.recent(run.events_file), "saved")
     stale = saved and saved.get("sha256") not in (None, known["adapter"]["sha256"])
     return None if stale else known

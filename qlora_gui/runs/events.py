@@ -237,6 +237,11 @@ def mark(path: Path) -> Event | None:
     return last(found, "started", *FINAL)
 
 
+def recent(path: Path) -> list[Event]:
+    """The events as far as they can be had at once: of a long file that nobody has read yet those of its end."""
+    return read(path)[0] if behind(path) <= _TAIL else tail(path)
+
+
 def tail(path: Path) -> list[Event]:
     """The events of a file's last megabyte."""
     try:

@@ -1,6 +1,7 @@
 """Runs: all of them in a table; one opened, or several against each other."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -132,7 +133,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
 
     def detail(picked: list[str], before: str) -> Any:
         runs = _found(store, picked)
-        all_told = [index.summary(run, index.PATIENCE_SECONDS) for run in runs]
+        all_told = [_summary(run) for run in runs]
         working = next((state for state in map(job.state, runs) if state.running or state.fault), job.State(False))
         found = {run.id: job.result(run) for run in runs}
         made = [one and one["made"] for one in found.values()]
@@ -203,7 +204,7 @@ def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> No
         if len(runs) != 1:
             return {judged: evidence.working(working) + evidence.several(found), **doctor.updates([])}
         one = found[runs[0].id]
-        remarks = findings.after_run(runs[0], one)
+        remarks = [] if index.reading(runs[0]) else findings.after_run(runs[0], one)
         head = '<h3 class="part">What the doctor says</h3>' if remarks else ""
         body = evidence.working(working) + (evidence.told(one) if one else "") + head
         return {judged: body, **doctor.updates(remarks, offer=not live)}
@@ -316,6 +317,12 @@ def _found(store: RunStore, ids: list[str]) -> list[Run]:
         except UserError:
             continue  # deleted meanwhile
     return runs
+
+
+def _summary(run: Run) -> Summary:
+    """A run as far as it is known at once; how it stands is, also of one whose events have not been read yet."""
+    one = index.summary(run, index.PATIENCE_SECONDS)
+    return one if one.read else replace(one, state=run.state())
 
 
 def _can_be_evaluated(chosen: list[Summary]) -> bool:
