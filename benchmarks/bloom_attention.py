@@ -29,8 +29,8 @@ from torch import nn  # noqa: E402
 from transformers import BloomConfig, BloomForCausalLM  # noqa: E402
 from transformers.models.bloom import modeling_bloom  # noqa: E402
 
-from qlora_gui.model import attention  # noqa: E402
-from qlora_gui.model import device as devices  # noqa: E402
+from qlora_gui.models import attention  # noqa: E402
+from qlora_gui.models import device as devices  # noqa: E402
 
 SHAPES = {"560m": (1024, 16, 24), "7b1": (4096, 32, 30)}  # width, heads, layers of the whole model
 WHOLE = ("560m",)  # a whole layer of 7B1 is all linears, and takes minutes on a CPU

@@ -25,12 +25,12 @@ warnings.filterwarnings("ignore")
 from machine import hardware, versions  # noqa: E402
 from transformers.utils import logging as chatter  # noqa: E402
 
-from qlora_gui.compare import evidence  # noqa: E402
-from qlora_gui.compare.columns import Columns  # noqa: E402
-from qlora_gui.data import read  # noqa: E402
-from qlora_gui.judge import evaluate, job  # noqa: E402
+from qlora_gui.inference import evidence  # noqa: E402
+from qlora_gui.inference.columns import Columns  # noqa: E402
+from qlora_gui.data import load  # noqa: E402
+from qlora_gui.evaluation import run as evaluate, job  # noqa: E402
 from qlora_gui.runs import launch  # noqa: E402
-from qlora_gui.runs.config import make  # noqa: E402
+from qlora_gui.config import make  # noqa: E402
 from qlora_gui.runs.store import RunStore  # noqa: E402
 
 TARGET = 2.0
@@ -78,7 +78,7 @@ def main() -> None:
     given = parser.parse_args()
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    rows = read.load(str(given.data)).train
+    rows = load.load(str(given.data)).train
     settings = job.Settings(rows=given.rows)
     examples = rows[TRAINED_ROWS : TRAINED_ROWS + given.rows]
     request = {

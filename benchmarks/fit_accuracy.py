@@ -26,14 +26,14 @@ import torch  # noqa: E402
 from machine import hardware, versions  # noqa: E402
 from transformers.utils import logging as chatter  # noqa: E402
 
-from qlora_gui.memory import budget, known  # noqa: E402
-from qlora_gui.memory import plan as plans  # noqa: E402
-from qlora_gui.memory import shape as shapes  # noqa: E402
-from qlora_gui.model import base as bases  # noqa: E402
-from qlora_gui.runs.config import make  # noqa: E402
-from qlora_gui.training import fake_parts, simulate  # noqa: E402
-from qlora_gui.training.cuda_rules import cuda_rules  # noqa: E402
-from qlora_gui.training.step import peak_of_step  # noqa: E402
+from qlora_gui.memory import budget, known_models  # noqa: E402
+from qlora_gui.memory import estimate as plans  # noqa: E402
+from qlora_gui.memory import model_shape as shapes  # noqa: E402
+from qlora_gui.models import base as bases  # noqa: E402
+from qlora_gui.config import make  # noqa: E402
+from qlora_gui.simulation import fake_model, __main__  # noqa: E402
+from qlora_gui.simulation.cuda_emulation import cuda_rules  # noqa: E402
+from qlora_gui.simulation.step import peak_of_step  # noqa: E402
 from tests import models  # noqa: E402
 
 TARGET = 0.08
@@ -60,13 +60,13 @@ def cells() -> list[dict[str, Any]]:
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
     """One cell: both peaks in bytes, how far the closed form is off, and where each says the peak comes."""
-    values = dict(known._entry(cell["base"]))
+    values = dict(known_models._entry(cell["base"]))
     run = make({"rank": cell["rank"], "bias": cell["bias"], "gradient_checkpointing": cell["checkpointing"]})
     size = {"rows": cell["rows"], "length": cell["length"], "way": cell["way"]}
     began = time.perf_counter()
     planned = plans.plan(run, shapes.read(values), budget.card(80), **size)
     half = time.perf_counter()
-    simulated = simulate.simulate(values, run, checkpointing=cell["checkpointing"], **size)
+    simulated = __main__.simulate(values, run, checkpointing=cell["checkpointing"], **size)
     return cell | {
         "planned": planned.uncorrected,
         "simulated": simulated["peak"],
@@ -83,14 +83,14 @@ def tiny() -> list[dict[str, Any]]:
     for make_base, checkpointing in itertools.product((models.make_bloom, models.make_llama), GRID["checkpointing"]):
         run = make({"rank": 4, "bias": "all", "gradient_checkpointing": checkpointing})
         with tempfile.TemporaryDirectory() as folder:
-            config = fake_parts.read_config(json.loads((make_base(Path(folder)) / "config.json").read_text()))
-            simulated = simulate.peaks(config, config.num_hidden_layers, run, 2, 96, "ours")
+            config = fake_model.read_config(json.loads((make_base(Path(folder)) / "config.json").read_text()))
+            simulated = __main__.peaks(config, config.num_hidden_layers, run, 2, 96, "ours")
             base = bases.load_model(
                 folder, run.quant_type, run.double_quant, torch.device("cpu"), torch.bfloat16, lambda text: None
             )
         ids = torch.arange(2 * 96).view(2, 96)
         with cuda_rules():
-            real = peak_of_step(simulate.prepared(base, run), {"input_ids": ids, "labels": ids.clone()}, run)
+            real = peak_of_step(__main__.prepared(base, run), {"input_ids": ids, "labels": ids.clone()}, run)
         peaks = {"simulated": max(simulated.places.values()), "allocated": max(real.places.values())}
         found.append({"base": make_base.__name__, "checkpointing": checkpointing, "equal": simulated == real} | peaks)
     return found

@@ -32,8 +32,8 @@ def child(way: str, path: str) -> float:
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    from qlora_gui.model import base as bases
-    from qlora_gui.model import quantized  # noqa: F401  # an import, and not part of the load
+    from qlora_gui.models import base as bases
+    from qlora_gui.models import quantized_cache  # noqa: F401  # an import, and not part of the load
 
     _ = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(path))]  # the architecture's module
     device, dtype = torch.device("cpu"), torch.float32
@@ -130,7 +130,7 @@ def main() -> None:
     if arguments.child:
         print(child(*arguments.child))
         return
-    from qlora_gui.model import demo
+    from qlora_gui.models import demo
 
     results = {"demo": compare(str(demo.ensure()), arguments.runs)}
     show("demo base, 135M", results["demo"])

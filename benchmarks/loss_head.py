@@ -30,9 +30,9 @@ from rivals import venvs  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers.loss.loss_utils import ForCausalLMLoss  # noqa: E402
 
-from qlora_gui.data.tokens import IGNORED  # noqa: E402
-from qlora_gui.model import device as devices  # noqa: E402
-from qlora_gui.model import loss  # noqa: E402
+from qlora_gui.data.tokenization import IGNORED  # noqa: E402
+from qlora_gui.models import device as devices  # noqa: E402
+from qlora_gui.models import chunked_loss  # noqa: E402
 
 VOCABULARY = 250_880
 WAYS = ("stock", "trl", "ours")
@@ -70,7 +70,7 @@ def way_of(name: str, head: nn.Linear) -> Loss:
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         return lambda hidden, labels: model(inputs_embeds=hidden, labels=labels, fused_lm_head=True).loss
     return lambda hidden, labels: (
-        loss.summed_loss(hidden, head.weight, head.bias, labels) / (labels[:, 1:] != IGNORED).sum()
+        chunked_loss.summed_loss(hidden, head.weight, head.bias, labels) / (labels[:, 1:] != IGNORED).sum()
     )
 
 

@@ -32,7 +32,7 @@ import httpx  # noqa: E402
 from machine import hardware, versions  # noqa: E402
 
 from qlora_gui.runs import launch  # noqa: E402
-from qlora_gui.runs.config import make  # noqa: E402
+from qlora_gui.config import make  # noqa: E402
 from qlora_gui.runs.store import Run, RunStore  # noqa: E402
 from tests.models import make_llama  # noqa: E402
 

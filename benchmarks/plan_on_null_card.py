@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from machine import hardware  # noqa: E402
 
-from qlora_gui.runs import config as configs  # noqa: E402
+from qlora_gui import config as configs  # noqa: E402
 from tests.null_card.__main__ import environment  # noqa: E402
 from tests.null_card.cards import H100, RTX_4060_TI, T4, Card  # noqa: E402
 from tests.null_card.host import NullCard  # noqa: E402

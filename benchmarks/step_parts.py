@@ -26,7 +26,7 @@ from rivals import ours  # noqa: E402
 from train_speed import EXAMPLES_A_STEP, MEASURED_ROWS, SETTINGS, TRAINED_ROWS, prepare  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-from qlora_gui.runs.config import make  # noqa: E402
+from qlora_gui.config import make  # noqa: E402
 from qlora_gui.runs.events import EventLog  # noqa: E402
 from qlora_gui.runs.store import RunStore  # noqa: E402
 from qlora_gui.training import run as runs  # noqa: E402

@@ -31,10 +31,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from machine import hardware, versions  # noqa: E402
 from rivals import ours, venvs  # noqa: E402
 
-from qlora_gui.data import batches, read, tokens  # noqa: E402
+from qlora_gui.data import collate, load, tokenization  # noqa: E402
 from qlora_gui.data.chat import Chat  # noqa: E402
-from qlora_gui.model import base as bases  # noqa: E402
-from qlora_gui.model import demo  # noqa: E402
+from qlora_gui.models import base as bases  # noqa: E402
+from qlora_gui.models import demo  # noqa: E402
 
 RIVALS = ROOT / "benchmarks" / "rivals"
 # The base's own default, said aloud: LLaMA-Factory's template has none, and all shall learn from the same tokens.
@@ -80,14 +80,14 @@ def prepare(data: Path, rows: int, measured: int, folder: Path) -> tuple[dict[st
     """The job that is the same for all, with its rows tokenized once, and the encoded held-out rows."""
     base = demo.ensure()
     tokenizer = bases.load_tokenizer(base)
-    examples = read.load(str(data)).train
+    examples = load.load(str(data)).train
     if len(examples) < rows + measured:
         raise SystemExit(f"{data} has {len(examples)} rows, and {rows + measured} are needed")
     for example in examples:
-        example["messages"] = tokens.with_system(example["messages"], SYSTEM)
+        example["messages"] = tokenization.with_system(example["messages"], SYSTEM)
     limit, chat = int(SETTINGS["max_length"]), Chat(tokenizer)
-    trained, _ = tokens.encode_all(examples[:rows], chat, limit)
-    held_out, _ = tokens.encode_all(examples[rows : rows + measured], chat, limit)
+    trained, _ = tokenization.encode_all(examples[:rows], chat, limit)
+    held_out, _ = tokenization.encode_all(examples[rows : rows + measured], chat, limit)
     conversations = [example["messages"] for example in examples[:rows]]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations), encoding="utf-8")
@@ -95,9 +95,9 @@ def prepare(data: Path, rows: int, measured: int, folder: Path) -> tuple[dict[st
         "base": str(base),
         "file": str(file),
         "conversations": conversations,
-        "rows": batches.as_rows(trained),
+        "rows": collate.as_rows(trained),
     }
-    return job, batches.as_rows(held_out)
+    return job, collate.as_rows(held_out)
 
 
 def rows_a_step(job: dict[str, Any], packed: bool) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from qlora_gui import hub
 from qlora_gui.system import files, kind
 
-MODULE = "qlora_gui.model.ask_torch"
+MODULE = "qlora_gui.models.ask_torch"
 _PATIENCE = 180.0  # seconds: torch may come from a cold disk
 _AGAIN = 60.0  # seconds until a child that failed is tried again
 _DOUBTFUL = 600.0  # and until torch is asked again about a GPU that it does not use

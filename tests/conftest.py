@@ -17,7 +17,7 @@ if (
 
 from qlora_gui import hub
 from qlora_gui.runs import launch
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.store import Run, RunStore
 from tests import attacks
 

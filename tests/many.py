@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 
 LONG = "long-run"
 _BASES = ("Qwen/Qwen3-8B", "google/gemma-3-4b-it", "bigscience/bloom-560m", "meta-llama/Llama-3.2-1B")

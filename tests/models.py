@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from qlora_gui.data import read
+from qlora_gui.data import load
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -16,7 +16,7 @@ CHATML = (
 
 def make_tokenizer(folder: Path, template: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of about 1,000 tokens, without a chat template unless one is given."""
-    examples = read.load("demo").train
+    examples = load.load("demo").train
     texts = [turn["content"] for example in examples for turn in example["messages"]]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge import job, report
-from qlora_gui.memory import known
-from qlora_gui.runs import config as configs
-from qlora_gui.runs import looking, sweep
+from qlora_gui.evaluation import job
+from qlora_gui import report
+from qlora_gui.memory import known_models
+from qlora_gui import config as configs
+from qlora_gui.runs import bounded_reading, sweep
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import drawing, form, index, preview
+from qlora_gui.ui import run_view
+from qlora_gui.ui.train import form, preview
+from qlora_gui.ui.runs import index
 from qlora_gui.ui.app import build_app
 
 
@@ -60,14 +63,14 @@ def do(asked: dict[str, Any], store: RunStore) -> list[str]:
     """Everything of the page's process that reads what was given; one text for each."""
     config = configs.make(asked["config"]) if "config" in asked else configs.RunConfig()
     ways: dict[str, Any] = {
-        "base": lambda: known.find(config, ask=False),
+        "base": lambda: known_models.find(config, ask=False),
         "create": lambda: (form.judge(asked["config"], store), store.create(config)),
         "preview": lambda: shown(config),
-        "held out": lambda: looking.held_out(config),
+        "held out": lambda: bounded_reading.held_out(config),
         "file": lambda: configs.resolve(file=asked["file"]),
         "sweep": lambda: sweep.parse(Path(asked["file"]).read_text()),
         "runs": lambda: [
-            (index.summary(run), drawing.of(run).told, job.result(run), run.queue_mark()) for run in store.all()
+            (index.summary(run), run_view.of(run).told, job.result(run), run.queue_mark()) for run in store.all()
         ],
         "report": lambda: "".join(render(report.written(store)) for render in report.RENDERERS.values()),
     }

@@ -6,10 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
-from qlora_gui.memory import known
+from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
-from qlora_gui.memory.plan import plan
-from qlora_gui.runs import config as configs
+from qlora_gui.memory.estimate import plan
+from qlora_gui import config as configs
 from tests import on_null_card
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def fit_table() -> str:
     for number in (1, 2, 3):
         for length in (512, 1024):
             config = configs.resolve({"batch_size": 4, "max_length": length}, preset=f"experiment-{number}")
-            shape = known.find(config)
+            shape = known_models.find(config)
             stock, ours = (plan(config, shape, card(16), way=way) for way in ("stock", "ours"))
             told = [f"{found.total / 2**30:.1f} GB, {found.verdict}" for found in (stock, ours)]
             base = config.base_model.rpartition("/")[2]

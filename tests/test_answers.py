@@ -2,10 +2,10 @@
 
 import pytest
 
-from qlora_gui.data.thought import parted
-from qlora_gui.judge.report import RENDERERS, written
+from qlora_gui.data.reasoning import parted
+from qlora_gui.report import RENDERERS, written
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import columns
+from qlora_gui.ui.compare import columns
 from tests.test_report import Made
 
 

@@ -16,14 +16,15 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qlora_gui import cli
-from qlora_gui.data import batches, tokens
-from qlora_gui.data.tokens import IGNORED
+from qlora_gui.cli import main
+from qlora_gui.data import collate, tokenization
+from qlora_gui.data.tokenization import IGNORED
 from qlora_gui.errors import UserError
-from qlora_gui.model import attention, causality, context, lora, lora_targets, loss, norms, supported
-from qlora_gui.model import base as bases
-from qlora_gui.runs.config import RunConfig, make
-from qlora_gui.training import setup, simulate
+from qlora_gui.models import attention, causality, context, lora, lora_targets, chunked_loss, norms, supported
+from qlora_gui.models import base as bases
+from qlora_gui.config import RunConfig, make
+from qlora_gui.training import setup
+from qlora_gui.simulation import __main__
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -160,11 +161,11 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return build
 
 
-def rows(*lengths: int, beginning: int = 8) -> list[batches.Row]:
+def rows(*lengths: int, beginning: int = 8) -> list[collate.Row]:
     """Rows of random tokens that begin alike; what follows the beginning is learned."""
     chance = random.Random(0)
     alike = [chance.randrange(2, WORDS) for _ in range(beginning)]
-    found: list[batches.Row] = []
+    found: list[collate.Row] = []
     for length in lengths:
         own = [chance.randrange(2, WORDS) for _ in range(length - beginning)]
         found.append({"input_ids": alike + own, "labels": [IGNORED] * (beginning + 2) + own[2:]})
@@ -177,7 +178,7 @@ def ours(base: Path, **knobs: object) -> Any:
     model = bases.load_model(str(base), "nf4", True, CPU, torch.float32)
     lora.prepare(model, config)
     wrapped = lora.attach(model, config)
-    loss.install(wrapped.get_base_model())
+    chunked_loss.install(wrapped.get_base_model())
     stir(wrapped)
     return wrapped.train()
 
@@ -222,8 +223,8 @@ def stir(model: Any) -> None:
             part.data += torch.randn(part.shape, generator=generator) * 0.05
 
 
-def batch_of(rows: list[batches.Row], shared_length: int = 0) -> dict[str, torch.Tensor]:
-    given = batches.Collate(PAD, shared_length)(rows)
+def batch_of(rows: list[collate.Row], shared_length: int = 0) -> dict[str, torch.Tensor]:
+    given = collate.Collate(PAD, shared_length)(rows)
     return {name: part for name, part in given.items() if name != "tokens"}
 
 
@@ -245,7 +246,7 @@ def assert_equal_steps(
     assert off < 2e-4 * size
 
 
-def padded(given: list[batches.Row]) -> dict[str, torch.Tensor]:
+def padded(given: list[collate.Row]) -> dict[str, torch.Tensor]:
     """One row an example, as collators usually give it."""
     sizes = torch.tensor([len(row["input_ids"]) for row in given])
     return batch_of(given) | {"attention_mask": (torch.arange(int(sizes.max())) < sizes[:, None]).long()}
@@ -259,15 +260,15 @@ def test_packed_rows_longer_than_the_window(base_of: Callable[[str], Path], kind
     examples = rows(14, 60, 20, 45)
     base = model.get_base_model()
     length = setup._shared_length(examples, config_of(max_length=192), base)
-    packed = batch_of(batches.share(examples, length))
+    packed = batch_of(collate.share(examples, length))
     assert "blocks" in packed and packed["input_ids"].shape[1] > 2 * WINDOW
     assert_equal_steps(step(model, packed), step(stock(base_of(kind), model), padded(examples)))
 
 
-def tree(seed: int, parts: int = 6) -> list[batches.Row]:
+def tree(seed: int, parts: int = 6) -> list[collate.Row]:
     """Rows that begin as one of the earlier ones does, for some while, and learn two stretches of what is their own."""
     chance = random.Random(seed)
-    found: list[batches.Row] = []
+    found: list[collate.Row] = []
     for _ in range(parts):
         other = chance.choice(found)["input_ids"] if found else []
         ids = other[: chance.randrange(2, len(other))] if other else []
@@ -286,7 +287,7 @@ def test_the_rows_of_a_conversation_share_one_that_is_longer_than_the_window(
 ) -> None:
     model = ours(base_of(kind))
     parts = tree(seed)
-    joined = batches.branched(parts, 512)
+    joined = collate.branched(parts, 512)
     assert len(joined) < len(parts) and max(len(row["input_ids"]) for row in joined) > 2 * WINDOW
     assert_equal_steps(step(model, batch_of(joined)), step(stock(base_of(kind), model), padded(parts)))
 
@@ -364,10 +365,10 @@ def test_blocks_reach_the_decoder_when_all_logits_are_made_at_once(base_of: Call
     """GPT-J's causal LM does not pass on what it does not know."""
     model = ours(base_of(kind))
     base = model.get_base_model()
-    packed = batch_of(batches.share(rows(14, 30, 20), 64))
+    packed = batch_of(collate.share(rows(14, 30, 20), 64))
     expected = step(model, packed)
     base.get_output_embeddings().weight.requires_grad_(True)
-    assert loss.install(base) == "its head is trained"
+    assert chunked_loss.install(base) == "its head is trained"
     base.get_output_embeddings().weight.requires_grad_(False)
     assert_equal_steps(step(model, packed), expected)
 
@@ -515,7 +516,7 @@ def test_a_base_that_sees_later_tokens_is_refused_once_it_is_loaded(base_of: Cal
 def test_rows_that_a_base_has_no_positions_for_are_refused_and_others_told(
     base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    examples = [tokens.Encoded(1, [1] * length, [1] * length, False) for length in (9, 12, 15)]
+    examples = [tokenization.Encoded(1, [1] * length, [1] * length, False) for length in (9, 12, 15)]
     said = "2 rows are longer than the 10 tokens that 'base' reads, the longest has 15"
     for kind, told in (("gpt2", "set max_length to 10"), ("mistral", "It was not made for what comes after")):
         config = json.loads((base_of(kind) / "config.json").read_text())
@@ -554,7 +555,7 @@ def test_biases_of_all_kinds_of_modules(base_of: Callable[[str], Path], kind: st
     model = bases.load_model(str(base_of(kind)), "nf4", True, CPU, torch.bfloat16)
     lora.prepare(model, config)
     wrapped = lora.attach(model, config)
-    loss.install(model)
+    chunked_loss.install(model)
     found = step(wrapped.train(), batch_of(rows(14, 30)))
     biases = {name: part for name, part in wrapped.named_parameters() if name.endswith("bias")}
     trained = {name for name, part in biases.items() if part.requires_grad}
@@ -612,7 +613,7 @@ def test_the_plan_of_a_base_that_cannot_be_trained_says_so(
     config: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert cli.main(["--headless-fit", "--base-model", str(tmp_path), "--memory", "16GB"]) == 2
+    assert main.main(["--headless-fit", "--base-model", str(tmp_path), "--memory", "16GB"]) == 2
     assert re.search(told, capsys.readouterr().err)
 
 
@@ -636,7 +637,7 @@ def test_the_step_is_simulated_for_every_kind(base_of: Callable[[str], Path], ki
     """Without the vision part, and with what is between the steps no less than the weights themselves."""
     folder = base_of(kind)
     config = json.loads((folder / "config.json").read_text())
-    found = simulate.simulate(config, config_of(max_length=64), 2, 64)
+    found = __main__.simulate(config, config_of(max_length=64), 2, 64)
     model = bases.load_model(str(folder), "nf4", True, CPU, torch.bfloat16)
     weights = sum(part.nbytes for part in model.parameters())
     trained = lora.counts(lora.attach(model, config_of()))["trained"]

@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qlora_gui.compare import adapter_file
-from qlora_gui.data import read, turns
+from qlora_gui.inference import adapter_file
+from qlora_gui.data import load, turns
 from qlora_gui.errors import UserError
-from qlora_gui.memory import shape
-from qlora_gui.model import base as bases
-from qlora_gui.runs import config as configs
-from qlora_gui.runs import settings_yaml, sweep
-from qlora_gui.runs.config import make
+from qlora_gui.memory import model_shape
+from qlora_gui.models import base as bases
+from qlora_gui import config as configs
+from qlora_gui import settings_yaml
+from qlora_gui.runs import sweep
+from qlora_gui.config import make
 from qlora_gui.runs.launch import child_environment
 from qlora_gui.runs.store import RunStore
 from tests.attacks import Attempts
@@ -191,14 +192,14 @@ def test_no_number_of_a_config_costs_time_or_memory(
         (*SIZES, "head_dim", "max_position_embeddings", "num_local_experts"), NUMBERS
     ):
         try:
-            found = shape.read(told | {field: value})
-            shape.check_limits(told | {field: value})
+            found = model_shape.read(told | {field: value})
+            model_shape.check_limits(told | {field: value})
             attempt(found.parameters < 10**16, f"{field} {value}")
         except UserError as error:
             attempt(field in str(error) or "config.json has no usable" in str(error), error)
             attempt(len(str(error)) < 300, error)
     with pytest.raises(UserError, match=r"num_hidden_layers is 1,000,000,000, and at most 2,000 is believed"):
-        shape.read(told | {"num_hidden_layers": 10**9})
+        model_shape.read(told | {"num_hidden_layers": 10**9})
     for field, value in (
         ("num_labels", 10**9),
         ("vision_config", {"depth": 10**9}),
@@ -209,8 +210,8 @@ def test_no_number_of_a_config_costs_time_or_memory(
         ("attention_types", [[["global"], 10**9]]),
     ):
         with pytest.raises(UserError, match=r"config\.json"):
-            shape.check_limits(told | {field: value})
-    shape.check_limits(
+            model_shape.check_limits(told | {field: value})
+    model_shape.check_limits(
         told
         | {"attention_types": [[["global", "local"], 12]], "num_labels": 1000, "rope_theta": 10**10, "n_params": 10**12}
     )
@@ -360,7 +361,7 @@ def test_files_of_a_run_that_swell_keep_the_page_small(store: RunStore, llama: P
 def test_adapters_beyond_all_measure_are_refused_before_they_cost_anything(
     llama: Path, tmp_path: Path, attempt: Attempts
 ) -> None:
-    from qlora_gui.compare.columns import Columns
+    from qlora_gui.inference.columns import Columns
 
     made = made_adapter(llama, tmp_path / "made", 1, r=2, target_modules=["q_proj"])
     weights, config = made / "adapter_model.safetensors", made / "adapter_config.json"
@@ -426,8 +427,8 @@ def _header(tensors: dict[str, Any], size: int) -> bytes:
 
 def test_rows_of_usual_length_are_read_as_before(tmp_path: Path) -> None:
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a" * (5 << 20), "completion": "b"}) + "\n")
-    assert len(read.load(str(tmp_path / "long.jsonl")).train[0]["messages"][0]["content"]) == 5 << 20
-    read.check(str(tmp_path / "long.jsonl"))
+    assert len(load.load(str(tmp_path / "long.jsonl")).train[0]["messages"][0]["content"]) == 5 << 20
+    load.check(str(tmp_path / "long.jsonl"))
     table = pyarrow.table({"prompt": [f"p{n}" for n in range(1000)], "completion": ["c"] * 1000})
     pyarrow.parquet.write_table(table, tmp_path / "many.parquet")
-    assert [row["row"] for row in read.load(str(tmp_path / "many.parquet")).train] == list(range(1, 1001))
+    assert [row["row"] for row in load.load(str(tmp_path / "many.parquet")).train] == list(range(1, 1001))

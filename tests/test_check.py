@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui import cli, hardware, hub, nvidia
-from qlora_gui.check import client, compared, machine
+from qlora_gui.cli import main
+from qlora_gui import hardware, hub, nvidia
+from qlora_gui.check import client, tolerances, machine
 from qlora_gui.check.lines import Line, for_an_issue, verdict, without_names
 from qlora_gui.check.numbers import Numbers
-from qlora_gui.memory import budget, known, speed
-from qlora_gui.memory.plan import plan
-from qlora_gui.memory.speed import LayerSpeed, Speed
-from qlora_gui.runs.config import make
+from qlora_gui.memory import budget, known_models, run_time
+from qlora_gui.memory.estimate import plan
+from qlora_gui.memory.run_time import LayerSpeed, Speed
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import check_panel
+from qlora_gui.ui.train import check_panel
 
 ROOT = Path(__file__).parents[1]
 KEYS = (
@@ -74,22 +75,22 @@ GOOD = Numbers([5.0, 4.0], [5.0, 4.5], 4.0, GRADS, 10.0, {"a": torch.arange(4)},
 )
 def test_numbers_that_rounding_does_not_explain_fail(change: dict[str, Any], failed: list[str]) -> None:
     cpu = replace(GOOD, dtype="float32")
-    found = list(compared.lines("x", replace(GOOD, **change), cpu, [0.0, 0.5]))
+    found = list(tolerances.lines("x", replace(GOOD, **change), cpu, [0.0, 0.5]))
     assert [line.key for line in found if line.state == "failed"] == failed
 
 
 def test_another_text_fails_only_where_no_near_tie_explains_it() -> None:
     cpu = replace(GOOD, dtype="float32", answers=[[1, 2], [4]])
-    near, far = (list(compared.lines("x", GOOD, cpu, [0.0, lead]))[-1] for lead in (5e-3, 5e-2))
+    near, far = (list(tolerances.lines("x", GOOD, cpu, [0.0, lead]))[-1] for lead in (5e-3, 5e-2))
     assert near.state == "ok" and "near ties" in near.text and far.state == "failed"
 
 
 def test_what_only_a_card_can_tell_has_its_line() -> None:
     cpu = {"x": replace(GOOD, dtype="float32")}
-    same = {line.key: line for line in compared.kernels({"x": GOOD}, cpu, "gpu")}
+    same = {line.key: line for line in tolerances.kernels({"x": GOOD}, cpu, "gpu")}
     assert {key: line.state for key, line in same.items()} == {"repeats": "ok", "quantized": "ok", "fp16": "ok"}
     other = replace(GOOD, repeats=False, largest=30_000.0, packed={"a": torch.tensor([0, 1, 2, 4])})
-    found = {line.key: line for line in compared.kernels({"x": other}, cpu, "gpu")}
+    found = {line.key: line for line in tolerances.kernels({"x": other}, cpu, "gpu")}
     assert {key: line.state for key, line in found.items()} == {
         "repeats": "warning",
         "quantized": "failed",
@@ -121,7 +122,7 @@ def test_a_worker_that_dies_is_a_failed_line(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(client, "MODULE", "dies")
     monkeypatch.setattr(machine, "lines", lambda store: iter([Line("torch", "ok", "torch 2.13.")]))
-    assert cli.main(["--headless-check", "--adapters-dir", str(store.root)]) == 1
+    assert main.main(["--headless-check", "--adapters-dir", str(store.root)]) == 1
     said = capsys.readouterr().out
     assert f"ended by signal {signal.SIGSEGV.value}" in said and "2 of 5 checks failed" in said
     assert "To paste into an issue" in said
@@ -130,7 +131,7 @@ def test_a_worker_that_dies_is_a_failed_line(
 def test_no_check_while_a_run_trains(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     run = store.create(make({"name": "busy"}))
     with run.lock():
-        assert cli.main(["--headless-check", "--adapters-dir", str(store.root)]) == 2
+        assert main.main(["--headless-check", "--adapters-dir", str(store.root)]) == 2
     assert "The run 'busy' is running: check the machine when it has ended." in capsys.readouterr().err
 
 
@@ -153,30 +154,30 @@ def test_what_is_short_is_a_warning_with_a_remedy(store: RunStore, monkeypatch: 
 def test_an_estimate_follows_from_the_speed_of_a_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path))
     config = make({"base_model": "bigscience/bloom-7b1", "dataset": "demo", "max_steps": 10, "epochs": 1})
-    shape = known.find(config, ask=False)
+    shape = known_models.find(config, ask=False)
     here = budget.of_cpu()
-    assert speed.estimate(config, shape, plan(config, shape, here)) is None
-    speed.keep(
+    assert run_time.estimate(config, shape, plan(config, shape, here)) is None
+    run_time.keep(
         Speed(
             "cpu", "bfloat16", "2.13", (LayerSpeed(576, 10**6, 10_000.0, 0.0), LayerSpeed(4096, 2 * 10**8, 320.0, 0.0))
         )
     )
-    found = speed.estimate(config, shape, plan(config, shape, here, checkpointing="none"))
+    found = run_time.estimate(config, shape, plan(config, shape, here, checkpointing="none"))
     assert found is not None
     weights = shape.linear_weights + shape.vocab * shape.hidden
     assert found.tokens_per_second == pytest.approx(320 * 2e8 / weights)
     assert found.step_tokens == 16 * 512 and found.step_seconds == pytest.approx(16 * 512 / found.tokens_per_second)
     assert found.tokens and found.seconds == pytest.approx(found.tokens / found.tokens_per_second, rel=1e-3)
-    again = speed.estimate(config, shape, plan(config, shape, here, checkpointing="all"))
+    again = run_time.estimate(config, shape, plan(config, shape, here, checkpointing="all"))
     assert again is not None and 1.4 < found.tokens_per_second / again.tokens_per_second < 1.5
-    assert speed.estimate(config, shape, plan(config, shape, budget.card(16))) is None  # another card was not measured
+    assert run_time.estimate(config, shape, plan(config, shape, budget.card(16))) is None  # another card was not measured
     assert str(found).startswith("Time: about ") and "tokens/s" in str(found)
     assert LayerSpeed(4096, 1, 100.0, 1.0).at(100) == pytest.approx(50)
     hub_data = config.model_copy(update={"dataset": "owner/rows"})
-    unknown = speed.estimate(hub_data, shape, plan(hub_data, shape, here))
+    unknown = run_time.estimate(hub_data, shape, plan(hub_data, shape, here))
     assert unknown is not None and unknown.seconds is None and "a step of full rows" in str(unknown)
-    speed.path().write_text('{"cpu": {"layers": []}}')
-    assert speed.known("cpu") is None
+    run_time.path().write_text('{"cpu": {"layers": []}}')
+    assert run_time.known("cpu") is None
 
 
 def test_the_page_shows_lines_without_private_names(monkeypatch: pytest.MonkeyPatch) -> None:

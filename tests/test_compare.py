@@ -18,14 +18,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from qlora_gui.compare import adapter_file, clean_base, generate, priority
-from qlora_gui.compare.client import CompareClient
-from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.rows import BASE, _blocks
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data.literal import Text
+from qlora_gui.inference import adapter_file, clean_base, generate, priority
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.multi_lora import BASE, _blocks
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import UserError
-from qlora_gui.model import base as bases
+from qlora_gui.models import base as bases
 from qlora_gui.runs.store import Run
 
 GREEDY = Decoding(greedy=True, max_new_tokens=16)
@@ -435,7 +435,7 @@ def test_errors_in_the_worker_are_sentences_and_it_lives_on(
 def test_the_worker_ends_with_its_page_and_after_idle_time(bloom: Path) -> None:
     code = (
         "import sys\n"
-        "from qlora_gui.compare.client import CompareClient\n"
+        "from qlora_gui.inference.client import CompareClient\n"
         "client = CompareClient()\n"
         f"client.columns({str(bloom)!r}, '', [])\n"
         "print(client.pid, 'torch' in sys.modules, flush=True)\n"

@@ -12,13 +12,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from qlora_gui.compare import batch, lane
-from qlora_gui.compare.client import CompareClient
-from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.settings import Decoding
+from qlora_gui.cli import compare
+from qlora_gui.inference import peft_lane
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError
-from qlora_gui.model import base as bases
+from qlora_gui.models import base as bases
 
 GREEDY = Decoding(greedy=True, max_new_tokens=24)
 TURNS = [
@@ -131,7 +132,7 @@ def test_peft_failing_half_way_leaves_the_base_as_it_was(
     columns.load(key, [], lambda text: None)
     assert columns.base
     before = {name: id(part) for name, part in columns.base.model.named_modules()}
-    monkeypatch.setattr(lane.PeftModel, "from_pretrained", half)
+    monkeypatch.setattr(peft_lane.PeftModel, "from_pretrained", half)
     with pytest.raises(UserError, match=r"'b0' cannot be compared: PEFT refuses it \(the second half\)"):
         columns.load(key, made["bloom"], lambda text: None)
     assert {name: id(part) for name, part in columns.base.model.named_modules()} == before
@@ -150,7 +151,7 @@ def test_a_base_that_was_spoiled_is_loaded_anew(
         return real(model, *args, **kwargs)
 
     columns, key = Columns(), (str(bloom), "", "nf4", True)
-    monkeypatch.setattr(lane.PeftModel, "from_pretrained", spoil)
+    monkeypatch.setattr(peft_lane.PeftModel, "from_pretrained", spoil)
     with pytest.raises(RuntimeError, match="the base changed while the adapter 'b0' was tested"):
         columns.load(key, made["bloom"], lambda text: None)
     monkeypatch.undo()
@@ -271,7 +272,7 @@ class _Echo:
 def test_every_adapter_is_looked_at_before_anything_is_loaded(
     made: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "CompareClient", _NoClient)
+    monkeypatch.setattr(compare, "CompareClient", _NoClient)
     (tmp_path / "prompts").write_text("Hi\n")
     for adapters, out, said in (
         ([made["bloom"][0], tmp_path / "gone"], "out.json", "gone' holds no adapter"),
@@ -279,19 +280,19 @@ def test_every_adapter_is_looked_at_before_anything_is_loaded(
         (made["bloom"], "no/such/out.json", "cannot be written"),
     ):
         with pytest.raises(UserError, match=said):
-            batch.compare_file(adapters, tmp_path / "prompts", tmp_path / out, None, "", GREEDY, lambda text: None)
+            compare.compare_file(adapters, tmp_path / "prompts", tmp_path / out, None, "", GREEDY, lambda text: None)
 
 
 def test_a_named_base_serves_an_adapter_that_names_none(
     bloom: Path, made: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "CompareClient", _Echo)
+    monkeypatch.setattr(compare, "CompareClient", _Echo)
     (tmp_path / "prompts").write_text('{"prompt": "one\u2028line"}\n', encoding="utf-8")
     silent = edited(made["bloom"][0], tmp_path / "silent", base_model_name_or_path=None)
     arguments: list[Any] = [[silent], tmp_path / "prompts", tmp_path / "out.json"]
     with pytest.raises(UserError, match="name it with --base"):
-        batch.compare_file(*arguments, None, "", GREEDY, lambda text: None)
-    batch.compare_file(*arguments, str(bloom), "", GREEDY, lambda text: None)
+        compare.compare_file(*arguments, None, "", GREEDY, lambda text: None)
+    compare.compare_file(*arguments, str(bloom), "", GREEDY, lambda text: None)
     assert _Echo.told["base_model"] == str(bloom)
     assert json.loads((tmp_path / "out.json").read_text())["prompts"] == [
         {"prompt": "one\u2028line", "answers": ["one\u2028line"] * 2}
@@ -310,11 +311,11 @@ def test_a_named_base_serves_an_adapter_that_names_none(
 def test_bad_prompts_are_named_by_file_and_line(tmp_path: Path, body: str, said: str) -> None:
     (tmp_path / "prompts").write_text(body)
     with pytest.raises(UserError, match=said):
-        batch.read_prompts(tmp_path / "prompts")
+        compare.read_prompts(tmp_path / "prompts")
 
 
 def test_half_a_character_in_a_prompt_is_marked(tmp_path: Path) -> None:
     lines = r'{"prompt": "a \ud83d"}', r'{"messages": [{"role": "user", "content": "\ud83d"}]}'
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    first, second = batch.read_prompts(tmp_path / "prompts.jsonl")
+    first, second = compare.read_prompts(tmp_path / "prompts.jsonl")
     assert first["prompt"] == "a \ufffd" and second["messages"][0]["content"] == "\ufffd"

@@ -10,10 +10,10 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_gui.compare.columns import Columns
+from qlora_gui.inference.columns import Columns
 from qlora_gui.errors import UserError
-from qlora_gui.model import base as bases
-from qlora_gui.model import text_part
+from qlora_gui.models import base as bases
+from qlora_gui.models import text_part
 from tests.models import CHATML, make_tokenizer
 
 MARKS = CHATML.replace("<|im_start|>", "<|turn|>").replace("<|im_end|>", "<|over|>")

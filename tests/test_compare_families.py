@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedTokenizerFast
 
-from qlora_gui.compare import measure, reading
-from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import tokens
+from qlora_gui.inference import score, model_probe as reading
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
 from tests.models import CHATML, make_tokenizer
@@ -199,11 +199,11 @@ def check_evaluation(case: Case) -> None:
     """Losses, drift and answers of rows of very different lengths, each against its plain model."""
     base, rows = case.columns.base, case.columns.rows
     assert base and rows
-    encoded, _ = tokens.encode_all(EXAMPLES, Chat(case.tokenizer), 256)
+    encoded, _ = tokenization.encode_all(EXAMPLES, Chat(case.tokenizer), 256)
     assert min(len(row.input_ids) for row in encoded) < WINDOW < max(len(row.input_ids) for row in encoded) - 20
     found: dict[int, dict[str, Any]] = {}
-    measure.rows(
-        base, rows, len(case.models), encoded, measure.Task(NEW), lambda event: found.update({event["number"]: event})
+    score.rows(
+        base, rows, len(case.models), encoded, score.Task(NEW), lambda event: found.update({event["number"]: event})
     )
     for number, row in enumerate(encoded):
         logs = []
@@ -211,12 +211,12 @@ def check_evaluation(case: Case) -> None:
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1].float()
             labels = torch.tensor(row.labels[1:])
-            expected = float(cross_entropy(logits, labels, ignore_index=tokens.IGNORED, reduction="sum"))
+            expected = float(cross_entropy(logits, labels, ignore_index=tokenization.IGNORED, reduction="sum"))
             assert found[number]["loss"][column] == pytest.approx(expected, rel=1e-4)
-            logs.append(logits[labels != tokens.IGNORED].log_softmax(-1))
+            logs.append(logits[labels != tokenization.IGNORED].log_softmax(-1))
             kl = float((logs[column].exp() * (logs[column] - logs[0])).sum())
             assert found[number]["kl"][column] == pytest.approx(kl, rel=2e-3, abs=1e-3)
-            prompt = row.input_ids[: measure.answer_begins(row)]
+            prompt = row.input_ids[: score.answer_begins(row)]
             assert found[number]["text"][column] == said(case, model, prompt)
         assert found[number]["kl"][1] > 0.01  # else a column that is the base again would pass
     assert len({text for one in found.values() for text in one["text"]}) > len(found)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from qlora_gui import cli
+from qlora_gui.cli import main
 from qlora_gui.errors import UserError
-from qlora_gui.runs import config as configs
+from qlora_gui import config as configs
 from qlora_gui.runs.command import command_line
-from qlora_gui.runs.config import RunConfig, resolve
+from qlora_gui.config import RunConfig, resolve
 
 KNOBS = (
     "name base_model revision dataset dataset_format dataset_split skip_bad_rows system_prompt max_length eval_fraction rank alpha "
@@ -167,6 +167,6 @@ def test_the_command_line_gives_the_same_config(preset: str | None) -> None:
     preset = None if preset == "nothing named" else preset
     assert preset is None or all(getattr(config, name) != getattr(RunConfig(), name) for name in KNOBS)
     words = shlex.split(command_line(config, preset))
-    arguments = cli.build_parser().parse_args(words[2:])
+    arguments = main.build_parser().parse_args(words[2:])
     knobs = {name: getattr(arguments, name) for name in KNOBS if hasattr(arguments, name)}
-    assert resolve(knobs, preset=cli.preset_of(arguments, knobs)) == config
+    assert resolve(knobs, preset=main.preset_of(arguments, knobs)) == config

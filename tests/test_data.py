@@ -10,10 +10,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_gui.data import batches, facts, read, splits, tokens
+from qlora_gui.data import collate, row_stats, load, splits, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
-from qlora_gui.model.base import load_tokenizer
+from qlora_gui.models.base import load_tokenizer
 from tests.conftest import SHARED_DATA, need
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -47,16 +47,16 @@ KINDS = [kind for kind in KINDS if kind not in {("messages", ".csv"), ("sharegpt
 
 @pytest.mark.parametrize(("name", "suffix"), KINDS)
 def test_every_format_in_every_file_kind(tmp_path: Path, name: str, suffix: str) -> None:
-    found = read.load(str(write(tmp_path / f"data{suffix}", [ROWS[name]] * 2)))
+    found = load.load(str(write(tmp_path / f"data{suffix}", [ROWS[name]] * 2)))
     assert found.format == name
     expected = {"text": "Hello"} if name == "text" else {"messages": CHAT}
     assert found.train == [expected | {"row": 1}, expected | {"row": 2}]
-    assert read.load(str(tmp_path / f"data{suffix}"), name).train == found.train
+    assert load.load(str(tmp_path / f"data{suffix}"), name).train == found.train
 
 
 def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [{"instruction": "Translate", "input": "tree", "output": "Baum"}])
-    assert read.load(str(path)).train[0]["messages"][0]["content"] == "Translate\n\ntree"
+    assert load.load(str(path)).train[0]["messages"][0]["content"] == "Translate\n\ntree"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_wrong_row_is_named_by_file_and_number(tmp_path: Path, row: Any, said:
     path = tmp_path / "tickets.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in [ROWS["alpaca"], ROWS["alpaca"], row, row]))
     with pytest.raises(UserError) as error:
-        read.load(str(path))
+        load.load(str(path))
     assert str(error.value) == (
         f"tickets.jsonl row 3 (read as alpaca): {said}; row 4: {said}. 2 of 4 rows cannot be used: "
         "fix them, or leave them out (--skip-bad-rows, or skip_bad_rows in a config file)."
@@ -95,7 +95,7 @@ def test_a_wrong_turn_is_named(tmp_path: Path, turns: Any, said: str) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": turns}))
     with pytest.raises(UserError, match=r"chat\.jsonl row 1") as error:
-        read.load(str(path))
+        load.load(str(path))
     assert said in str(error.value)
 
 
@@ -116,20 +116,20 @@ def test_a_wrong_turn_is_named(tmp_path: Path, turns: Any, said: str) -> None:
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, name: str, body: str, said: str) -> None:
     (tmp_path / name).write_text(body)
     with pytest.raises(UserError, match=re.escape(said)) as error:
-        read.load(str(tmp_path / name))
+        load.load(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
 
 def test_other_encodings_are_named_and_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"text": "süß"}'.encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
-        read.load(str(tmp_path / "latin.jsonl"))
+        load.load(str(tmp_path / "latin.jsonl"))
     (tmp_path / "bom.jsonl").write_bytes('{"text": "süß"}'.encode("utf-8-sig"))
-    assert read.load(str(tmp_path / "bom.jsonl")).train[0]["text"] == "süß"
+    assert load.load(str(tmp_path / "bom.jsonl")).train[0]["text"] == "süß"
 
 
 def test_the_shipped_demo_has_rows_enough_and_no_row_twice() -> None:
-    demo = read.load("demo")
+    demo = load.load("demo")
     assert demo.held_out is not None
     assert len(demo.train) >= 240 and len(demo.held_out) >= 30
     prompts = [row["messages"][0]["content"] for row in demo.train + demo.held_out]
@@ -140,17 +140,17 @@ def test_the_shipped_demo_has_rows_enough_and_no_row_twice() -> None:
         assert ticket["order"] is None or ticket["order"] in row["messages"][0]["content"]
 
 
-def encode(example: dict[str, Any], tokenizer: Any, max_length: int = 512, control: bool = False) -> tokens.Encoded:
+def encode(example: dict[str, Any], tokenizer: Any, max_length: int = 512, control: bool = False) -> tokenization.Encoded:
     """The one row of an example."""
-    (row,) = tokens.encode(example, Chat(tokenizer, control=control), max_length, tokens.Report())
+    (row,) = tokenization.encode(example, Chat(tokenizer, control=control), max_length, tokenization.Report())
     return row
 
 
-def supervised_text(encoded: tokens.Encoded, tokenizer: Any) -> list[str]:
+def supervised_text(encoded: tokenization.Encoded, tokenizer: Any) -> list[str]:
     """The supervised tokens, decoded, one text for each unbroken stretch."""
     stretches: list[list[int]] = [[]]
     for label in encoded.labels:
-        if label == tokens.IGNORED:
+        if label == tokenization.IGNORED:
             stretches.append([])
         else:
             stretches[-1].append(label)
@@ -178,7 +178,7 @@ def test_only_the_assistants_tokens_and_their_eos_are_learned_in_every_turn(llam
         encoded = encode({"messages": CONVERSATION, "row": 1}, tokenizer)
         assert supervised_text(encoded, tokenizer) == [f"It ships today.{eos}", f"Tomorrow, as promised.{eos}"]
         assert all(
-            label in (tokens.IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
+            label in (tokenization.IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
         )
 
 
@@ -193,7 +193,7 @@ def test_rows_are_cut_and_rows_without_an_answer_are_dropped_with_the_reason(lla
     long_answer = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 300}]
     long_question = [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "Hi"}]
     rows = [{"messages": CONVERSATION}, {"messages": long_answer}, {"messages": long_question}]
-    kept, report = tokens.encode_all([row | {"row": n} for n, row in enumerate(rows, 1)], Chat(tokenizer), 128)
+    kept, report = tokenization.encode_all([row | {"row": n} for n, row in enumerate(rows, 1)], Chat(tokenizer), 128)
     assert [item.row for item in kept] == [1, 2] and len(kept[1].input_ids) == 128
     assert (report.used, report.truncated) == (2, 1)
     [(row, reason)] = report.dropped
@@ -201,8 +201,8 @@ def test_rows_are_cut_and_rows_without_an_answer_are_dropped_with_the_reason(lla
 
 
 def test_a_system_prompt_leads_only_conversations_that_have_none() -> None:
-    assert tokens.with_system(CHAT, "Be kind.")[0] == {"role": "system", "content": "Be kind."}
-    assert tokens.with_system(CONVERSATION, "Be kind.") == CONVERSATION
+    assert tokenization.with_system(CHAT, "Be kind.")[0] == {"role": "system", "content": "Be kind."}
+    assert tokenization.with_system(CONVERSATION, "Be kind.") == CONVERSATION
 
 
 def test_the_held_out_split_is_the_same_for_the_same_seed_and_disjoint() -> None:
@@ -216,19 +216,19 @@ def test_the_held_out_split_is_the_same_for_the_same_seed_and_disjoint() -> None
 
 def test_packed_rows_hold_every_example_once(llama: Path) -> None:
     tokenizer = load_tokenizer(llama)
-    examples, _ = tokens.encode_all(read.load("demo").train, Chat(tokenizer), 256)
-    rows = batches.share(batches.as_rows(examples), 256)
+    examples, _ = tokenization.encode_all(load.load("demo").train, Chat(tokenizer), 256)
+    rows = collate.share(collate.as_rows(examples), 256)
     assert len(rows) < len(examples)
     assert all(len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"]) <= 256 for row in rows)
     assert all(row["position_ids"].count(0) == 1 for row in rows)  # what all begin with stands once
     assert sum(len(set(row["blocks"]) - {0}) for row in rows) == len(examples)
-    learned = sum(label != tokens.IGNORED for row in rows for label in row["labels"])
+    learned = sum(label != tokenization.IGNORED for row in rows for label in row["labels"])
     assert learned == sum(example.supervised for example in examples)
 
 
 def test_the_shared_data_set_is_read_as_alpaca() -> None:
     need(SHARED_DATA.exists(), "the shared data set is not beside this checkout")
-    found = read.load(str(SHARED_DATA))
+    found = load.load(str(SHARED_DATA))
     assert found.format == "alpaca" and len(found.train) == 1100
 
 
@@ -237,8 +237,8 @@ def facts_of(
 ) -> dict[str, Any]:
     examples = [row | {"row": number} for number, row in enumerate(rows, 1)]
     chat = Chat(tokenizer, control=control)
-    kept, report = tokens.encode_all(examples, chat, max_length)
-    return facts.of(kept, report, chat, "messages")
+    kept, report = tokenization.encode_all(examples, chat, max_length)
+    return row_stats.of(kept, report, chat, "messages")
 
 
 def test_facts_of_rows_that_are_learned_to_their_end(llama: Path, bloom: Path) -> None:
@@ -270,7 +270,7 @@ def test_facts_of_a_template_without_an_end_mark_and_of_one_that_is_not_eos(llam
     assert Chat(tokenizer).ends == {tokenizer.eos_token_id}
     without = facts_of([{"messages": CHAT}], tokenizer)
     assert without["eos_supervised"] == 1 and without["end_from"] == "eos"  # learned, though the template writes none
-    assert "writes no end mark" in " ".join(facts.sentences(without))
+    assert "writes no end mark" in " ".join(row_stats.sentences(without))
     tokenizer = load_tokenizer(llama)
     mark, tokenizer.eos_token = tokenizer.eos_token_id, "</s>"
     assert Chat(tokenizer).ends == {mark, tokenizer.eos_token_id} and mark != tokenizer.eos_token_id

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.judge import doctor
-from qlora_gui.model import demo
+from qlora_gui import diagnostics
+from qlora_gui.models import demo
 from qlora_gui.runs.store import RunStore
 from tests.commands import ROOT, evaluated, headless
 from tests.conftest import SHARED_DATA, need, train
@@ -25,7 +25,7 @@ KNOBS += ["--save-steps", "1000", "--max-length", "256", "--batch-size", "8", "-
 
 def test_an_interrupted_preparation_leaves_no_half_model(tmp_path: Path) -> None:
     """Killed in the middle of the conversion, then made whole by the next attempt."""
-    code = "from qlora_gui.model import demo; demo.ensure(lambda text: print(text, flush=True))"
+    code = "from qlora_gui.models import demo; demo.ensure(lambda text: print(text, flush=True))"
     env = os.environ | {"QLORA_GUI_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
     assert child.stdout
@@ -136,7 +136,7 @@ def test_shuffled_answers_are_not_judged_better(tmp_path: Path) -> None:
     assert found["loss"]["rows"] == 100 and found["verdict"]["kind"] in ("worse", "unclear"), found["verdict"]
     assert found["dependence"]["high"] < 0
     run = RunStore(tmp_path / "adapters").get("shuffled")
-    said = " ".join(f"{one.evidence} {one.why}" for one in doctor.after(run.config(), run.events()[0], found))
+    said = " ".join(f"{one.evidence} {one.why}" for one in diagnostics.after(run.config(), run.events()[0], found))
     assert "prompt" in said
     headless(tmp_path, "--headless-report", "--out", "report.md")
     assert "ignores prompts" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -156,6 +156,6 @@ def test_one_epoch_of_the_shared_data_is_judged_better(tmp_path: Path) -> None:
     assert not _bad_findings(tmp_path, "shared", found)
 
 
-def _bad_findings(folder: Path, name: str, found: dict[str, Any]) -> list[doctor.Finding]:
+def _bad_findings(folder: Path, name: str, found: dict[str, Any]) -> list[diagnostics.Finding]:
     run = RunStore(folder / "adapters").get(name)
-    return [one for one in doctor.after(run.config(), run.events()[0], found) if one.level == "bad"]
+    return [one for one in diagnostics.after(run.config(), run.events()[0], found) if one.level == "bad"]

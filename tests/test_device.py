@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui import cli, hardware, nvidia, torch_view
+from qlora_gui.cli import main
+from qlora_gui import hardware, nvidia, torch_view
 from qlora_gui.errors import UserError
-from qlora_gui.memory import budget, crawling
+from qlora_gui.memory import budget, cpu_guard
 from qlora_gui.nvidia import Gpu
-from qlora_gui.runs import cards, launch
-from qlora_gui.runs.config import make
+from qlora_gui.runs import gpus, launch
+from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.torch_view import Card, View
-from qlora_gui.ui import fit_panel, form
+from qlora_gui.ui.train import memory_panel, form
 from qlora_gui.ui import header as headers
 
 GIB = 2**30
@@ -39,7 +40,7 @@ Machine = Callable[..., None]
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """Makes this process believe in a machine: what nvidia-smi lists, and what torch answers."""
-    for name in (*torch_view._ENVIRONMENT, hardware.USE_CPU, cards.TOLD):
+    for name in (*torch_view._ENVIRONMENT, hardware.USE_CPU, gpus.TOLD):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path / "cache"))
 
@@ -129,13 +130,13 @@ def test_a_gpu_that_torch_does_not_see_is_told_before_the_start(
     _, faults = form.judge(large | {"dataset": "demo"}, store)
     assert "set gpu to cpu" in faults["gpu"]
     with pytest.raises(UserError, match="to train on the CPU on purpose, set gpu to cpu"):
-        crawling.check(make(large))
-    crawling.check(make(large | {"gpu": "cpu"}))
-    crawling.check(make({}))  # the demo is small: it is told, and trains
-    assert said in fit_panel._doubts(make({})).replace("&#x27;", "'")
-    assert cli.main(["--headless-fit"]) == 0
+        cpu_guard.check(make(large))
+    cpu_guard.check(make(large | {"gpu": "cpu"}))
+    cpu_guard.check(make({}))  # the demo is small: it is told, and trains
+    assert said in memory_panel._doubts(make({})).replace("&#x27;", "'")
+    assert main.main(["--headless-fit"]) == 0
     assert said in capsys.readouterr().out
-    assert cli.main(["--headless-train", "--preset", "experiment-1", "--adapters-dir", str(store.root)]) == 2
+    assert main.main(["--headless-train", "--preset", "experiment-1", "--adapters-dir", str(store.root)]) == 2
     assert "set gpu to cpu" in capsys.readouterr().err and not store.all()
 
 
@@ -208,16 +209,16 @@ RTX = Card(1, "NVIDIA GeForce RTX 3060", 12 * GIB, 11 * GIB, "dddd", "0000:02:00
 @pytest.mark.parametrize("gpu", ["", "1", "GPU-dddd"])
 def test_a_card_without_kernels_before_a_usable_one_is_passed_over(machine: Machine, gpu: str) -> None:
     machine([], View("cuda", (GTX, RTX), "2.13.0+cu130", "CUDA 13.0"))
-    given = cards.environment(gpu)
+    given = gpus.environment(gpu)
     assert given["CUDA_VISIBLE_DEVICES"] == "GPU-dddd"
-    assert ("the only one that torch has kernels for" in json.loads(given[cards.TOLD])["said"]) == (gpu == "")
-    assert cards.environment_of_several() == {"CUDA_VISIBLE_DEVICES": "GPU-dddd"}
+    assert ("the only one that torch has kernels for" in json.loads(given[gpus.TOLD])["said"]) == (gpu == "")
+    assert gpus.environment_of_several() == {"CUDA_VISIBLE_DEVICES": "GPU-dddd"}
     with pytest.raises(UserError, match="it is one of 1"):
-        cards.environment("0")
+        gpus.environment("0")
 
 
 def test_the_device_of_a_process_is_one_that_torch_has_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora_gui.model import device as devices
+    from qlora_gui.models import device as devices
 
     capabilities = [(6, 1), (8, 6), (6, 1), (8, 9)]
     monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -250,7 +251,7 @@ def test_the_device_of_a_process_is_one_that_torch_has_kernels_for(monkeypatch: 
 def test_kernels_run_on_what_nvidia_says(
     monkeypatch: pytest.MonkeyPatch, have: tuple[int, int], built: list[str], lacks: tuple[str, str]
 ) -> None:
-    from qlora_gui.model import device as devices
+    from qlora_gui.models import device as devices
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: have)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
@@ -262,7 +263,7 @@ def test_the_page_does_not_wait_for_torch(machine: Machine, store: RunStore) -> 
     began = time.monotonic()
     assert "being asked" in headers.text(store) and "Tesla T4" in headers.text(store)
     assert hardware.devices()[0].free == 9 * GIB and hardware.trouble() == ""
-    assert "being asked" in fit_panel._doubts(make({}))
+    assert "being asked" in memory_panel._doubts(make({}))
     assert time.monotonic() - began < 0.9
     assert hardware.settle() and "being asked" not in headers.text(store)
 
@@ -329,10 +330,10 @@ def test_one_process_is_given_one_card(
     machine: Machine, gpu: str, taken: tuple[str, ...], number: int, because: str
 ) -> None:
     machine([SMI_T4, SMI_T4_TOO], View("cuda", (T4, T4_TOO), "2.13.0", "CUDA 13.0"))
-    given = cards.environment(gpu, taken)
+    given = gpus.environment(gpu, taken)
     card = (T4, T4_TOO)[number]
     assert given["CUDA_VISIBLE_DEVICES"] == f"GPU-{card.uuid}"
-    told = json.loads(given[cards.TOLD])
+    told = json.loads(given[gpus.TOLD])
     assert (
         told["address"] == card.uuid
         and told["said"].startswith(f"On GPU {number} (Tesla T4")
@@ -345,9 +346,9 @@ def test_one_process_is_given_one_card(
 def test_numbers_count_among_the_visible_cards(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5, 9")  # there is no 9
     machine([SMI_T4, SMI_T4_TOO], View("cuda", (T4, T4_TOO), "2.13.0", "CUDA 13.0"))
-    assert cards.environment("1")["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb2222-0000"
+    assert gpus.environment("1")["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb2222-0000"
     machine([], View("cuda", (replace(T4, uuid=""), replace(T4_TOO, uuid="")), "2.13.0", "CUDA 13.0"))
-    assert cards.environment("1")["CUDA_VISIBLE_DEVICES"] == "5"
+    assert gpus.environment("1")["CUDA_VISIBLE_DEVICES"] == "5"
     assert torch_view.numbering() == {}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert torch_view.numbering() == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -357,16 +358,16 @@ def test_numbers_count_among_the_visible_cards(machine: Machine, monkeypatch: py
 def test_on_rocm_hips_variable_is_set(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     both = tuple(Card(number, "AMD Instinct MI300X", 192 * GIB, (100 + number) * GIB) for number in range(2))
     machine([], View("cuda", both, "2.13.0+rocm7", "ROCm 7.0"))
-    assert cards.environment()["HIP_VISIBLE_DEVICES"] == "1"
+    assert gpus.environment()["HIP_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # HIP goes by it, too
     machine([], View("cuda", both, "2.13.0+rocm7", "ROCm 7.0"))
-    assert cards.environment()["HIP_VISIBLE_DEVICES"] == "6"
+    assert gpus.environment()["HIP_VISIBLE_DEVICES"] == "6"
 
 
 def test_with_one_gpu_or_none_there_is_no_choice(machine: Machine) -> None:
     machine([SMI_T4], CUDA)
-    assert cards.environment() == {} and cards.environment("0") == {}
-    assert cards.environment("cpu")[hardware.USE_CPU] == "true"
+    assert gpus.environment() == {} and gpus.environment("0") == {}
+    assert gpus.environment("cpu")[hardware.USE_CPU] == "true"
     assert budget.here("cpu").kind == "cpu"
 
 
@@ -413,7 +414,7 @@ def test_a_second_run_starts_on_the_other_card_and_a_third_waits(machine: Machin
         launch.check_free(store, config=make({}))
     assert not launch.has_room(store, store.get("second"))
     assert launch.check_free(store, config=make({"gpu": "cpu"})) == {T4.uuid, T4_TOO.uuid}
-    _, on_cpu = _live(store, "fourth", cards.CPU)
+    _, on_cpu = _live(store, "fourth", gpus.CPU)
     with pytest.raises(launch.BusyError, match="fourth"):
         launch.check_free(store, config=make({"gpu": "cpu"}))
     lock.release(), other_lock.release(), on_cpu.release()

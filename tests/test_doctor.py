@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.judge import doctor
-from qlora_gui.judge.doctor import Finding, adapter, answers, curves, data, settings
-from qlora_gui.memory import known
+from qlora_gui import diagnostics
+from qlora_gui.diagnostics import Finding, adapter, answers, curves, data, settings
+from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
-from qlora_gui.memory.plan import plan
-from qlora_gui.memory.shape import Shape
-from qlora_gui.runs import config as configs
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory.estimate import plan
+from qlora_gui.memory.model_shape import Shape
+from qlora_gui import config as configs
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, findings
 from tests.conftest import train, wait_until_ended
@@ -155,7 +155,7 @@ def turns(**changed: int) -> Values:
 
 
 def before(config: RunConfig = DEMO, **other: Any) -> list[Finding]:
-    return doctor.before(config, **{"shape": known.find(config), "facts": facts()} | other)
+    return diagnostics.before(config, **{"shape": known_models.find(config), "facts": facts()} | other)
 
 
 def names(found: list[Finding]) -> set[str]:
@@ -177,7 +177,7 @@ def with_events(change: Callable[[list[Values]], Any]) -> Callable[[], list[Find
     def planted() -> list[Finding]:
         events = healthy_events()
         change(events)
-        return doctor.during(DEMO, events)
+        return diagnostics.during(DEMO, events)
 
     return planted
 
@@ -187,7 +187,7 @@ def with_evaluation(**parts: Values) -> Callable[[], list[Finding]]:
         evaluation = healthy_evaluation()
         for name, changed in parts.items():
             evaluation[name] |= changed
-        return doctor.after(DEMO, healthy_events(), evaluation)
+        return diagnostics.after(DEMO, healthy_events(), evaluation)
 
     return planted
 
@@ -276,7 +276,7 @@ PLANTED: dict[str, tuple[str, str, Callable[[], list[Finding]]]] = {
     "memory": (
         "does_not_fit",
         "of 0.2 GB",
-        lambda: before(memory=plan(DEMO, known.find(DEMO), card(0.2))),
+        lambda: before(memory=plan(DEMO, known_models.find(DEMO), card(0.2))),
     ),
     "mask 0%": ("nothing_learned", "(0%)", with_facts(supervised_share=0.0)),
     "mask 100%": ("prompts_learned", "100% of 301 rows", with_facts(supervised_share=1.0)),
@@ -433,21 +433,21 @@ def test_a_healthy_run_hears_nothing_at_any_moment() -> None:
     assert before() == [] == before(facts=None, shape=None)
     events = healthy_events()
     for end in range(len(events) + 1):
-        assert doctor.during(DEMO, events[:end]) == []
-    assert doctor.after(DEMO, events, healthy_evaluation()) == []
+        assert diagnostics.during(DEMO, events[:end]) == []
+    assert diagnostics.after(DEMO, events, healthy_evaluation()) == []
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
     evaluation = healthy_evaluation() | dict.fromkeys(("texts", "eos", "general", "dependence"))
-    assert doctor.after(DEMO, healthy_events(), evaluation) == []
-    assert doctor.after(DEMO, healthy_events(), None) == []
+    assert diagnostics.after(DEMO, healthy_events(), evaluation) == []
+    assert diagnostics.after(DEMO, healthy_events(), None) == []
     of_old_run = [event for event in healthy_events() if event["kind"] != "probe"]
     del of_kind(of_old_run, "data")[0]["facts"]
-    assert doctor.after(DEMO, of_old_run, None) == []
+    assert diagnostics.after(DEMO, of_old_run, None) == []
 
 
 def shape_of(config: RunConfig) -> Shape:
-    return known.find(config, ask=False)
+    return known_models.find(config, ask=False)
 
 
 @pytest.mark.parametrize("with_shape", [True, False])
@@ -463,16 +463,16 @@ def test_of_the_experiments_no_more_is_said_than_their_settings_allow(
     number: int, said: set[str], with_shape: bool
 ) -> None:
     config = configs.resolve(preset=f"experiment-{number}")
-    found = doctor.before(config, shape_of(config) if with_shape else None)
+    found = diagnostics.before(config, shape_of(config) if with_shape else None)
     assert names(found) == said
     assert {finding.level for finding in found} == {"note"}  # nothing in its settings is a fault
-    on_16_gb = doctor.before(config, shape_of(config), memory=plan(config, shape_of(config), card(16)))
+    on_16_gb = diagnostics.before(config, shape_of(config), memory=plan(config, shape_of(config), card(16)))
     assert names(on_16_gb) == said
 
 
 def test_the_experiments_on_the_demo_rows_have_few_steps() -> None:
     config = configs.resolve(preset="experiment-1")
-    found = doctor.before(config, shape_of(config), facts(has_template=False))
+    found = diagnostics.before(config, shape_of(config), facts(has_template=False))
     assert names(found) == {"lora_only_biases", "base_without_template", "few_steps"}
     (few,) = [finding for finding in found if finding.check == "few_steps"]
     assert few.evidence.startswith("The run has 57 optimizer steps") and few.knobs == {"gradient_accumulation": 2}
@@ -514,10 +514,10 @@ def test_halving_a_rate_stays_among_the_usual_rates() -> None:
         config = DEMO.model_copy(update={"learning_rate": rate})
         events = healthy_events()
         one_step(30, loss=9.0)(events)
-        (spike,) = doctor.during(config, events)
+        (spike,) = diagnostics.during(config, events)
         assert spike.knobs and names(before(configs.make(config.model_dump() | spike.knobs))) == set()
     slow = DEMO.model_copy(update={"learning_rate": 5e-5})
-    (spike,) = doctor.during(slow, events)
+    (spike,) = diagnostics.during(slow, events)
     assert spike.knobs == {} and "low already" in spike.mend
 
 
@@ -551,7 +551,7 @@ def test_infinite_first_gradients_in_fp16_are_no_fault() -> None:
     events = healthy_events()
     of_kind(events, "base")[0].update(dtype="float16", device="Tesla T4")
     one_step(0, grad_norm=None)(events)
-    assert names(doctor.during(DEMO, events)) == {"half_precision"}
+    assert names(diagnostics.during(DEMO, events)) == {"half_precision"}
 
 
 def test_biases_alone_are_an_adapter() -> None:
@@ -563,7 +563,7 @@ def test_a_resumed_run_is_judged_by_what_it_did_last() -> None:
     events = healthy_events()
     broken = [step(number, 9.0) for number in range(60, 90, 2)]
     place = events.index(next(event for event in of_kind(events, "step") if event["step"] == 60))
-    assert doctor.during(DEMO, events[:place] + broken + [{"t": 90.0, "kind": "started"}] + events[place:]) == []
+    assert diagnostics.during(DEMO, events[:place] + broken + [{"t": 90.0, "kind": "started"}] + events[place:]) == []
 
 
 def test_the_worst_comes_first() -> None:
@@ -588,18 +588,18 @@ def test_findings_are_shown_escaped_with_at_most_four_different_changes() -> Non
 def test_damaged_files_are_not_judged_and_stop_nothing(odd: Any) -> None:
     config = DEMO.model_copy(update={"learning_rate": 1e-2})
     for part in healthy_evaluation():
-        found = doctor.after(config, healthy_events(), healthy_evaluation() | {part: odd})
+        found = diagnostics.after(config, healthy_events(), healthy_evaluation() | {part: odd})
         assert "learning_rate" in names(found)
     for kind in ("data", "base", "step", "eval"):
         events = healthy_events()
         for event in of_kind(events, kind)[:2]:
             for key in event.keys() - {"kind", "t"}:
                 event[key] = odd
-        assert "learning_rate" in names(doctor.after(config, events, None))
+        assert "learning_rate" in names(diagnostics.after(config, events, None))
         for event in of_kind(events, kind):
             for key in event.keys() - {"kind", "t"}:
                 del event[key]
-        assert names(doctor.after(config, events, None)) == {"learning_rate"}
+        assert names(diagnostics.after(config, events, None)) == {"learning_rate"}
 
 
 @pytest.mark.slow
@@ -610,9 +610,9 @@ def test_a_real_run_brings_the_facts_of_its_rows(store: RunStore, bloom: Path) -
     assert told["rows"] == 301 and told["eos_supervised"] == 1 and not told["has_template"]
     base = next(event for event in events if event["kind"] == "base")
     assert told["template"] == base["template"]
-    assert names(doctor.during(run.config(), events)) == {"few_steps"}
+    assert names(diagnostics.during(run.config(), events)) == {"few_steps"}
     assert names(findings.of_run(run, events)) == {"few_steps"}
-    said = names(doctor.after(run.config(), events, None))
+    said = names(diagnostics.after(run.config(), events, None))
     assert said == {"few_steps", "learning_rate", "lora_only_biases", "base_without_template"}
 
     mended = actions.again(store, lambda: None, run.id, {"max_steps": 3})

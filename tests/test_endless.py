@@ -15,15 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
-from qlora_gui.compare.client import CompareClient
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import rendering
-from qlora_gui.data.rendering import EndlessTemplate, Renderer, TemplateError
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import template_renderer
+from qlora_gui.data.template_renderer import EndlessTemplate, Renderer, TemplateError
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import preview
+from qlora_gui.ui.train import preview
 from tests.attacks import Attempts
 from tests.conftest import TINY, wait_until_ended
 from tests.test_compare_edges import made_adapter
@@ -94,7 +94,7 @@ def test_a_template_has_little_time_and_memory(name: str, renderer: Renderer, at
 def test_templates_that_are_slow_again_and_again_are_ended(
     renderer: Renderer, attempt: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "_AT_FIRST", 0.5)
+    monkeypatch.setattr(template_renderer, "_AT_FIRST", 0.5)
     slow = "{% for a in range(99999) %}{% set b = a %}{% endfor %}" * 80
     told = [rendered(renderer, slow) for _ in range(6)]
     attempt("far too slow" in told[-1], told[-1][:80])
@@ -103,7 +103,7 @@ def test_templates_that_are_slow_again_and_again_are_ended(
 @pytest.mark.attack("chat templates that never end or fill the memory")
 def test_the_process_that_renders_ends_by_itself_where_its_parent_was_killed(attempt: Attempts) -> None:
     code = (
-        "from qlora_gui.data.rendering import RENDERER as R\n"
+        "from qlora_gui.data.template_renderer import RENDERER as R\n"
         "R.render('', {}, [{'role': 'user', 'content': 'x'}], None, True, {})\n"
         "print(R._child.pid, flush=True)\n"
         f"R.render({LOOPS!r}, {{}}, [{{'role': 'user', 'content': 'x'}}], None, True, {{}})\n"

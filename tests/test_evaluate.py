@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from qlora_gui import cli
-from qlora_gui.compare import decode, evidence, generate, measure, reading
-from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.rows import BASE
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import read, tokens
+from qlora_gui.cli import main
+from qlora_gui.inference import decode, evidence, generate, score, model_probe
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.multi_lora import BASE
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import load as read, tokenization
 from qlora_gui.errors import UserError
-from qlora_gui.judge import evaluate, job, texts, verdict, wording
-from qlora_gui.model import base as bases
+from qlora_gui.evaluation import run as evaluate, job, metrics, verdict, wording
+from qlora_gui.models import base as bases
 from qlora_gui.runs import launch
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
@@ -40,49 +40,49 @@ def columns(bloom: Path, bloom_runs: dict[str, Run]) -> Columns:
 
 
 @pytest.fixture(scope="module")
-def encoded(columns: Columns) -> list[tokens.Encoded]:
+def encoded(columns: Columns) -> list[tokenization.Encoded]:
     assert columns.base
-    found, _ = tokens.encode_all((read.load("demo").held_out or [])[:ROWS], columns.chat(None), 256)
+    found, _ = tokenization.encode_all((read.load("demo").held_out or [])[:ROWS], columns.chat(None), 256)
     assert len(found) == ROWS
     return found
 
 
 @pytest.fixture(scope="module")
-def measured(columns: Columns, encoded: list[tokens.Encoded]) -> dict[int, dict[str, Any]]:
+def measured(columns: Columns, encoded: list[tokenization.Encoded]) -> dict[int, dict[str, Any]]:
     assert columns.base and columns.rows
     found: dict[int, dict[str, Any]] = {}
-    task = measure.Task(16, columns.chat(None).stops)
-    measure.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
+    task = score.Task(16, columns.chat(None).stops)
+    score.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
     assert sorted(found) == list(range(ROWS))
     return found
 
 
 def test_a_batch_that_memory_is_too_short_for_is_read_in_halves(
     columns: Columns,
-    encoded: list[tokens.Encoded],
+    encoded: list[tokenization.Encoded],
     measured: dict[int, dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert columns.base and columns.rows
-    read, sizes = measure._Asked.read, []
+    read, sizes = score._Asked.read, []
 
-    def short(self: measure._Asked, batch: measure._Batch, *rest: Any) -> Any:
+    def short(self: score._Asked, batch: score._Batch, *rest: Any) -> Any:
         sizes.append(len(batch.numbers))
         if len(batch.numbers) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return read(self, batch, *rest)
 
-    monkeypatch.setattr(measure._Asked, "read", short)
+    monkeypatch.setattr(score._Asked, "read", short)
     found: dict[int, dict[str, Any]] = {}
-    task = measure.Task(0)
-    measure.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
+    task = score.Task(0)
+    score.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
     assert sizes == [7, 3, 3, 1] and sorted(found) == list(range(ROWS))
     for number, event in found.items():
         assert event["loss"] == pytest.approx(measured[number]["loss"], rel=1e-4)
-    monkeypatch.setattr(measure, "MOST_PROMPTS", 1)
-    monkeypatch.setattr(measure._Asked, "read", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("short")))
+    monkeypatch.setattr(score, "MOST_PROMPTS", 1)
+    monkeypatch.setattr(score._Asked, "read", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("short")))
     with pytest.raises(torch.OutOfMemoryError):
-        measure.rows(columns.base, columns.rows, 4, encoded, task, found.update)
+        score.rows(columns.base, columns.rows, 4, encoded, task, found.update)
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def test_mixed_losses_equal_those_of_clean_models(
     bloom: Path,
     bloom_runs: dict[str, Run],
     columns: Columns,
-    encoded: list[tokens.Encoded],
+    encoded: list[tokenization.Encoded],
     measured: dict[int, dict[str, Any]],
 ) -> None:
     """Base, none, lora_only and all in one batch, against each loaded freshly and alone, row by row: loss, KL, P(EOS)."""
@@ -102,13 +102,13 @@ def test_mixed_losses_equal_those_of_clean_models(
         for number, row in enumerate(encoded):
             logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
             labels = torch.tensor(row.labels[1:])
-            expected = float(cross_entropy(logits, labels, ignore_index=tokens.IGNORED, reduction="sum"))
+            expected = float(cross_entropy(logits, labels, ignore_index=tokenization.IGNORED, reduction="sum"))
             assert measured[number]["loss"][column] == pytest.approx(expected, rel=2e-5)
-            log = logits[labels != tokens.IGNORED].log_softmax(-1)
+            log = logits[labels != tokenization.IGNORED].log_softmax(-1)
             base = logs.setdefault(number, log)
             kl = float((log.exp() * (log - base)).sum())
             assert measured[number]["kl"][column] == pytest.approx(kl, rel=1e-3, abs=1e-4)
-            assert [label for label in row.labels if label != tokens.IGNORED][-1] in eos
+            assert [label for label in row.labels if label != tokenization.IGNORED][-1] in eos
             assert measured[number]["eos"][column] == pytest.approx(float(log[-1].exp()[sorted(eos)].sum()), rel=1e-3)
 
 
@@ -129,7 +129,7 @@ def test_answers_are_those_of_compare(columns: Columns, measured: dict[int, dict
     assert differ  # else any mix-up of columns would go unseen
 
 
-def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: list[tokens.Encoded]) -> None:
+def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: list[tokenization.Encoded]) -> None:
     """With an end mark that comes soon for some rows, every answer is the beginning of what it is without one."""
     assert columns.base and columns.rows
     base = columns.base
@@ -153,7 +153,7 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
     assert run({mark}) == [one[: one.index(mark)] if mark in one else one for one in whole]
 
 
-def test_rows_side_by_side_equal_rows_one_by_one(columns: Columns, encoded: list[tokens.Encoded]) -> None:
+def test_rows_side_by_side_equal_rows_one_by_one(columns: Columns, encoded: list[tokenization.Encoded]) -> None:
     """Blocks of rows of one adapter, of equal and of unequal length, around rows of the base."""
     assert columns.base and columns.rows
     ids = torch.tensor([row.input_ids[:24] for row in encoded])
@@ -280,16 +280,16 @@ def test_faulty_rows_of_other_data_are_left_out_where_one_asks_and_what_is_not_u
     data = tmp_path / "mine.json"
     data.write_text(json.dumps([*rows, {"instruction": "Say nothing.", "output": None}]))
     words = ["--headless-evaluate", "--adapters", str(llama_run.path), "--data", str(data), "--max-new-tokens", "0"]
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert "1 of 4 rows cannot be used" in capsys.readouterr().err
     out = tmp_path / "found.json"
-    assert cli.main([*words, "--skip-bad-rows", "--out", str(out)]) == 0
+    assert main.main([*words, "--skip-bad-rows", "--out", str(out)]) == 0
     said = capsys.readouterr().err
     assert "mine.json row 4 left out: 'output' is null" in said
     assert "mine.json: 1 row that cannot be used is left out." in said
     assert "mine.json: Not used, though it may change what the rows mean: images (3 rows)." in said
     assert len(json.loads(out.read_text())["rows"]) == 3
-    assert cli.main([*words, "--dataset-format", "text"]) == 2
+    assert main.main([*words, "--dataset-format", "text"]) == 2
     assert "'text' is missing" in capsys.readouterr().err
 
 
@@ -304,13 +304,13 @@ def test_foreign_answers_follow_other_prompts() -> None:
 
 def test_what_is_counted_in_texts() -> None:
     loop = "go on and on " * 30
-    assert texts.repetition(loop) > 0.9 and texts.repetition("one two three four five six") == 0
-    assert texts.compression(loop) > 5 > texts.compression("Nothing here is said twice, is it? Well, perhaps.")
-    assert texts.distinct(["a b a b"], 1) == 0.5 and texts.distinct(["a b a b"], 2) == pytest.approx(2 / 3)
-    known = texts.grams(["one two three four five six seven eight nine"])
-    assert texts.copied("zero one two three four five six seven eight", known) == pytest.approx(8 / 9)
-    assert texts.copied("one two three", known) == 0
-    told = texts.told(
+    assert metrics.repetition(loop) > 0.9 and metrics.repetition("one two three four five six") == 0
+    assert metrics.compression(loop) > 5 > metrics.compression("Nothing here is said twice, is it? Well, perhaps.")
+    assert metrics.distinct(["a b a b"], 1) == 0.5 and metrics.distinct(["a b a b"], 2) == pytest.approx(2 / 3)
+    known = metrics.grams(["one two three four five six seven eight nine"])
+    assert metrics.copied("zero one two three four five six seven eight", known) == pytest.approx(8 / 9)
+    assert metrics.copied("one two three", known) == 0
+    told = metrics.told(
         ['{"a": 1}', "", "no json"],
         ["eos", "length", "stop string"],
         [5, 0, 3],
@@ -322,7 +322,7 @@ def test_what_is_counted_in_texts() -> None:
     )
     assert told["exact"] == pytest.approx(1 / 3) and told["json_valid"] == 0.5
     assert told["chrf"] is not None and 0 < told["chrf"] < 100 and told["rouge_l"] == pytest.approx(1 / 3)
-    without = texts.told(["hello"], ["eos"], [1], [None], set())
+    without = metrics.told(["hello"], ["eos"], [1], [None], set())
     assert without["chrf"] is None and without["exact"] is None and without["json_valid"] is None
 
 
@@ -358,10 +358,10 @@ def test_the_verdict_follows_the_numbers(
 def test_bases_are_told_apart_by_their_bytes_a_token(bloom: Path, llama: Path) -> None:
     for base, heads in ((bloom, 4), (llama, 2)):
         model = bases.load_model(str(base), "nf4", True, torch.device("cpu"), torch.float32)
-        assert reading.ask(model).token_bytes == 2 * 3 * heads * 16 * 4
+        assert model_probe.ask(model).token_bytes == 2 * 3 * heads * 16 * 4
         cache = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        assert held == 3 * reading.ask(model).token_bytes
+        assert held == 3 * model_probe.ask(model).token_bytes
 
 
 def test_an_evaluation_that_is_starting_is_not_called_gone(llama_run: Run, tmp_path: Path) -> None:

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
-from qlora_gui import headless_sweep
-from qlora_gui.compare import adapter_file
+from qlora_gui.cli import sweep
+from qlora_gui.inference import adapter_file
 from qlora_gui.errors import UserError
-from qlora_gui.judge import doctor, job, report
+from qlora_gui import diagnostics, report
+from qlora_gui.evaluation import job
 from qlora_gui.runs import event_shapes, events
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.runs.wording import describe
-from qlora_gui.ui import drawing, evidence, findings, fit_views, several, views
-from qlora_gui.ui.index import summaries
+from qlora_gui.runs.event_text import describe
+from qlora_gui.ui import run_view, evaluation_views, findings, memory_views, views
+from qlora_gui.ui.runs import comparison
+from qlora_gui.ui.runs.index import summaries
 from tests.attacks import Attempts
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -81,17 +83,17 @@ def every_reader(store: RunStore, run: Run) -> str:
     """Whatever reads events; gives what it all says. Only UserErrors may be raised."""
     found, _ = run.events()
     [one] = summaries(store)
-    now = drawing.Drawing(run, one.state)
+    now = run_view.Drawing(run, one.state)
     said = [now.head, now.told, now.data, now.plots, now.probes, now.numbers, *map(describe, found)]
     said += [views.outcome(one.state, found, "", one.checkpoint, one.adapter), views.stage("running", found)]
-    said += [views.headline(run.id, "running", found), evidence.timeline(found), str(one.row())]
-    said += [several.told([run, run], [one, one])]
-    if dead := fit_views.autopsy_of(found):
-        said += [fit_views.autopsy(dead), str(fit_views.retries(dead))]
-    findings.of_run(run, found), findings.after_run(run, None), doctor.during(run.config(), found)
+    said += [views.headline(run.id, "running", found), evaluation_views.timeline(found), str(one.row())]
+    said += [comparison.told([run, run], [one, one])]
+    if dead := memory_views.autopsy_of(found):
+        said += [memory_views.autopsy(dead), str(memory_views.retries(dead))]
+    findings.of_run(run, found), findings.after_run(run, None), diagnostics.during(run.config(), found)
     blocks = report.written(store)
     said += [render(blocks) for render in report.RENDERERS.values()]
-    headless_sweep._losses(run, "finished")
+    sweep._losses(run, "finished")
     job.state(run)
     job.result(run)
     with contextlib.suppress(UserError):
@@ -135,11 +137,11 @@ def test_no_wrong_field_ends_a_reader(store: RunStore, attempt: Attempts) -> Non
         run.events_file.write_bytes(b"\n".join(part) + b"\n")
         one = summaries(store)[0]
         found, _ = run.events()
-        now = drawing.Drawing(run, one.state)
+        now = run_view.Drawing(run, one.state)
         _ = now.head, now.told, now.data, now.plots, now.probes, now.numbers, list(map(describe, found))
         findings.after_run(run, None)
-        if dead := fit_views.autopsy_of(found):
-            fit_views.retries(dead)
+        if dead := memory_views.autopsy_of(found):
+            memory_views.retries(dead)
         for line in lines[first : first + 12]:
             attempt(True, line[:200])
     run.events_file.write_bytes(b"\n".join([*good, *lines]) + b"\n")

@@ -18,9 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from qlora_gui.compare.client import CompareClient
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.judge import evaluate, job
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.evaluation import run as evaluate, job
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from tests import tokenizers

@@ -10,30 +10,30 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_gui.data import read
-from qlora_gui.data.faults import FaultyRows
+from qlora_gui.data import load
+from qlora_gui.data.bad_rows import FaultyRows
 from qlora_gui.errors import UserError
-from qlora_gui.runs.config import make
-from qlora_gui.runs.rows import rows_of
-from qlora_gui.runs.wording import data_remarks, data_warnings
+from qlora_gui.config import make
+from qlora_gui.runs.training_rows import rows_of
+from qlora_gui.runs.event_text import data_remarks, data_warnings
 
 ROW = {"instruction": "Hi", "output": "Hello"}
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
-def texts(found: read.Dataset) -> list[list[str]]:
+def texts(found: load.Dataset) -> list[list[str]]:
     return [[turn["content"] for turn in row["messages"]] for row in found.train]
 
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as error:
-        read.load(str(path))
+        load.load(str(path))
     return str(error.value)
 
 
 def faults(path: Path) -> list[tuple[int, int | None, str]]:
     with pytest.raises(FaultyRows) as error:
-        read.load(str(path))
+        load.load(str(path))
     return [(fault.row, fault.line, fault.reason) for fault in error.value.named]
 
 
@@ -43,7 +43,7 @@ def test_no_number_is_an_empty_cell(tmp_path: Path, suffix: str, empty: str) -> 
     path = tmp_path / f"a.{suffix}"
     row = f'{{"instruction": "Hi", "input": {empty}, "output": "Hello", "system": {empty}}}'
     path.write_text(f"[{row}]" if suffix == "json" else row)
-    assert texts(read.load(str(path))) == [["Hi", "Hello"]]
+    assert texts(load.load(str(path))) == [["Hi", "Hello"]]
     path.write_text(path.read_text().replace('"Hello"', empty))
     [(row_number, _, reason)] = faults(path)
     assert row_number == 1 and reason in ("'output' is null", "'output' is empty")
@@ -57,7 +57,7 @@ def test_nan_in_parquet_also_inside_and_fields_that_arrow_fills_in(tmp_path: Pat
     rows[0]["messages"][1]["tool_calls"] = [{"function": {"name": "f", "arguments": {"x": 1}}}]
     rows[1]["messages"][1]["tool_calls"] = [{"function": {"name": "g", "arguments": {"y": 2}}}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = read.load(str(tmp_path / "a.parquet"))
+    found = load.load(str(tmp_path / "a.parquet"))
     first, second = (row["messages"][1] for row in found.train)
     assert first["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}} and "learn" not in first
     assert second["tool_calls"][0]["function"] == {"name": "g", "arguments": {"y": 2}} and second["learn"] is False
@@ -77,7 +77,7 @@ def test_nan_in_parquet_also_inside_and_fields_that_arrow_fills_in(tmp_path: Pat
 )
 def test_an_object_is_a_row_or_what_stands_around_the_rows(tmp_path: Path, value: Any, rows: list[list[str]]) -> None:
     (tmp_path / "a.json").write_text(json.dumps(value))
-    assert texts(read.load(str(tmp_path / "a.json"))) == rows
+    assert texts(load.load(str(tmp_path / "a.json"))) == rows
 
 
 def test_several_lists_in_an_object_are_told(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_several_lists_in_an_object_are_told(tmp_path: Path) -> None:
 
 def test_a_list_under_the_name_of_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps([ROW, ROW], indent=1))
-    assert len(read.load(str(tmp_path / "a.jsonl")).train) == 2
+    assert len(load.load(str(tmp_path / "a.jsonl")).train) == 2
 
 
 def test_lines_that_are_no_json_are_faulty_rows(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_lines_that_are_no_json_are_faulty_rows(tmp_path: Path) -> None:
     found = faults(path)
     assert [row for row, _, _ in found] == [1, 4, 5] and all(line is None for _, line, _ in found)
     assert found[0][2].startswith("it is not JSON: ") and found[2][2] == "it is not an object with named fields"
-    kept = read.load(str(path), skip_bad_rows=True)
+    kept = load.load(str(path), skip_bad_rows=True)
     assert [row["row"] for row in kept.train] == [2, 6] and kept.skipped == 3
 
 
@@ -107,7 +107,7 @@ def test_separators_are_told_by_the_header(tmp_path: Path, separator: str, suffi
     cells[1] = [f'"{cells[1][0]}"', cells[1][1], f'"{cells[1][2]}"']
     path = tmp_path / f"a.{suffix}"
     path.write_text("\n".join(separator.join(row) for row in cells))
-    found = read.load(str(path))
+    found = load.load(str(path))
     assert found.separator == separator and found.ignored == {"note": 1}
     assert texts(found) == [["Hi, you; there", 'Hel"lo\n|x\ty'], ["Hi", "Hello"]]
 
@@ -116,11 +116,11 @@ def test_what_excel_writes(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("\ufeffsep=;\r\ninstruction;output;;\r\nHi;Hello;;\r\n\r\nHi;;;x\r\n".encode())
     assert faults(path) == [(2, 5, "'output' is empty")]
-    assert read.load(str(path), skip_bad_rows=True).separator == ";"
+    assert load.load(str(path), skip_bad_rows=True).separator == ";"
     path.write_text('instruction, output\nHi,  Hello\nHi, "a, b"\n')
-    assert texts(read.load(str(path))) == [["Hi", "Hello"], ["Hi", "a, b"]]
+    assert texts(load.load(str(path))) == [["Hi", "Hello"], ["Hi", "a, b"]]
     path.write_text("instruction,output\nHi,  Hello\n")
-    assert texts(read.load(str(path))) == [["Hi", "  Hello"]]
+    assert texts(load.load(str(path))) == [["Hi", "  Hello"]]
 
 
 def test_csv_places_after_cells_of_several_lines(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_csv_places_after_cells_of_several_lines(tmp_path: Path) -> None:
         (2, 7, "it has more cells than the header (3, not 2): quote cells that hold commas"),
         (3, 8, "'output' is empty"),
     ]
-    assert texts(read.load(str(path), skip_bad_rows=True)) == [["a\nb", "c\n\nd"]]
+    assert texts(load.load(str(path), skip_bad_rows=True)) == [["a\nb", "c\n\nd"]]
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert [line for _, line, _ in faults(path)] == [7, 8]
     path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r"))
@@ -165,7 +165,7 @@ def test_a_bad_byte_is_named_where_it_is_in_the_file(tmp_path: Path, suffix: str
         return
     row = line - 1 if suffix == "csv" else line
     assert faults(path) == [(row, line if suffix == "csv" else None, f"byte {place} of the file is not UTF-8")]
-    assert len(read.load(str(path), skip_bad_rows=True).train) == 1999
+    assert len(load.load(str(path), skip_bad_rows=True).train) == 1999
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
@@ -186,7 +186,7 @@ def test_no_more_than_twenty_faulty_rows_are_named(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(ROW if number % 2 else {**ROW, "output": ""}) + "\n" for number in range(100)))
     told = refused(path)
     assert told.count("'output' is empty") == 20 and "and 30 more. 50 of 100 rows" in told and "\n" not in told
-    kept = read.load(str(path), skip_bad_rows=True)
+    kept = load.load(str(path), skip_bad_rows=True)
     assert (len(kept.train), kept.skipped, len(kept.skipped_rows)) == (50, 50, 20)
 
 
@@ -204,7 +204,7 @@ def test_a_file_without_a_single_good_row_stays_an_error(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({**ROW, "output": ""}))
     with pytest.raises(FaultyRows, match="fix it, or set dataset_format") as error:
-        read.load(str(path), skip_bad_rows=True)
+        load.load(str(path), skip_bad_rows=True)
     assert not error.value.some_left
 
 
@@ -213,7 +213,7 @@ def test_faulty_held_out_rows_are_named_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "output": 3.0}) + "\noops")
     told = refused(tmp_path)
     assert told.startswith("test.jsonl row 3: it is not JSON")
-    found = read.load(str(tmp_path), skip_bad_rows=True)
+    found = load.load(str(tmp_path), skip_bad_rows=True)
     assert len(found.held_out or []) == 2 and found.skipped_rows[0].file == "test.jsonl"
 
 
@@ -221,14 +221,14 @@ def test_the_format_is_that_of_the_first_row_that_has_one(tmp_path: Path) -> Non
     path = tmp_path / "a.jsonl"
     path.write_text("oops\n" + json.dumps({"question": "?"}) + "\n" + json.dumps(ROW))
     assert [row for row, _, _ in faults(path)] == [1, 2]
-    assert read.load(str(path), skip_bad_rows=True).format == "alpaca"
+    assert load.load(str(path), skip_bad_rows=True).format == "alpaca"
 
 
 def test_a_survey_sees_the_whole_of_what_loading_sees(tmp_path: Path) -> None:
     rows = [ROW, ROW, {**ROW, "output": ""}, {**ROW, "input": "x", "label": 1}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [ROW, {**ROW, "output": "Bye"}])))
-    seen = read.survey(str(tmp_path))
+    seen = load.survey(str(tmp_path))
     assert (seen.format, seen.rows, seen.faulty, seen.duplicates, seen.known) == ("alpaca", 6, 1, 1, 1)
     assert seen.ignored == {"label": 1} and seen.named[0].row == 3
 
@@ -240,7 +240,7 @@ def test_half_a_character_is_marked_wherever_it_stands(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(f"[{lines}]")
     (tmp_path / "c.csv").write_text('messages\n"' + inner.replace('"', '""') + '"\n')
     for name in ("a.jsonl", "b.json", "c.csv"):
-        found = read.load(str(tmp_path / name))
+        found = load.load(str(tmp_path / name))
         assert texts(found) == [["q \ufffd", "a \U0001f600"]]
         "".join(found.ignored).encode()
 
@@ -249,7 +249,7 @@ def test_a_quote_that_is_never_closed_is_a_fault_of_the_file(tmp_path: Path) -> 
     path = tmp_path / "a.csv"
     path.write_text('text\none\n"two\n' + "more\n" * 50)
     with pytest.raises(UserError, match=r"is broken at line 3: a quoted cell is not closed.*line 53") as error:
-        read.load(str(path), skip_bad_rows=True)
+        load.load(str(path), skip_bad_rows=True)
     assert not isinstance(error.value, FaultyRows)
 
 
@@ -257,14 +257,14 @@ def test_a_quote_that_is_never_closed_is_a_fault_of_the_file(tmp_path: Path) -> 
 def test_rows_to_measure_on_by_their_other_names(tmp_path: Path, name: str) -> None:
     for stem in ("train", name):
         (tmp_path / f"{stem}.jsonl").write_text('{"text": "x"}\n')
-    assert read.find(str(tmp_path)).held_out == tmp_path / f"{name}.jsonl"
+    assert load.find(str(tmp_path)).held_out == tmp_path / f"{name}.jsonl"
 
 
 def test_files_of_a_folder_that_are_not_read_are_told_and_two_to_train_on_refused(tmp_path: Path) -> None:
     row = json.dumps({"instruction": "Say A.", "output": "A"}) + "\n"
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(row)
-    source = read.find(str(tmp_path))
+    source = load.find(str(tmp_path))
     assert source.held_out == tmp_path / "dev.jsonl" and source.unused_files == ("test.jsonl",)
     told = rows_of(make({"dataset": str(tmp_path)})).told()
     assert data_remarks(told)[-1] == "Files of the data's folder that are not read: test.jsonl."
@@ -272,16 +272,16 @@ def test_files_of_a_folder_that_are_not_read_are_told_and_two_to_train_on_refuse
     (tmp_path / "more" / "rows.csv").write_text("text\na\n")
     for name in ("val.jsonl.gz", "README.md", "train.jsonl~", ".gitattributes"):
         (tmp_path / name).write_text("x")
-    assert read.find(str(tmp_path)).unused_files == ("test.jsonl", "more/", "val.jsonl.gz")
+    assert load.find(str(tmp_path)).unused_files == ("test.jsonl", "more/", "val.jsonl.gz")
     (tmp_path / "train.csv").write_text("instruction,output\nSay B.,B\n")
     with pytest.raises(UserError, match=r"holds train\.csv and train\.jsonl: take one of them out"):
-        read.find(str(tmp_path))
+        load.find(str(tmp_path))
 
 
 def test_another_format_is_offered_only_where_rows_were_understood(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text("{]\n")
     with pytest.raises(FaultyRows) as error:
-        read.load(str(tmp_path / "broken.jsonl"))
+        load.load(str(tmp_path / "broken.jsonl"))
     assert "dataset_format" not in str(error.value)
 
 
@@ -311,13 +311,13 @@ def test_a_list_a_line_is_no_broken_json(tmp_path: Path, suffix: str) -> None:
 def test_what_stands_beside_the_rows_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps({"system": "Talk like a pirate.", "version": "1.0", "tools": [], "data": [ROW, ROW]}))
-    found = read.load(str(path))
+    found = load.load(str(path))
     assert found.ignored == {"system beside the rows": 2, "version beside the rows": 2}
     assert data_warnings(vars(found)) == [
         "Not used, though it may change what the rows mean: system beside the rows (2 rows)."
     ]
     path.write_text(json.dumps(ROW))
-    assert not read.load(str(path)).ignored
+    assert not load.load(str(path)).ignored
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_files_that_only_bear_the_name_of_data_are_told(tmp_path: Path, suffix: 
         said = r"is not Parquet: [^.]*\.$"
     (tmp_path / f"a.{suffix}").write_bytes(body)
     with pytest.raises(UserError, match=said):
-        read.load(str(tmp_path / f"a.{suffix}"))
+        load.load(str(tmp_path / f"a.{suffix}"))
 
 
 def test_one_row_with_a_list_of_texts_is_a_row(tmp_path: Path) -> None:

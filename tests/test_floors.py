@@ -124,12 +124,12 @@ def test_front_and_back_keep_apart() -> None:
         if module == "qlora_gui":
             continue
         packages = {name.partition(".")[0] for name in names}
-        if place(module) in FRONT | {"data"} and module != "qlora_gui.data.batches" and packages & MODEL_STACK:
+        if place(module) in FRONT | {"data"} and module != "qlora_gui.data.collate" and packages & MODEL_STACK:
             wrong.append(f"{module} imports {packages & MODEL_STACK}")
         if place(module) in FRONT:
             back = {other for other in inner(names) if place(other) in {"model", "training", "compare"}}
-            back |= inner(names) & {"qlora_gui.data.batches"}
-            back -= {"qlora_gui.compare"}
+            back |= inner(names) & {"qlora_gui.data.collate"}
+            back -= {"qlora_gui.inference"}
             wrong += [f"{module} imports {other}" for other in back]
         elif "gradio" in packages:
             wrong.append(f"{module} imports gradio")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui.data import batches
-from qlora_gui.model import base as bases
+from qlora_gui.data import collate as batches
+from qlora_gui.models import base as bases
 from qlora_gui.training import overflow
 from tests.test_step import config_of, rows_of, trainable
 

@@ -19,18 +19,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from qlora_gui.compare import adapter_file, clean_base
-from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.rows import RowAdapters
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import facts, read, tokens
+from qlora_gui.inference import adapter_file, clean_base
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.multi_lora import RowAdapters
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import row_stats, load, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
-from qlora_gui.judge.votes import VoteLog
-from qlora_gui.model.base import load_tokenizer
-from qlora_gui.runs import config as configs
+from qlora_gui.preferences.votes import VoteLog
+from qlora_gui.models.base import load_tokenizer
+from qlora_gui import config as configs
 from qlora_gui.runs import events, sweep
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import train
 
@@ -198,22 +198,22 @@ def test_data_files(
     path = tmp_path_factory.mktemp("data") / f"rows.{suffix}"
     path.write_bytes(body)
     try:
-        found = read.load(str(path), kind, skip_bad_rows=skip)
+        found = load.load(str(path), kind, skip_bad_rows=skip)
     except UserError as error:
         assert "\n" not in str(error).strip()
         return
-    seen = read.survey(str(path), kind)
+    seen = load.survey(str(path), kind)
     assert (seen.rows, seen.faulty) == (len(found.train) + found.skipped, found.skipped)
     assert skip or not found.skipped
     chat = Chat(load_tokenizer(llama))
-    kept, report = tokens.encode_all(found.train, chat, 64, "Be kind.")
+    kept, report = tokenization.encode_all(found.train, chat, 64, "Be kind.")
     assert len({row.row for row in kept}) == report.used and report.used + len(report.dropped) == len(found.train)
     for row in kept:
         assert len(row.input_ids) == len(row.labels) <= 64 and row.supervised
         assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
     turns = report.turns()
     assert turns["present"] == sum(turns[name] for name in ("learned", "context_only", "cut", "lost"))
-    assert all(isinstance(sentence, str) for sentence in facts.sentences(facts.of(kept, report, chat, found.format)))
+    assert all(isinstance(sentence, str) for sentence in row_stats.sentences(row_stats.of(kept, report, chat, found.format)))
 
 
 @many

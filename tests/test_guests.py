@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import accelerate_file, launch, queue
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.runs import accelerate_config, launch, queue
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import RunStore
 from tests.attacks import Attempts
 from tests.conftest import TINY
@@ -161,13 +161,13 @@ def test_only_known_settings_are_passed_on(tmp_path: Path, attempt: Attempts) ->
     file = tmp_path / "config.yaml"
     plain = {"distributed_type": "MULTI_GPU", "num_processes": 2}
     hostile = _hostile(1)
-    assert len(hostile) > 50 and accelerate_file._PASSED_ON.keys() | accelerate_file._IDLE.keys() <= hostile.keys() | {
+    assert len(hostile) > 50 and accelerate_config._PASSED_ON.keys() | accelerate_config._IDLE.keys() <= hostile.keys() | {
         "dynamo_backend"
     }
     for name, value in hostile.items():
         file.write_text(json.dumps(plain | {name: value}))
         try:
-            accelerate_file.read(str(file))
+            accelerate_config.read(str(file))
             attempt(False, name)
         except UserError as error:
             attempt(name in str(error) or "no YAML" in str(error), (name, str(error)))
@@ -179,13 +179,13 @@ def test_only_known_settings_are_passed_on(tmp_path: Path, attempt: Attempts) ->
     for body in bodies:
         file.write_bytes(body)
         with pytest.raises(UserError):
-            accelerate_file.read(str(file))
+            accelerate_config.read(str(file))
         attempt(True, body[:30])
     for name, value in {"main_process_ip": "::1", "main_process_port": 1, "num_machines": 2, "machine_rank": 1}.items():
         file.write_text(json.dumps(plain | {"num_machines": 2, "main_process_ip": "10.0.0.1"} | {name: value}))
-        assert accelerate_file.read(str(file))
+        assert accelerate_config.read(str(file))
         with pytest.raises(UserError, match="the owner can start this one from the command line"):
-            accelerate_file.read(str(file), local_only=True)
+            accelerate_config.read(str(file), local_only=True)
         attempt(True, name)
 
 
@@ -193,7 +193,7 @@ def test_only_known_settings_are_passed_on(tmp_path: Path, attempt: Attempts) ->
 def test_the_examples_are_read(name: str) -> None:
     file = Path(__file__).parents[1] / "docs" / "accelerate" / f"{name}.yaml"
     told = yaml.safe_load(file.read_text())
-    words = accelerate_file.read(str(file)).flags()
+    words = accelerate_config.read(str(file)).flags()
     assert words[words.index("--num_processes") + 1] == str(told["num_processes"])
     assert ("--use_fsdp" in words, "--multi_gpu" in words) == ("fsdp" in name, "fsdp" not in name)
     assert ("--main_process_ip" in words) == (name == "two-machines")
@@ -208,12 +208,12 @@ def test_what_accelerate_config_writes_is_read(tmp_path: Path) -> None:
         "mixed_precision: bf16\nnum_machines: 1\nnum_processes: 2\nrdzv_backend: static\nsame_network: true\n"
         "tpu_env: []\ntpu_use_cluster: false\ntpu_use_sudo: false\nuse_cpu: false\n"
     )
-    assert accelerate_file.read(str(file), local_only=True).flags(4)[:3] == ["--multi_gpu", "--num_processes", "4"]
+    assert accelerate_config.read(str(file), local_only=True).flags(4)[:3] == ["--multi_gpu", "--num_processes", "4"]
     file.write_text("distributed_type: NO\n")
-    assert "--multi_gpu" not in accelerate_file.read(str(file)).flags()
+    assert "--multi_gpu" not in accelerate_config.read(str(file)).flags()
     file.write_text("distributed_type: MULTI_GPU\n")
     with pytest.raises(UserError, match="does not say num_processes"):
-        accelerate_file.read(str(file)).flags()
+        accelerate_config.read(str(file)).flags()
     assert RunConfig(accelerate_config=str(file)).accelerate_config
 
 

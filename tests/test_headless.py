@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui import headless
+from qlora_gui.cli import train
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY
 from tests.test_turns import ALTERNATING
@@ -215,7 +215,7 @@ def test_signals_that_come_together_stop_a_run_once_and_at_once(monkeypatch: pyt
     """A notebook's stop button sends Ctrl+C, and others within half a second; the last of them ends the process."""
     now, stops = [100.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with headless._Interrupts() as interrupts:
+    with train._Interrupts() as interrupts:
         interrupts.act = lambda: stops.append(now[0])
         for after in (0.0, 0.2, 0.3):
             now[0] = 100.0 + after

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui.runs import cached, events, queue, scan
-from qlora_gui.runs.config import make
+from qlora_gui.runs import derived_cache, events, queue, scan
+from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import header, index, runs_table
+from qlora_gui.ui import header
 from qlora_gui.ui.app import build_app
-from qlora_gui.ui.index import summaries
+from qlora_gui.ui.runs import index, table as runs_table
+from qlora_gui.ui.runs.index import summaries
 from tests.many import LONG, make_runs
 
 
@@ -49,7 +50,7 @@ def anew(store: RunStore) -> list[object]:
 
 def kept(store: RunStore) -> Path:
     index.of(store)._keep()
-    return cached.folder() / cached.name_of("runs", store.root)
+    return derived_cache.folder() / derived_cache.name_of("runs", store.root)
 
 
 def test_with_and_without_the_cache_it_says_the_same(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +72,11 @@ def test_with_and_without_the_cache_it_says_the_same(runs: RunStore, monkeypatch
         file.write_bytes(damage)
         read.clear()
         assert anew(runs) == whole and len(read) == 60
-    cached.keep(file.name, {"knobs": ["of another version"], "runs": {}})
+    derived_cache.keep(file.name, {"knobs": ["of another version"], "runs": {}})
     assert anew(runs) == whole
-    cached.keep(file.name, {"knobs": list(make({}).model_dump()), "runs": {"run-0001": [[1], {"id": 3}], "x": 5}})
+    derived_cache.keep(file.name, {"knobs": list(make({}).model_dump()), "runs": {"run-0001": [[1], {"id": 3}], "x": 5}})
     assert anew(runs) == whole
-    place = cached.folder()
+    place = derived_cache.folder()
     shutil.rmtree(place)
     place.write_text("no folder")
     assert anew(runs) == whole, "also where nothing can be kept"

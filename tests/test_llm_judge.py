@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge import llm_judge
-from qlora_gui.judge.llm_judge import Judge
-from qlora_gui.judge.tally import tally
-from qlora_gui.judge.votes import TIE, Vote, VoteLog
+from qlora_gui.preferences import llm_judge
+from qlora_gui.preferences.llm_judge import Judge
+from qlora_gui.preferences.pairwise import tally
+from qlora_gui.preferences.votes import TIE, Vote, VoteLog
 from tests.test_statistics import BASE, LYNX, OTTER, vote
 
 SECRET = "sk-very-secret-key-123"

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from qlora_gui.compare import measure
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import tokens
+from qlora_gui.inference import score
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import Prompt
-from qlora_gui.model import base as bases
-from qlora_gui.model import rope
+from qlora_gui.models import base as bases
+from qlora_gui.models import rope
 from qlora_gui.runs.store import RunStore
 from qlora_gui.training.probes import Probes
 from tests.conftest import train
@@ -73,24 +73,24 @@ def test_evaluation_reads_every_row_as_alone(case: Case) -> None:
     """Losses and answers of rows on both sides of the limit, by plain transformers one row at a time."""
     base, rows = case.columns.base, case.columns.rows
     assert base and rows and base.reading.alike_up_to == LIMIT
-    encoded, _ = tokens.encode_all(EXAMPLES, Chat(case.tokenizer), 512)
+    encoded, _ = tokenization.encode_all(EXAMPLES, Chat(case.tokenizer), 512)
     lengths = [len(row.input_ids) for row in encoded]
-    begins = [measure.answer_begins(row) for row in encoded]
+    begins = [score.answer_begins(row) for row in encoded]
     assert sum(size + NEW <= LIMIT for size in lengths) >= 2 and max(begins) > LIMIT
     near = [number for number, size in enumerate(lengths) if size + NEW <= LIMIT]  # but aligned wider than the limit
     assert max(begins[one] for one in near) + max(lengths[one] - begins[one] for one in near) > LIMIT
     assert any(begin + NEW <= LIMIT < size for begin, size in zip(begins, lengths, strict=True))
     assert any(begin <= LIMIT < begin + NEW for begin in begins)
     found: dict[int, dict[str, Any]] = {}
-    measure.rows(
-        base, rows, len(case.models), encoded, measure.Task(NEW), lambda event: found.update({event["number"]: event})
+    score.rows(
+        base, rows, len(case.models), encoded, score.Task(NEW), lambda event: found.update({event["number"]: event})
     )
     for number, row in enumerate(encoded):
         for column, model in enumerate(fresh(case)):
             with torch.no_grad():
                 logits = model()(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1]
             labels = torch.tensor(row.labels[1:])
-            expected = float(cross_entropy(logits, labels, ignore_index=tokens.IGNORED, reduction="sum"))
+            expected = float(cross_entropy(logits, labels, ignore_index=tokenization.IGNORED, reduction="sum"))
             assert found[number]["loss"][column] == pytest.approx(expected, rel=1e-4), lengths[number]
             assert found[number]["text"][column] == said(case, model(), row.input_ids[: begins[number]])
 

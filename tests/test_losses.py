@@ -14,20 +14,23 @@ import filelock
 import pytest
 
 from qlora_gui.check import machine
-from qlora_gui.compare.client import CompareClient
-from qlora_gui.compare.settings import Decoding
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.errors import UserError
-from qlora_gui.headless_report import report
-from qlora_gui.judge import evaluate, job
-from qlora_gui.judge import report as reports
-from qlora_gui.judge.report import gather
-from qlora_gui.judge.votes import Column, Vote, VoteLog
+from qlora_gui.cli.report import report
+from qlora_gui.evaluation import run as evaluate, job
+from qlora_gui import report as reports
+from qlora_gui.report import collect
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.memory import calibration
-from qlora_gui.runs import events, launch, locks, queue, scan
-from qlora_gui.runs.config import make
+from qlora_gui.runs import events, launch, queue, scan
+from qlora_gui import locks
+from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, header, index, summary, train_tab
+from qlora_gui.ui import actions, header
+from qlora_gui.ui.runs import index, summary
+from qlora_gui.ui.train import tab
 from tests.faults import disks
 from tests.faults.ground import until
 
@@ -107,14 +110,14 @@ def test_what_is_deleted_while_a_report_is_written_is_named(store: RunStore, mon
     runs = [store.create(make({"name": name})) for name in ("first", "second", "third")]
     for run in runs:
         EventLog(run.events_file).append("finished", step=1)
-    whole = gather._experiment
+    whole = collect._experiment
 
     def slowly(number: int, run: Run, *rest: object) -> object:
         if run.id == "second":
             store.delete(run)
         return whole(number, run, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gather, "_experiment", slowly)
+    monkeypatch.setattr(collect, "_experiment", slowly)
     blocks = reports.written(store)
     for render in reports.RENDERERS.values():
         text = render(blocks)
@@ -244,11 +247,11 @@ def test_an_upload_that_does_not_fit_leaves_nothing(
     small: Callable[[int], None], store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QLORA_GUI_CACHE", str(store.root / "cache"))
-    monkeypatch.setattr(train_tab, "_KEEP_FREE", 0)
+    monkeypatch.setattr(tab, "_KEEP_FREE", 0)
     (tmp_path / "rows.jsonl").write_bytes(b"x" * (3 << 20))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40))
     small(1 << 20)
-    train_tab._keep(str(tmp_path / "rows.jsonl"))
+    tab._keep(str(tmp_path / "rows.jsonl"))
     assert list((store.root / "cache" / "uploads").iterdir()) == []
 
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from qlora_gui import hub
 from qlora_gui.errors import UserError
-from qlora_gui.memory import advice, budget, calibration, known, shape, simulation, step, terms
-from qlora_gui.memory.plan import LEVELS, choose_checkpointing, plan, verdict_of
-from qlora_gui.runs.config import RunConfig, make, resolve
+from qlora_gui.memory import advice, budget, calibration, known_models, model_shape, step_sizes, terms
+from qlora_gui.simulation import client
+from qlora_gui.memory.estimate import LEVELS, choose_checkpointing, plan, verdict_of
+from qlora_gui.config import RunConfig, make, resolve
 
 GIB = 2**30
 HUGE = budget.card(10_000)
-KNOWN = [base for bases in known.series().values() for base in bases]
+KNOWN = [base for bases in known_models.series().values() for base in bases]
 TINY_BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}
 # fmt: off
 SIZES = {
@@ -42,10 +43,10 @@ SIZES = {
 
 
 def test_every_known_base_has_its_well_known_size() -> None:
-    assert {base: known.of_known(base).parameters for base in KNOWN} == SIZES
+    assert {base: known_models.of_known(base).parameters for base in KNOWN} == SIZES
 
 
-@pytest.mark.parametrize("kind", sorted(shape.LLAMA_LIKE | {"bloom"}))
+@pytest.mark.parametrize("kind", sorted(model_shape.LLAMA_LIKE | {"bloom"}))
 @pytest.mark.parametrize("extra", [{}, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}])
 def test_shapes_are_those_of_transformers(kind: str, extra: dict[str, Any]) -> None:
     import torch
@@ -56,7 +57,7 @@ def test_shapes_are_those_of_transformers(kind: str, extra: dict[str, Any]) -> N
     config = AutoConfig.for_model(kind, **sizes, **({} if kind == "bloom" else extra))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    found = shape.read(json.loads(config.to_json_string(use_diff=False)))
+    found = model_shape.read(json.loads(config.to_json_string(use_diff=False)))
     assert found.parameters == model.num_parameters()
     linears = {
         (name.split(".", 3)[-1], part.in_features, part.out_features, part.bias is not None)
@@ -69,12 +70,12 @@ def test_shapes_are_those_of_transformers(kind: str, extra: dict[str, Any]) -> N
     }
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name or ".ln_" in name)
     assert found.norm_parameters == norms
-    assert shape.read(config.to_diff_dict() | {"model_type": kind}).parameters == found.parameters
+    assert model_shape.read(config.to_diff_dict() | {"model_type": kind}).parameters == found.parameters
 
 
 def test_other_decoders_are_near() -> None:
     gpt2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
-    found = shape.read(gpt2)
+    found = model_shape.read(gpt2)
     assert found.family == "generic" and found.parameters == pytest.approx(124_439_808, rel=0.001)
 
 
@@ -88,7 +89,7 @@ def test_other_decoders_are_near() -> None:
 )
 def test_a_config_that_does_not_suffice_is_a_sentence(config: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        shape.read(config)
+        model_shape.read(config)
 
 
 TINY: dict[str, Any] = {
@@ -120,7 +121,7 @@ def test_what_is_not_known_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.utils.quantization_config import BitsAndBytesConfig
 
-    from qlora_gui.training import count
+    from qlora_gui.simulation import count_parameters
 
     config = AutoConfig.for_model(kind, **TINY | UNKNOWN[kind])
     with torch.device("meta"):
@@ -134,24 +135,24 @@ def test_what_is_not_known_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch
 
     def ask(module: str, question: dict[str, Any]) -> dict[str, int]:
         asked.append(module)
-        return count.count(question["base"])
+        return count_parameters.count(question["base"])
 
-    monkeypatch.setattr(simulation, "asked", ask)
+    monkeypatch.setattr(client, "asked", ask)
     monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path / "cache"))
     told = {name: value for name, value in json.loads(config.to_json_string()).items() if name != "time_step_limit"}
     (tmp_path / "config.json").write_text(json.dumps(told))
     named = RunConfig(base_model=str(tmp_path))
-    rough = known.find(named)
+    rough = known_models.find(named)
     assert rough.rough and not asked and rough.counted is None
-    assert known.find(named, count=True).counted == true and asked == ["count"]
-    assert known.find(named).counted == true and asked == ["count"]
-    assert plan(named, known.find(named), budget.card(16)).fits
+    assert known_models.find(named, count=True).counted == true and asked == ["count"]
+    assert known_models.find(named).counted == true and asked == ["count"]
+    assert plan(named, known_models.find(named), budget.card(16)).fits
 
 
 def test_counted_parameters_decide_the_terms_of_the_weights() -> None:
     """Half a byte and the statistics for those in 4 bits, two bytes for experts and what else there is."""
     config = {"model_type": "qwen3_moe", "hidden_act": "silu", **TINY, **EXPERTS}
-    rough = shape.read(config)
+    rough = model_shape.read(config)
     assert rough.experts == 3 * 8 * 3 * 64 * 32
     found = dataclasses.replace(rough, counted=(10 * rough.listed_weights, rough.parameters + 10_000_000))
     few, more = (a_step(RunConfig(), of) for of in (rough, found))
@@ -162,18 +163,18 @@ def test_counted_parameters_decide_the_terms_of_the_weights() -> None:
 
 
 def test_a_size_per_layer_counts_by_its_largest() -> None:
-    assert shape.read({"model_type": "x", **TINY, "intermediate_size": [96, 128, 96]}).intermediate == 128
+    assert model_shape.read({"model_type": "x", **TINY, "intermediate_size": [96, 128, 96]}).intermediate == 128
     with pytest.raises(UserError, match="no usable intermediate_size"):
-        shape.read({"model_type": "llama", **TINY, "intermediate_size": ["wide"]})
+        model_shape.read({"model_type": "llama", **TINY, "intermediate_size": ["wide"]})
 
 
-def a_step(config: RunConfig, of: shape.Shape, way: step.Way = "ours", checkpointing: str = "all") -> step.Step:
-    return step.of(config, of, HUGE, config.batch_size, config.max_length, way, checkpointing)
+def a_step(config: RunConfig, of: model_shape.Shape, way: step_sizes.Way = "ours", checkpointing: str = "all") -> step_sizes.Step:
+    return step_sizes.of(config, of, HUGE, config.batch_size, config.max_length, way, checkpointing)
 
 
 def test_terms_of_a_tiny_bloom_by_hand() -> None:
     """Hidden 64, so a layer has 12 * 64^2 = 49,152 quantized weights."""
-    found = shape.read(TINY_BLOOM)
+    found = model_shape.read(TINY_BLOOM)
     tiny = a_step(make({"rank": 8, "batch_size": 2, "max_length": 32, "dropout": 0}), found)
     assert found.linear_weights == 2 * 49_152
     # half a byte each; 768 absmaxes of a byte; of those, fp32 a block of 256: 192 64 256 256 absmaxes -> 4 blocks
@@ -192,13 +193,13 @@ def test_terms_of_a_tiny_bloom_by_hand() -> None:
 
 
 def test_8_bit_optimizer_states() -> None:
-    big = a_step(make({"rank": 64, "optimizer": "adamw_8bit"}), known.of_known("bigscience/bloom-560m"))
+    big = a_step(make({"rank": 64, "optimizer": "adamw_8bit"}), known_models.of_known("bigscience/bloom-560m"))
     found = terms.trained(big)
     assert found.lora_states == found.lora * 2 + found.lora // 256 * 8
 
 
 def test_boundaries_are_one_input_a_recomputed_layer() -> None:
-    of = known.of_known("bigscience/bloom-7b1")
+    of = known_models.of_known("bigscience/bloom-7b1")
     config = make({"batch_size": 4, "max_length": 1024, "rank": 16})
     for level, layers in {"all": 30, "every-2": 15, "every-3": 10, "every-4": 7, "none": 0}.items():
         found = plan(config, of, HUGE, checkpointing=level)
@@ -206,7 +207,7 @@ def test_boundaries_are_one_input_a_recomputed_layer() -> None:
 
 
 def test_terms_sum_up_and_grow_with_what_they_depend_on() -> None:
-    of = known.of_known("meta-llama/Llama-3.2-1B")
+    of = known_models.of_known("meta-llama/Llama-3.2-1B")
     small = plan(make({"gradient_checkpointing": "all"}), of, HUGE)
     assert small.total == sum(term.bytes for term in small.terms)
     assert small.uncorrected == small.total - terms.CUDA_CONTEXT
@@ -221,7 +222,7 @@ def test_the_stock_way_is_as_the_simulated_step_was(rows: int, length: int) -> N
     """MiB that the real step took on fake tensors: BLOOM-560M, rank 16, checkpointing, fp32 AdamW."""
     simulated = {512: 3215, 2048: 7788}[rows * length]
     config = make({"rank": 16, "dropout": 0, "gradient_accumulation": 1, "gradient_checkpointing": "all"})
-    found = plan(config, known.of_known("bigscience/bloom-560m"), HUGE, rows=rows, length=length, way="stock")
+    found = plan(config, known_models.of_known("bigscience/bloom-560m"), HUGE, rows=rows, length=length, way="stock")
     assert found.uncorrected / 2**20 == pytest.approx(simulated, rel=0.01)
 
 
@@ -238,24 +239,24 @@ def test_the_stock_way_is_as_the_simulated_step_was(rows: int, length: int) -> N
 )
 def test_the_plan_is_near_the_simulated_step(base: str, knobs: dict[str, Any]) -> None:
     """The real step, run on fake tensors: benchmarks/fit_accuracy.py holds many more against it."""
-    from qlora_gui.training.simulate import simulate
+    from qlora_gui.simulation.__main__ import simulate
 
     config = make({"base_model": base, "gradient_checkpointing": "all", "batch_size": 2, "max_length": 1024} | knobs)
-    found = plan(config, known.find(config), HUGE)
-    base_config = dict(known.config_json(config))
+    found = plan(config, known_models.find(config), HUGE)
+    base_config = dict(known_models.config_json(config))
     told = simulate(base_config, config, found.rows, found.length, "ours", config.gradient_checkpointing)
     assert found.uncorrected == pytest.approx(told["peak"], rel=0.05)
 
 
 def test_experiment_2_fits_16_gb_only_our_way() -> None:
     config = resolve({"batch_size": 4, "max_length": 1024}, preset="experiment-2")
-    of = known.find(config)
+    of = known_models.find(config)
     assert plan(config, of, budget.card(16), way="stock").verdict == "does not fit"
     assert plan(config, of, budget.card(16)).verdict == "fits"
 
 
 def test_a_cpu_with_memory_to_spare_keeps_linears_unpacked() -> None:
-    of, config = known.of_known(known.DEMO), make({})
+    of, config = known_models.of_known(known_models.DEMO), make({})
     weights = of.linear_weights
     for free, kept in ((32 * weights, 4 * weights), (32 * weights - 8, 0)):
         found = plan(config, of, budget.Budget("CPU", free, free, "cpu", number=4))
@@ -269,7 +270,7 @@ def test_verdict_borders() -> None:
 
 
 def test_auto_takes_the_cheapest_checkpointing_that_fits() -> None:
-    of = known.of_known("bigscience/bloom-7b1")
+    of = known_models.of_known("bigscience/bloom-7b1")
     config = make({"batch_size": 4, "max_length": 1024})
     need = {level: plan(config, of, HUGE, checkpointing=level).total for level in LEVELS}
     for level in LEVELS:
@@ -282,7 +283,7 @@ def test_auto_takes_the_cheapest_checkpointing_that_fits() -> None:
 
 def test_a_linear_that_is_not_there_is_a_sentence() -> None:
     with pytest.raises(UserError, match="this base has the linears"):
-        plan(make({"target_modules": "nope"}), known.of_known("bigscience/bloom-560m"), HUGE)
+        plan(make({"target_modules": "nope"}), known_models.of_known("bigscience/bloom-560m"), HUGE)
 
 
 RUNS = st.fixed_dictionaries(
@@ -317,13 +318,13 @@ class Always(calibration.Correction):
 def test_every_change_lowers_the_plan_by_what_it_says(values: dict[str, Any], size: int, correction: float) -> None:
     config = make(values)
     card = budget.Budget("card", size * GIB, size * GIB, correction=Always(factor=correction))
-    of = known.find(config)
+    of = known_models.find(config)
     before = plan(config, of, card)
     assert before.total == sum(term.bytes for term in before.terms)
     found = advice.changes(config, of, card)
     for change in found:
         changed = change.apply(config)
-        after = plan(changed, known.find(changed), card)
+        after = plan(changed, known_models.find(changed), card)
         assert before.total - after.total == change.saves > 0
         assert after.fits == change.fits
         if "batch_size" in change.knobs:
@@ -336,7 +337,7 @@ def test_every_change_lowers_the_plan_by_what_it_says(values: dict[str, Any], si
 def test_a_combination_is_offered_where_no_single_change_suffices() -> None:
     config = make({"base_model": "bigscience/bloom-7b1", "batch_size": 8, "max_length": 1024, "bias": "all"})
     config = make(config.model_dump() | {"gradient_checkpointing": "none"})
-    first = advice.changes(config, known.find(config), budget.card(8))[0]
+    first = advice.changes(config, known_models.find(config), budget.card(8))[0]
     assert first.fits and len(first.knobs) > 2 and first.learns_the_same
     assert first.knobs["gradient_checkpointing"] == "all"
 
@@ -371,7 +372,7 @@ def test_runs_correct_the_next_prediction(tmp_path: Path, monkeypatch: pytest.Mo
     found = calibration.correction("RTX").at(100)
     assert (found.runs, found.factor) == (3, 1.06) and found.error == pytest.approx(0.06)
     assert calibration.correction("other").at(100).factor == 1.5
-    of, config = known.of_known("bigscience/bloom-560m"), make({"gradient_checkpointing": "all"})
+    of, config = known_models.of_known("bigscience/bloom-560m"), make({"gradient_checkpointing": "all"})
     plain = plan(config, of, budget.card(16))
     card = budget.Budget("RTX", 16 * GIB, 16 * GIB, gpu="RTX", correction=Always(factor=found.factor))
     corrected = plan(config, of, card)
@@ -389,9 +390,9 @@ def test_a_cache_that_cannot_be_written_to_ends_no_run(tmp_path: Path, monkeypat
 def test_runs_of_another_size_correct_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12% more than predicted of a 135M run say nothing of a 7B run; another 7B run's 3% do."""
     monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path))
-    config, seven = make({"gradient_checkpointing": "all"}), known.of_known("bigscience/bloom-7b1")
+    config, seven = make({"gradient_checkpointing": "all"}), known_models.of_known("bigscience/bloom-7b1")
     plain = plan(config, seven, budget.card(16))
-    small = plan(config, known.of_known("HuggingFaceTB/SmolLM2-135M"), budget.card(16))
+    small = plan(config, known_models.of_known("HuggingFaceTB/SmolLM2-135M"), budget.card(16))
     for _ in range(8):
         calibration.record("RTX", small.uncorrected, round(1.12 * small.uncorrected))
 
@@ -408,7 +409,7 @@ def test_a_card_without_flash_attention_keeps_more_of_grouped_queries() -> None:
     """Keys and values are repeated for every query head: of 32 heads over 8, as with a mask; BLOOM has nothing to repeat."""
     config = make({"gradient_checkpointing": "none", "batch_size": 4, "max_length": 512})
     for base, more in (("meta-llama/Llama-3.2-1B", True), ("bigscience/bloom-560m", False)):
-        of, modern = known.of_known(base), budget.card(80)
+        of, modern = known_models.of_known(base), budget.card(80)
         before, after = (plan(config, of, dataclasses.replace(modern, flash=flash)) for flash in (True, False))
         tokens, repeated = 4 * 512, 2 * 24 * 64 * 2  # bytes: keys and values of 24 heads more, 64 numbers each
         assert after.total - before.total == (16 * tokens * repeated if more else 0)
@@ -442,28 +443,28 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     hub.answers.cache_clear()
-    known._asked.cache_clear()
+    known_models._asked.cache_clear()
     yield
     server.shutdown()
     hub.answers.cache_clear()
 
 
 def test_a_shape_comes_from_the_hub(server: None) -> None:
-    assert known.find(make({"base_model": "owner/there", "revision": "v1"})).hidden == 64
+    assert known_models.find(make({"base_model": "owner/there", "revision": "v1"})).hidden == 64
     with pytest.raises(UserError, match=r"gives no config\.json"):
-        known.find(make({"base_model": "owner/there"}))
+        known_models.find(make({"base_model": "owner/there"}))
     with pytest.raises(UserError, match="knows no base model"):
-        known.find(make({"base_model": "nobody/this"}))
+        known_models.find(make({"base_model": "nobody/this"}))
 
 
 def test_a_shape_comes_from_a_folder_the_cache_or_the_table(
     bloom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert known.find(make({"base_model": str(bloom)})).hidden == 64
+    assert known_models.find(make({"base_model": str(bloom)})).hidden == 64
     with pytest.raises(UserError, match=r"has no config\.json"):
-        known.find(make({"base_model": str(tmp_path)}))
+        known_models.find(make({"base_model": str(tmp_path)}))
     with pytest.raises(UserError, match="does not exist"):
-        known.find(make({"base_model": "./nowhere"}))
+        known_models.find(make({"base_model": "./nowhere"}))
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -472,21 +473,21 @@ def test_a_shape_comes_from_a_folder_the_cache_or_the_table(
     (entry / "refs" / "main").write_text("abc")
     (entry / "snapshots" / "abc").mkdir(parents=True)
     (entry / "snapshots" / "abc" / "config.json").write_text(json.dumps(TINY_BLOOM))
-    assert known.find(make({"base_model": "owner/cached"})).layers == 2
-    assert known.find(make({"base_model": "owner/cached", "revision": "abc"})).layers == 2
-    assert known.find(make({"base_model": "mirror/Llama-3.1-8B-Instruct"})).parameters == 8_030_261_248
-    assert known.find(make({"base_model": "demo"})).parameters == 134_515_008
+    assert known_models.find(make({"base_model": "owner/cached"})).layers == 2
+    assert known_models.find(make({"base_model": "owner/cached", "revision": "abc"})).layers == 2
+    assert known_models.find(make({"base_model": "mirror/Llama-3.1-8B-Instruct"})).parameters == 8_030_261_248
+    assert known_models.find(make({"base_model": "demo"})).parameters == 134_515_008
 
 
 def test_smaller_bases_keep_their_kind() -> None:
-    assert known.smaller("Qwen/Qwen2.5-3B-Instruct") == ["Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"]
-    assert known.smaller("bigscience/bloom-560m") == known.smaller("demo") == []
+    assert known_models.smaller("Qwen/Qwen2.5-3B-Instruct") == ["Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"]
+    assert known_models.smaller("bigscience/bloom-560m") == known_models.smaller("demo") == []
 
 
 def test_layers_may_be_a_list_of_what_each_is() -> None:
     """As transformers writes the config.json of Nemotron-H."""
     sizes = {key: value for key, value in TINY.items() if key != "num_hidden_layers"}
     kinds = ["mamba", "mlp", "attention"]
-    assert shape.read({"model_type": "nemotron_h", **sizes, "layers_block_type": kinds}).layers == 3
+    assert model_shape.read({"model_type": "nemotron_h", **sizes, "layers_block_type": kinds}).layers == 3
     with pytest.raises(UserError, match="num_hidden_layers"):
-        shape.read({"model_type": "nemotron_h", **sizes})
+        model_shape.read({"model_type": "nemotron_h", **sizes})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qlora_gui.compare import onednn
+from qlora_gui.inference import onednn
 
 
 @pytest.mark.parametrize("bias", [True, False])

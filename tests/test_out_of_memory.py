@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qlora_gui.data import batches
-from qlora_gui.memory import known
+from qlora_gui.data import collate
+from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import GIB, card
-from qlora_gui.memory.plan import choose_checkpointing
-from qlora_gui.model import device as devices
+from qlora_gui.memory.estimate import choose_checkpointing
+from qlora_gui.models import device as devices
 from qlora_gui.runs import events, launch
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training import __main__ as program
-from qlora_gui.training import autopsy, fitting, limit
+from qlora_gui.training import oom, preflight, limit
 from qlora_gui.training.trainer import arguments
 from tests.conftest import TINY, train, wait_until_ended
 from tests.test_step import config_of, rows_of, trainable
@@ -33,12 +33,12 @@ def peak_of(base: Path, batch: int) -> int:
     model, rows = trainable(base, config), rows_of(base, 40)
     with limit._Limited(2**40) as counted:
         counted.watch(model.parameters())
-        fitting.two_steps(model, rows, batch, _collate(), arguments(config, "unused", CPU, batch))
+        preflight.two_steps(model, rows, batch, _collate(), arguments(config, "unused", CPU, batch))
     return max(counted.peaks.values())
 
 
-def _collate() -> batches.Collate:
-    return batches.Collate(1, 192)
+def _collate() -> collate.Collate:
+    return collate.Collate(1, 192)
 
 
 def run_within(store: RunStore, monkeypatch: pytest.MonkeyPatch, size: int, **knobs: object) -> Run:
@@ -57,7 +57,7 @@ def test_the_preflight_changes_nothing(llama: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    fitting.two_steps(model, rows_of(llama), 4, _collate(), arguments(config, "unused", CPU, 4))
+    preflight.two_steps(model, rows_of(llama), 4, _collate(), arguments(config, "unused", CPU, 4))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(part, before[name]) for name, part in model.named_parameters())
     assert all(part.grad is None for part in model.parameters())
@@ -106,7 +106,7 @@ def test_what_no_change_can_fit_ends_with_an_autopsy_too(
 def test_smaller_steps_keep_the_rows_of_a_step() -> None:
     config, rows = config_of(batch_size=12, gradient_accumulation=2), 12
     seen = []
-    while (smaller := fitting.smaller_step(config, rows)) is not None:
+    while (smaller := preflight.smaller_step(config, rows)) is not None:
         config, rows = smaller
         seen.append((config.batch_size, config.gradient_accumulation, config.gradient_checkpointing))
     assert seen == [(6, 4, "none"), (3, 8, "none"), (1, 24, "none"), (1, 24, "all")]
@@ -115,7 +115,7 @@ def test_smaller_steps_keep_the_rows_of_a_step() -> None:
 @pytest.mark.parametrize(("batch", "accumulation", "rows"), [(4, 4, 5), (3, 4, 4), (1, 1, 8), (2, 3, 7)])
 def test_smaller_steps_of_packed_rows_do_so_to_the_row(batch: int, accumulation: int, rows: int) -> None:
     config, whole = config_of(packing=True, batch_size=batch, gradient_accumulation=accumulation), rows * accumulation
-    while (smaller := fitting.smaller_step(config, rows)) is not None:
+    while (smaller := preflight.smaller_step(config, rows)) is not None:
         config, fewer = smaller
         assert fewer * config.gradient_accumulation == whole and config.batch_size >= 1
         assert fewer <= rows // 2 or (fewer == rows == 1 and config.gradient_checkpointing == "all")
@@ -169,7 +169,7 @@ def test_a_lack_of_memory_is_known_by_any_library_s_words(error: Exception) -> N
             raise error
 
     said: list[str] = []
-    fitted, rows = fitting.fitted(
+    fitted, rows = preflight.fitted(
         config_of(batch_size=8), 8, try_it, lambda level: None, lambda config, text: said.append(text)
     )
     assert tried == [8, 4, 2] and fitted.batch_size == rows == 2 and "micro-batch 2" in said[-1]
@@ -180,7 +180,7 @@ def test_what_is_no_lack_of_memory_is_not_retried() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        fitting.fitted(config_of(batch_size=8), 8, try_it, lambda level: None, lambda config, text: None)
+        preflight.fitted(config_of(batch_size=8), 8, try_it, lambda level: None, lambda config, text: None)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_8bit"])
@@ -194,7 +194,7 @@ def test_a_row_that_overflows_leaves_the_adapter_as_it_was(llama: Path, optimize
     before = {name: part.clone() for name, part in model.named_parameters() if part.requires_grad}
     args = arguments(config, "unused", CPU, 4)
     args.fp16 = False  # its scaler is the Trainer's; there is none for a CPU
-    fitting.two_steps(model, rows, 4, _collate(), args)
+    preflight.two_steps(model, rows, 4, _collate(), args)
     assert all(torch.equal(part, before[name]) for name, part in model.named_parameters() if name in before)
 
 
@@ -218,7 +218,7 @@ def test_an_autopsy_of_a_card_too_full_to_be_asked(
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     monkeypatch.setattr(devices, "pick", lambda: torch.device("cuda", 0))
-    told = autopsy.of(store.create(make(TINY | HEAVY | {"base_model": str(llama)})))
+    told = oom.of(store.create(make(TINY | HEAVY | {"base_model": str(llama)})))
     assert told["bug"] is False and told["autopsy"]["free"] == 0 and told["autopsy"]["total"] == 16 << 30
 
 
@@ -229,7 +229,7 @@ def test_a_lack_of_memory_by_any_name_ends_in_plain_words(
     def full(*args: object, **kwargs: object) -> None:
         raise SHORT["cublas"]
 
-    where = {"loads": "qlora_gui.model.quantized.load", "forward": "qlora_gui.model.causality.check"}
+    where = {"loads": "qlora_gui.models.quantized_cache.load", "forward": "qlora_gui.models.causality.check"}
     monkeypatch.setattr(where[stage], full)
     run = store.create(make(TINY | HEAVY | {"base_model": str(llama)}))
     monkeypatch.setattr(sys, "argv", ["qlora_gui.training", str(run.path)])
@@ -243,8 +243,8 @@ def test_a_limit_is_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLORA_GUI_MEMORY_LIMIT", "0.5GB")
     assert limit.budget(CPU).free == GIB // 2
     config = make({"base_model": "bigscience/bloom-560m", "gradient_checkpointing": "auto"})
-    assert fitting.resolve(config, CPU).gradient_checkpointing == "none"
-    assert choose_checkpointing(config, known.find(config), card(80)) == "none"
+    assert preflight.resolve(config, CPU).gradient_checkpointing == "none"
+    assert choose_checkpointing(config, known_models.find(config), card(80)) == "none"
 
 
 def test_headless_tells_the_autopsy_and_keeps_the_run(llama: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from qlora_gui.cli import build_parser
+from qlora_gui.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")

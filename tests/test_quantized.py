@@ -13,16 +13,17 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from qlora_gui import cli, kept
+from qlora_gui.cli import main
+from qlora_gui import cache as kept
 from qlora_gui.errors import UserError
-from qlora_gui.model import base as bases
-from qlora_gui.model import demo, quantized
+from qlora_gui.models import base as bases
+from qlora_gui.models import demo, quantized_cache
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 9, 200, 31, 77, 640]])
 LOAD = (
-    "import sys, torch; from qlora_gui.model import base; "
+    "import sys, torch; from qlora_gui.models import base; "
     "m = base.load_model(sys.argv[1], 'nf4', True, torch.device('cpu'), torch.float32)"
 )
 
@@ -202,7 +203,7 @@ def test_where_it_cannot_be_written_loading_goes_on_and_leaves_nothing(bloom: Pa
 
 
 def test_a_nearly_full_disk_is_left_alone(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "_LEFT_FREE", 2**60)
+    monkeypatch.setattr(quantized_cache, "_LEFT_FREE", 2**60)
     model, said = load(bloom)
     assert "cannot be kept" in said[0] and "the disk is nearly full" in said[0] and not kept.entries()
     assert torch.equal(logits(model), logits(plain(bloom, torch.float32)))
@@ -255,20 +256,20 @@ def test_a_folder_without_a_model_is_a_sentence_and_keeps_nothing(tmp_path: Path
 
 
 def test_the_command_line_shows_and_clears(llama: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--headless-cache"]) == 0
+    assert main.main(["--headless-cache"]) == 0
     assert capsys.readouterr().out.split() == ["0.0", "MB", "in", str(cache)]
     load(llama)
-    assert cli.main(["--headless-cache", "--clear"]) == 0
+    assert main.main(["--headless-cache", "--clear"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert "MB  small-llama-nf4-double-cpu-" in shown[0] and str(cache) in shown[1] and shown[2] == "Freed 0.4 MB"
-    assert cli.main(["--clear"]) == 2 and not os.listdir(cache)[1:]
+    assert main.main(["--clear"]) == 2 and not os.listdir(cache)[1:]
 
 
 def test_what_was_quantized_is_gone_before_the_model_is_built_from_it(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a cycle of references: on a GPU the first load of a base would hold it twice."""
-    plain, there = quantized._assemble, []
+    plain, there = quantized_cache._assemble, []
 
     def linears() -> int:
         return sum(type(thing) is Linear4bit for thing in gc.get_objects())
@@ -277,7 +278,7 @@ def test_what_was_quantized_is_gone_before_the_model_is_built_from_it(
         there.append(linears())
         return plain(*args)
 
-    monkeypatch.setattr(quantized, "_assemble", assemble)
+    monkeypatch.setattr(quantized_cache, "_assemble", assemble)
     gc.collect()
     before = linears()
     load(llama)

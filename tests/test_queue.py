@@ -10,12 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qlora_gui import headless_sweep
+from qlora_gui.cli import sweep
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch, locks, queue
-from qlora_gui.runs.config import make
+from qlora_gui.runs import launch, queue
+from qlora_gui import locks
+from qlora_gui.config import make
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import drawing, index
+from qlora_gui.ui import run_view
+from qlora_gui.ui.runs import index
 from tests.conftest import TINY, train
 from tests.faults.ground import ENDED, until
 
@@ -148,8 +150,8 @@ def test_a_mark_that_the_queue_did_not_make_starts_nothing(
     assert [run.id for run in queue.waiting(store)] == ["own"]
     assert sorted(run.id for run in queue.held_back(store)) == ["copied", "damaged", "gift"]
     assert [(one.state, one.place) for one in index.now(store).found if one.id == "gift"] == [("queued", 0)]
-    assert "came from elsewhere, and nobody starts it" in drawing.of(gift).told
-    headless_sweep.show(store)
+    assert "came from elsewhere, and nobody starts it" in run_view.of(gift).told
+    sweep.show(store)
     assert "held back  gift" in capsys.readouterr().out
     queue.leave(store, gift)
     assert gift.state() == "stopped"

@@ -13,7 +13,7 @@ import pytest
 
 from qlora_gui import hub
 from qlora_gui.errors import UserError
-from qlora_gui.judge import llm_judge
+from qlora_gui.preferences import llm_judge
 from tests.attacks import Attempts
 
 TOKEN = "hf_secretsecretsecret"
@@ -139,7 +139,7 @@ def test_a_card_tells_nothing_of_the_files_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: Attempts
 ) -> None:
     """Refused by its card, before anything looks for the files: there or not, it says the same, and no address is asked."""
-    from qlora_gui.data import read
+    from qlora_gui.data import load
 
     asked = Place()
     (tmp_path / "there.jsonl").write_text('{"prompt": "a", "completion": "secret"}\n')
@@ -156,7 +156,7 @@ def test_a_card_tells_nothing_of_the_files_it_names(
                 for file, text in {"README.md": f"---\n{body}\n---\n", ".huggingface.yaml": body}.items():
                     (cards / file).write_text(text)
                     with pytest.raises(UserError, match="names files that are not its own") as caught:
-                        next(read._hub_rows("owner/name", "train"))
+                        next(load._hub_rows("owner/name", "train"))
                     attempt(named in str(caught.value), (file, key, files))
                     (cards / file).unlink()
     attempt(not asked.seen, "asked for an address")

@@ -13,17 +13,18 @@ import pytest
 from markdown_it import MarkdownIt
 
 from qlora_gui.errors import UserError
-from qlora_gui.headless_report import report
-from qlora_gui.judge import statistics, stored, verdict
-from qlora_gui.judge.report import comparable, gather, markdown, observations, page, plot, words, written
-from qlora_gui.judge.report.blocks import Answer, SideBySide, Table
-from qlora_gui.judge.report.facts import Experiment, Observation
-from qlora_gui.judge.votes import Column, Vote, VoteLog
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.cli.report import report
+from qlora_gui.evaluation import stats, stored, verdict
+from qlora_gui.report import comparability, collect, markdown, observations, html, plot, text as words, written
+from qlora_gui.report.blocks import Answer, SideBySide, Table
+from qlora_gui.report.facts import Experiment, Observation
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.curves import Series
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import links, report_tab
+from qlora_gui.ui import links
+from qlora_gui.ui.report import tab
 
 GB = 2**30
 NASTY = "<script>alert(1)</script> | `x` ]]> <img src=http://evil.example/x onerror=alert(2)> **b** [l](http://evil.example) \"' &amp;"
@@ -108,7 +109,7 @@ class Made:
         return self
 
     def evaluated(self, difference: float = -0.44, width: float = 0.07, base: float = 2.0, **more: Any) -> "Made":
-        """An evaluation.json as judge/evaluation.py writes it."""
+        """An evaluation.json as evaluation/results.py writes it."""
         texts = {
             "answers": 100,
             "ended_by_eos": 0.41,
@@ -203,7 +204,7 @@ def vote(log: VoteLog, columns: list[tuple[str, str | None]], choice: int | str,
 
 
 def said(store: RunStore, *ids: str) -> list[Observation]:
-    return [one for _, found in observations.of(gather.facts_of(store, ids)) for one in found]
+    return [one for _, found in observations.of(collect.facts_of(store, ids)) for one in found]
 
 
 def statements(store: RunStore, *ids: str) -> str:
@@ -211,7 +212,7 @@ def statements(store: RunStore, *ids: str) -> str:
 
 
 def one(store: RunStore, run_id: str) -> Experiment:
-    return gather.facts_of(store, [run_id]).experiments[0]
+    return collect.facts_of(store, [run_id]).experiments[0]
 
 
 def in_markdown(store: RunStore, *ids: str) -> str:
@@ -279,7 +280,7 @@ def test_the_issues_own_sentence(store: RunStore) -> None:
     log, columns = VoteLog(store.root), [("small", "sha-small"), ("large", "sha-large")]
     for number in range(45):
         vote(log, columns, 0 if number < 34 else 1, number)
-    low, high = statistics.wilson(34, 45)
+    low, high = stats.wilson(34, 45)
     expected = (
         "The 0.56B model with rank 20 (small) beat the 7.1B model with rank 14 (large): "
         f"votes 34-11, 95% interval {low:.2f}-{high:.2f}."
@@ -317,7 +318,7 @@ def test_votes_taken_back_or_on_other_files_do_not_count(store: RunStore) -> Non
     vote(log, [("base", None), ("base", None)], 1, 3)  # neither an A/A nor about a run
     with log.path.open("a") as file:
         file.write('{"t": 1, "kind": "vote"}\n{"t": 1, "ki')
-    found = gather.facts_of(store).ballots
+    found = collect.facts_of(store).ballots
     assert found.pairs == () and found.left_out.startswith("1 vote on earlier adapters")
     assert "1 vote on earlier adapters" in in_markdown(store)
 
@@ -464,7 +465,7 @@ def test_only_what_differs_is_listed_beside_the_usual_four(store: RunStore) -> N
 def test_one_name_for_two_things_is_told_apart(store: RunStore) -> None:
     Made(store, "a", base_model="one/model", dataset="/x/rows.json").trained()
     Made(store, "b", DATA | {"rows.json": "b" * 64}, base_model="other/model", dataset="/y/rows.json").trained()
-    first, second = gather.facts_of(store).experiments
+    first, second = collect.facts_of(store).experiments
     assert {first.base, second.base} == {"model (one/model)", "model (other/model)"}
     assert {first.data, second.data} == {"rows.json (aaaaaaaa)", "rows.json (bbbbbbbb)"}
 
@@ -548,7 +549,7 @@ def test_a_damaged_run_is_told_and_breaks_nothing(store: RunStore, harm: Callabl
     text = in_markdown(store)
     assert expected in text and "Better on the task" in text
     assert sorted(row[0] for row in rows(store, "state")) == ["good", "odd"]
-    check_page(page.render(written(store)))
+    check_page(html.render(written(store)))
 
 
 def test_what_the_doctor_cannot_read_costs_its_findings_alone(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +557,7 @@ def test_what_the_doctor_cannot_read_costs_its_findings_alone(store: RunStore, m
         raise KeyError("rows")
 
     Made(store, "odd").trained().evaluated()
-    monkeypatch.setattr(gather.doctor, "after", cannot_read)
+    monkeypatch.setattr(collect.doctor, "after", cannot_read)
     text = in_markdown(store)
     assert "Not examined: its events or its evaluation lack what the doctor reads." in text
     assert "not examined" in rows(store, "verdict")[0] and "Better on the task" in text
@@ -685,7 +686,7 @@ def check_page(body: str) -> Tags:
 def test_a_page_needs_nothing_else(store: RunStore) -> None:
     Made(store, "r8", rank=8).trained().evaluated()
     Made(store, "r16", rank=16).trained().evaluated(-0.5)
-    body = page.render(written(store))
+    body = html.render(written(store))
     found = check_page(body)
     tags = [tag for tag, _ in found.seen]
     assert tags.count("svg") == 3  # one a run, and one for both
@@ -696,7 +697,7 @@ def test_a_page_needs_nothing_else(store: RunStore) -> None:
 
 def test_nothing_in_a_page_is_more_than_text(store: RunStore) -> None:
     attacked(store)
-    body = page.render(written(store))
+    body = html.render(written(store))
     found = check_page(body)
     assert NASTY in found.text and "<script" not in body and "<img" not in body
     assert "\x00" not in body and "\u202e" not in body
@@ -807,7 +808,7 @@ def test_what_cannot_be_written_is_told_in_a_sentence(store: RunStore, tmp_path:
 def test_the_tab_shows_and_hands_out_the_report(store: RunStore) -> None:
     Made(store, "a").trained().evaluated()
     with gr.Blocks() as app:
-        report_tab.tab(store, gr.State(links.to("train")))
+        tab.tab(store, gr.State(links.to("train")))
     listeners = {fn.name: fn.fn for fn in app.fns.values()}
     assert all(fn.api_visibility == "private" for fn in app.fns.values())
 
@@ -831,5 +832,5 @@ def test_the_tab_shows_and_hands_out_the_report(store: RunStore) -> None:
 
 
 def test_what_makes_runs_differ_leaves_out_what_only_costs() -> None:
-    names = comparable.knobs()
+    names = comparability.knobs()
     assert "rank" in names and not {"name", "attention", "logging_steps", "gradient_checkpointing"} & set(names)

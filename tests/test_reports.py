@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.data import read, splits
-from qlora_gui.data.faults import FaultyRows
+from qlora_gui.data import load, splits
+from qlora_gui.data.bad_rows import FaultyRows
 from tests.conftest import SHARED_DATA, need
 
 REPORTS = SHARED_DATA.parent / "reports"
 WEATHER = {"type": "function", "function": {"name": "weather", "arguments": {}}}
 
 
-def report(name: str, **how: Any) -> read.Dataset:
+def report(name: str, **how: Any) -> load.Dataset:
     need((REPORTS / name).is_file(), "the reports are not beside this checkout")
-    return read.load(str(REPORTS / name), **how)
+    return load.load(str(REPORTS / name), **how)
 
 
 def faults_of(name: str) -> FaultyRows:
@@ -24,7 +24,7 @@ def faults_of(name: str) -> FaultyRows:
     return error.value
 
 
-def turns(found: read.Dataset, row: int = 0) -> list[tuple[str, str]]:
+def turns(found: load.Dataset, row: int = 0) -> list[tuple[str, str]]:
     return [(turn["role"], turn["content"]) for turn in found.train[row]["messages"]]
 
 
@@ -150,6 +150,6 @@ def test_semicolons_are_recognized() -> None:
 def test_every_report_is_read(tmp_path: Path) -> None:
     need(REPORTS.is_dir(), "the reports are not beside this checkout")
     for path in sorted(REPORTS.iterdir()):
-        if path.suffix in read.SUFFIXES:
-            found = read.load(str(path), skip_bad_rows=True)
+        if path.suffix in load.SUFFIXES:
+            found = load.load(str(path), skip_bad_rows=True)
             assert found.train and found.format != "auto", path.name

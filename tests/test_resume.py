@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui.data.read import DEMO
+from qlora_gui.data.load import DEMO
 from qlora_gui.errors import UserError
-from qlora_gui.judge import evaluate, job
+from qlora_gui.evaluation import run as evaluate, job
 from qlora_gui.runs import changes, checkpoints, launch, queue
 from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, last
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import drawing, resuming
+from qlora_gui.ui import run_view
+from qlora_gui.ui.runs import resuming
 from tests.conftest import train, wait_until_ended
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +150,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_rotted_one(run: Run) -> None
     assert wait_until_ended(run) == "finished", run.log_tail()
     told = [event["text"] for event in run.events()[0] if event["kind"] == "note"]
     assert any("checkpoint-6 is damaged (optimizer.pt" in text and "goes on from checkpoint-4" in text for text in told)
-    assert "checkpoint-6 is damaged" in drawing.of(run).told and "checkpoint-6 is damaged" in run.log_tail()
+    assert "checkpoint-6 is damaged" in run_view.of(run).told and "checkpoint-6 is damaged" in run.log_tail()
     assert losses(run) == expected, "the steps after it are those of before"
     assert checkpoints.sound(run.checkpoints)[0] == run.checkpoints / "checkpoint-6", "written anew over the rotted one"
 
@@ -203,7 +204,7 @@ def test_what_is_changed_goes_on_where_that_is_meant(run: Run) -> None:
     changed_rows(run)
     assert resuming.resume(store_of(run), run.id, changed=True) == ""
     assert wait_until_ended(run) == "finished", run.log_tail()
-    assert "Resumed though something has changed: its data has other rows." in drawing.of(run).told
+    assert "Resumed though something has changed: its data has other rows." in run_view.of(run).told
     assert changes.of_data(run) == "", "what it was last trained on is what counts"
 
 
@@ -223,8 +224,8 @@ def test_the_trainer_sees_what_the_page_cannot(run: Run) -> None:
 
 
 def test_a_base_of_another_revision_is_told(run: Run, tmp_path: Path) -> None:
-    from qlora_gui.model.base import Base
-    from qlora_gui.training.resumed import Before
+    from qlora_gui.models.base import Base
+    from qlora_gui.training.resume import Before
 
     log = EventLog(run.events_file)
     base = last(run.events()[0], "base") or {}

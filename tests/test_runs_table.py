@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.ui import runs_table
-from qlora_gui.ui.summary import COLUMNS, Summary
+from qlora_gui.ui.runs import table
+from qlora_gui.ui.runs.summary import COLUMNS, Summary
 
 NASTY = "<script>alert('x')</script> & \"q\""
 
@@ -36,18 +36,18 @@ def test_runs_are_sorted_by_what_a_column_means_and_the_empty_are_last(column: s
         run_as("run-20", step=100, made=2.0),
     ]
     place = COLUMNS.index(column)
-    names = [one.id.removeprefix("run-") for one in runs_table.ordered(found, (place, False))]
+    names = [one.id.removeprefix("run-") for one in table.ordered(found, (place, False))]
     assert " ".join(names) == up
     known = [one for one in found if column not in ("Loss before", "Change %") or one.before is not None]
     known = [one for one in known if column != "Against its base" or one.verdict]
-    down = [one.id for one in runs_table.ordered(found, (place, True))]
+    down = [one.id for one in table.ordered(found, (place, True))]
     assert down[: len(known)] == [f"run-{name}" for name in names[: len(known)]][::-1]
     assert sorted(down[len(known) :]) == sorted(f"run-{name}" for name in names[len(known) :])
 
 
 def test_a_heading_turns_its_own_order_round_and_names_are_text() -> None:
-    assert runs_table.pressed(runs_table.NEWEST_FIRST, 0) == (0, False)
-    assert runs_table.pressed((0, False), 0) == (0, True) and runs_table.pressed((0, True), 0) == (0, False)
-    shown = runs_table.drawn([run_as(NASTY)], (0, True), [NASTY])
+    assert table.pressed(table.NEWEST_FIRST, 0) == (0, False)
+    assert table.pressed((0, False), 0) == (0, True) and table.pressed((0, True), 0) == (0, False)
+    shown = table.drawn([run_as(NASTY)], (0, True), [NASTY])
     assert "<script" not in shown and 'aria-sort="descending"' in shown and 'aria-pressed="true"' in shown
-    assert runs_table.drawn([], (0, True), []) == ""
+    assert table.drawn([], (0, True), []) == ""

@@ -14,10 +14,11 @@ import pytest
 
 from qlora_gui import children
 from qlora_gui.errors import UserError
-from qlora_gui.runs import config as configs
+from qlora_gui import config as configs
 from qlora_gui.runs import launch
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import form, guard
+from qlora_gui.ui.train import form
+from qlora_gui.ui import guard
 from qlora_gui.ui.address import Address
 from tests.conftest import train
 from tests.pages import opened
@@ -268,7 +269,7 @@ def test_a_page_that_others_reach_names_no_folder_that_was_not_allowed(tmp_path:
 def test_a_hub_data_set_reaches_no_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its card may name files by any pattern, and the library would read them."""
     from qlora_gui import hub
-    from qlora_gui.data import read
+    from qlora_gui.data import load
 
     (tmp_path / "secret.jsonl").write_text('{"prompt": "a", "completion": "secret"}\n')
     card = tmp_path / "owner" / "name"
@@ -280,7 +281,7 @@ def test_a_hub_data_set_reaches_no_file_of_this_machine(tmp_path: Path, monkeypa
     monkeypatch.setattr(hub, "go_offline_if_unreachable", lambda: None)
     monkeypatch.chdir(tmp_path)  # the library takes a folder of that name for the hub's
     with pytest.raises(UserError, match="names files that are not its own"):
-        next(read._hub_rows("owner/name", "train"))
+        next(load._hub_rows("owner/name", "train"))
 
 
 @pytest.mark.attack("passwords guessed by time")
@@ -313,7 +314,7 @@ def test_the_password_is_in_no_process_list_and_no_child_has_secrets(
 
 @pytest.mark.attack("secrets in process lists, children, runs and reports")
 def test_a_run_and_its_report_hold_no_secret(store: RunStore, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora_gui.judge import report
+    from qlora_gui import report
 
     secrets = {name: f"hidden-{name}" for name in (*children.SECRETS, "HF_TOKEN", "WANDB_API_KEY")}
     for name, value in secrets.items():
@@ -335,7 +336,7 @@ def test_a_short_password_is_refused_where_others_can_reach_the_page() -> None:
 @pytest.mark.attack("chat templates that reach Python")
 def test_a_chat_template_reaches_nothing_of_python(llama: Path) -> None:
     from qlora_gui.data.chat import Chat
-    from qlora_gui.model.base import load_tokenizer
+    from qlora_gui.models.base import load_tokenizer
 
     tokenizer = load_tokenizer(llama)
     for template in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__class__.__base__ }}"):
@@ -348,7 +349,7 @@ def test_a_base_that_brings_code_or_pickles_runs_none(llama: Path, tmp_path: Pat
     import pickle
     import shutil
 
-    from qlora_gui.model import base as bases
+    from qlora_gui.models import base as bases
 
     class Bomb:
         def __reduce__(self) -> Any:

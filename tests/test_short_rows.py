@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qlora_gui.model import attention, short_rows
-from qlora_gui.training.cuda_rules import cuda_rules
+from qlora_gui.models import attention, short_rows
+from qlora_gui.simulation.cuda_emulation import cuda_rules
 
 ROWS, TOKENS, SIZE = 3, 37, 64
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from qlora_gui.errors import UserError
-from qlora_gui.memory import simulation
-from qlora_gui.model import attention, fused, lora, loss, norms
-from qlora_gui.model import base as bases
-from qlora_gui.runs.config import RunConfig, make
-from qlora_gui.training import fake_parts, simulate
-from qlora_gui.training.cuda_rules import cuda_rules
-from qlora_gui.training.step import backward, make_optimizer, peak_of_step
-from qlora_gui.training.tracker import LiveBytes
+from qlora_gui.simulation import client
+from qlora_gui.models import attention, lora_kernel, lora, chunked_loss as loss, norms
+from qlora_gui.models import base as bases
+from qlora_gui.config import RunConfig, make
+from qlora_gui.simulation import fake_model, __main__
+from qlora_gui.simulation.cuda_emulation import cuda_rules
+from qlora_gui.simulation.step import backward, make_optimizer, peak_of_step
+from qlora_gui.simulation.live_bytes import LiveBytes
 
 ROWS, LENGTH, LAYERS = 2, 96, 3
 MANY = 9  # layers; few are up to 7
@@ -36,7 +36,7 @@ def run_of(**knobs: object) -> RunConfig:
 
 def real_model(folder: Path, run: RunConfig, way: str = "ours") -> Any:
     model = bases.load_model(str(folder), run.quant_type, run.double_quant, torch.device("cpu"), torch.bfloat16)
-    return simulate.prepared(model, run) if way == "ours" else simulate.usual(model, run)
+    return __main__.prepared(model, run) if way == "ours" else __main__.usual(model, run)
 
 
 def real_batch(run: RunConfig, way: str = "ours") -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def real_batch(run: RunConfig, way: str = "ours") -> dict[str, torch.Tensor]:
 
 
 def config_of(folder: Path) -> Any:
-    return fake_parts.read_config(json.loads((folder / "config.json").read_text()))
+    return fake_model.read_config(json.loads((folder / "config.json").read_text()))
 
 
 @pytest.mark.parametrize("base", ["bloom", "llama"])
@@ -71,7 +71,7 @@ def test_simulated_equals_really_allocated_storages_to_the_byte(
     base: str, way: Any, knobs: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
     folder, run = request.getfixturevalue(base), run_of(**knobs)
-    simulated = simulate.peaks(config_of(folder), LAYERS, run, ROWS, LENGTH, way)
+    simulated = __main__.peaks(config_of(folder), LAYERS, run, ROWS, LENGTH, way)
     batch = real_batch(run, way)
     with cuda_rules(only_causal=set(batch) == {"input_ids", "labels"}):
         real = peak_of_step(real_model(folder, run, way), batch, run, way)
@@ -90,7 +90,7 @@ def test_the_count_equals_what_torchs_allocator_reports(
         model = real_model(request.getfixturevalue(base), run)
         counted: list[int] = []
         with LiveBytes(block=1) as tracker:
-            tracker.watch([*fake_parts.tensors_of(model), *batch.values()])
+            tracker.watch([*fake_model.tensors_of(model), *batch.values()])
             before = tracker.live
             for kept_on_cpu in steps(model, batch, run):
                 counted.append(tracker.live - before + kept_on_cpu)
@@ -142,8 +142,8 @@ def allocator_reports(run: Callable[[], Iterator[int]]) -> list[int]:
 
 
 def test_every_choice_by_device_is_made_as_on_a_gpu() -> None:
-    """Fake tensors lie on the CPU: a new branch on the device needs its other side in training/cuda_rules.py."""
-    files = [Path(part.__file__) for part in (attention, fused, loss, lora, norms)]
+    """Fake tensors lie on the CPU: a new branch on the device needs its other side in simulation/cuda_emulation.py."""
+    files = [Path(part.__file__) for part in (attention, lora_kernel, loss, lora, norms)]
     found = [line.strip() for file in files for line in file.read_text().splitlines() if "device.type" in line]
     known = ["hidden.device.type", "query.device.type", "x.device.type", "linear.weight.device.type"]
     known += ["chunk_rows(", "rows.device.type", "key.device.type"]
@@ -163,21 +163,21 @@ SIZES = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_a
 def test_few_layers_tell_the_bytes_of_all(kind: str, way: Any, checkpointing: str) -> None:
     base = KINDS[kind] if kind == "bloom" else SIZES | KINDS[kind]
     run = run_of(gradient_checkpointing=checkpointing)
-    config = fake_parts.read_config(base)
-    assert simulate.layer_counts(config, checkpointing)[1] < MANY
-    all_layers = simulate.peaks(config, MANY, run, ROWS, LENGTH, way)
-    found = simulate.simulate(base, run, ROWS, LENGTH, way, checkpointing)
+    config = fake_model.read_config(base)
+    assert __main__.layer_counts(config, checkpointing)[1] < MANY
+    all_layers = __main__.peaks(config, MANY, run, ROWS, LENGTH, way)
+    found = __main__.simulate(base, run, ROWS, LENGTH, way, checkpointing)
     assert found["resident"] == all_layers.resident
     assert found["peak"] == max(all_layers.places.values())
 
 
 def test_a_base_with_logits_of_its_own_has_no_chunked_loss() -> None:
-    assert not fake_parts.own_logits(fake_parts.read_config(SIZES | KINDS["llama"]))
-    assert fake_parts.own_logits(fake_parts.read_config(SIZES | KINDS["two kinds of layers"]))
+    assert not fake_model.own_logits(fake_model.read_config(SIZES | KINDS["llama"]))
+    assert fake_model.own_logits(fake_model.read_config(SIZES | KINDS["two kinds of layers"]))
 
 
 def test_a_mask_whose_rows_are_not_aligned_is_copied_for_every_layer() -> None:
-    odd, even = (simulate.peaks(fake_parts.read_config(KINDS["bloom"]), 3, run_of(gradient_checkpointing="none"), ROWS,
+    odd, even = (__main__.peaks(fake_model.read_config(KINDS["bloom"]), 3, run_of(gradient_checkpointing="none"), ROWS,
                                 length, "ours") for length in (95, 96))  # fmt: skip
     copies = [peaks.places["forward", 2] - peaks.places["forward", 1] for peaks in (odd, even)]
     assert copies[0] - copies[1] > 0.8 * 4 * 95 * 96 * 2 > 0
@@ -186,7 +186,7 @@ def test_a_mask_whose_rows_are_not_aligned_is_copied_for_every_layer() -> None:
 def test_lora_costs_16_bytes_a_parameter_while_gradients_exist() -> None:
     base = SIZES | KINDS["llama"]
     small, large = (
-        simulate.simulate(base, run_of(rank=rank, optimizer="adamw_torch_fused"), ROWS, LENGTH) for rank in (64, 128)
+        __main__.simulate(base, run_of(rank=rank, optimizer="adamw_torch_fused"), ROWS, LENGTH) for rank in (64, 128)
     )
     parameters = MANY * 64 * (4 * (64 + 64) + 3 * (64 + 128))
     assert large["resident"] - small["resident"] == 12 * parameters  # weight, two Adam states, all fp32
@@ -197,10 +197,10 @@ def test_lora_costs_16_bytes_a_parameter_while_gradients_exist() -> None:
 def test_experiment_2_the_stock_way_and_ours() -> None:
     """BLOOM-7B1 at 4 x 1024 in the real child: 16 GB are too little for the stock way, and enough for ours."""
     config = make({"rank": 20, "bias": "all", "gradient_checkpointing": "all"})
-    ours = simulation.simulate(BLOOM_7B, config, 4, 1024)
+    ours = client.simulate(BLOOM_7B, config, 4, 1024)
     assert ours.resident < ours.peak == max(ours.phases.values()) == ours.phases[ours.peak_in] < 8 * 2**30
     question = {"base": BLOOM_7B, "config": config.model_dump(), "rows": 4, "length": 1024, "way": "stock"}
-    stock = json.loads(simulation._start("simulate", question).stdout)
+    stock = json.loads(client._start("simulate", question).stdout)
     assert stock["peak"] > 20 * 2**30 and stock["peak_in"] == "loss"
     assert stock["ram"] < 2e9  # of the child itself
 
@@ -208,23 +208,23 @@ def test_experiment_2_the_stock_way_and_ours() -> None:
 @pytest.mark.slow
 def test_an_answer_is_kept_by_all_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     base = SIZES | KINDS["llama"]
-    first = simulation.simulate(base, run_of(), ROWS, LENGTH)
-    (kept,) = simulation.folder().iterdir()
+    first = client.simulate(base, run_of(), ROWS, LENGTH)
+    (kept,) = client.folder().iterdir()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/no/such/python")
-        assert simulation.simulate(base, run_of(name="another", learning_rate=1e-5), ROWS, LENGTH) == first
+        assert client.simulate(base, run_of(name="another", learning_rate=1e-5), ROWS, LENGTH) == first
         with pytest.raises(OSError):
-            simulation.simulate(base, run_of(rank=8), ROWS, LENGTH)
+            client.simulate(base, run_of(rank=8), ROWS, LENGTH)
     kept.write_text("{")
-    assert simulation.simulate(base, run_of(), ROWS, LENGTH) == first
+    assert client.simulate(base, run_of(), ROWS, LENGTH) == first
     assert json.loads(kept.read_text())["peak"] == first.peak
 
 
 def test_what_cannot_be_simulated_is_a_sentence() -> None:
     with pytest.raises(UserError, match="'nonsense'"):
-        simulate.simulate({"model_type": "nonsense"}, run_of(), 1, 32)
+        __main__.simulate({"model_type": "nonsense"}, run_of(), 1, 32)
     with pytest.raises(UserError, match="query_key_value"):
-        simulate.simulate(KINDS["bloom"], run_of(target_modules="q_proj"), 1, 32)
+        __main__.simulate(KINDS["bloom"], run_of(target_modules="q_proj"), 1, 32)
     with pytest.raises(UserError, match="divisible") as caught:
-        simulation.simulate(KINDS["bloom"] | {"n_head": 7}, run_of(), 1, 32)
-    assert "\n" not in str(caught.value) and not list(simulation.folder().glob("*"))
+        client.simulate(KINDS["bloom"] | {"n_head": 7}, run_of(), 1, 32)
+    assert "\n" not in str(caught.value) and not list(client.folder().glob("*"))

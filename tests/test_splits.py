@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qlora_gui.data import splits
-from qlora_gui.runs.config import make
-from qlora_gui.runs.rows import rows_of
+from qlora_gui.config import make
+from qlora_gui.runs.training_rows import rows_of
 
 
 def rows(*texts: str) -> list[dict[str, Any]]:

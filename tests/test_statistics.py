@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge import statistics, verdict
-from qlora_gui.judge.rating import rate
-from qlora_gui.judge.tally import more_votes, tally
-from qlora_gui.judge.votes import BAD, TIE, Column, Vote
+from qlora_gui.evaluation import stats as statistics, verdict
+from qlora_gui.preferences.bradley_terry import rate
+from qlora_gui.preferences.pairwise import more_votes, tally
+from qlora_gui.preferences.votes import BAD, TIE, Column, Vote
 
 BASE, OTTER, LYNX = Column("base"), Column("otter", "a" * 64), Column("lynx", "b" * 64)
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]  # crossed - selfed maize, eighths of an inch

@@ -14,12 +14,12 @@ from torch.nn import functional
 from transformers import GenerationConfig, TrainingArguments, set_seed
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
-from qlora_gui.data import batches, read, tokens
+from qlora_gui.data import collate as batches, load as read, tokenization
 from qlora_gui.data.chat import Chat
-from qlora_gui.model import attention, fused, lora, loss, norms
-from qlora_gui.model import base as bases
+from qlora_gui.models import attention, lora_kernel, lora, chunked_loss, norms
+from qlora_gui.models import base as bases
 from qlora_gui.runs import events
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.conftest import TINY
@@ -48,7 +48,7 @@ def trainable(base: Path, config: RunConfig, dtype: torch.dtype = torch.float32)
     model = load(base, dtype)
     lora.prepare(model, config)
     model = lora.attach(model, config)
-    assert loss.install(model.get_base_model()) == ""
+    assert chunked_loss.install(model.get_base_model()) == ""
     stir(model)
     return model.train()
 
@@ -83,7 +83,7 @@ def stir(model: Any) -> None:
 
 def rows_of(base: Path, count: int = 12, system: str = "") -> list[batches.Row]:
     found = read.load("demo", limit=count).train
-    return batches.as_rows(tokens.encode_all(found, Chat(bases.load_tokenizer(base)), 192, system)[0])
+    return batches.as_rows(tokenization.encode_all(found, Chat(bases.load_tokenizer(base)), 192, system)[0])
 
 
 def collate(rows: list[batches.Row], shared_length: int = 0) -> dict[str, torch.Tensor]:
@@ -148,15 +148,15 @@ def test_the_step_is_as_exact_as_the_stock_step_in_bf16(base: Path) -> None:
 def test_the_chunked_loss_equals_cross_entropy(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp64 of all logits at once; several chunks, a last short one, ignored labels, and a loss that is scaled later."""
     torch.manual_seed(0)
-    monkeypatch.setattr(loss, "chunk_rows", lambda size, device: 7)
+    monkeypatch.setattr(chunked_loss, "chunk_rows", lambda size, device: 7)
     hidden = torch.randn(2, 20, 16)
     weight, bias = torch.randn(vocabulary, 16), torch.randn(vocabulary)
     labels = torch.randint(0, vocabulary, (2, 20))
-    labels[0, :9] = tokens.IGNORED
+    labels[0, :9] = tokenization.IGNORED
     one, other = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
-    ours = loss.summed_loss(one, weight, bias, labels)
+    ours = chunked_loss.summed_loss(one, weight, bias, labels)
     logits = functional.linear(other, weight.double(), bias.double())[:, :-1].flatten(0, 1)
-    theirs = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=tokens.IGNORED, reduction="sum")
+    theirs = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=tokenization.IGNORED, reduction="sum")
     (ours * 3).backward()
     (theirs * 3).backward()
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
@@ -165,7 +165,7 @@ def test_the_chunked_loss_equals_cross_entropy(vocabulary: int, monkeypatch: pyt
 
 def test_rows_without_a_label_have_no_loss_and_no_gradient() -> None:
     hidden = torch.randn(1, 4, 8, requires_grad=True)
-    total = loss.summed_loss(hidden, torch.randn(50, 8), None, torch.full((1, 4), tokens.IGNORED))
+    total = chunked_loss.summed_loss(hidden, torch.randn(50, 8), None, torch.full((1, 4), tokenization.IGNORED))
     total.backward()
     assert float(total) == 0 and hidden.grad is not None and not hidden.grad.any()
 
@@ -180,10 +180,10 @@ def test_a_head_that_is_more_than_linear_keeps_the_loss_of_all_logits(llama: Pat
         model(**for_ours({k: v for k, v in batch.items() if k != "labels"})).logits[:, :-1].flatten(0, 1),
         batch["labels"][:, 1:].flatten(),
     )
-    assert "more than head(hidden)" in loss.install(model)
+    assert "more than head(hidden)" in chunked_loss.install(model)
     assert float(model(**for_ours(batch)).loss) == pytest.approx(float(expected), rel=1e-5)
     trained = load(llama)
-    assert "trained" in loss.install(trained)
+    assert "trained" in chunked_loss.install(trained)
 
 
 def _doubled(output: Any) -> Any:
@@ -225,7 +225,7 @@ def test_the_fused_lora_equals_pefts(
 ) -> None:
     """With dropout, PEFT gets the very elements that ours kept; the unpacked weights are the same values."""
     if as_on_a_gpu:
-        monkeypatch.setattr(fused, "_on_accelerator", lambda x: True)
+        monkeypatch.setattr(lora_kernel, "_on_accelerator", lambda x: True)
     torch.manual_seed(0)
     plain = torch.nn.Sequential(bnb.nn.Linear4bit(64, 48, bias=True, compute_dtype=torch.float32)).to("cpu")
     plain[0].support_avx512bf16_for_cpu = False
@@ -237,7 +237,7 @@ def test_the_fused_lora_equals_pefts(
     lora.keep_trained_biases_exact(model)
     x = torch.randn(3, 10, 64)
     torch.manual_seed(5)
-    kept = fused._drop(x.flatten(0, 1), dropout)[1].view(x.shape) if dropout else None
+    kept = lora_kernel._drop(x.flatten(0, 1), dropout)[1].view(x.shape) if dropout else None
     one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
     if kept is not None:
         layer.lora_dropout["default"].forward = lambda given: given * kept / (1 - dropout)
@@ -245,8 +245,8 @@ def test_the_fused_lora_equals_pefts(
     (theirs.square().sum()).backward()
     expected = {name: part.grad.clone() for name, part in model.named_parameters() if part.requires_grad}
     model.zero_grad()
-    fused.install(model)
-    assert layer.forward.__func__ is fused._forward and fused.keep_dense(model)
+    lora_kernel.install(model)
+    assert layer.forward.__func__ is lora_kernel._forward and lora_kernel.keep_dense(model)
     torch.manual_seed(5)
     ours = model(one)
     (ours.square().sum()).backward()
@@ -267,13 +267,13 @@ def test_without_a_gradient_no_weight_is_unpacked_on_a_gpu(trained_bias: bool, m
     stir(model)
     model.base_model.model[0].base_layer.bias.requires_grad_(trained_bias)
     lora.keep_trained_biases_exact(model)
-    fused.install(model)
-    assert model.base_model.model[0].forward.__func__ is fused._forward
+    lora_kernel.install(model)
+    assert model.base_model.model[0].forward.__func__ is lora_kernel._forward
     model.eval()
     x = torch.randn(3, 1, 64)
     expected = model(x).detach()
-    monkeypatch.setattr(fused, "_on_accelerator", lambda given: True)
-    monkeypatch.setattr(fused, "dense", None)
+    monkeypatch.setattr(lora_kernel, "_on_accelerator", lambda given: True)
+    monkeypatch.setattr(lora_kernel, "dense", None)
     with torch.no_grad():
         assert off(model(x), expected) < 1e-6
     with pytest.raises(TypeError):  # with a gradient it is unpacked as ever
@@ -282,7 +282,7 @@ def test_without_a_gradient_no_weight_is_unpacked_on_a_gpu(trained_bias: bool, m
 
 def test_dropout_keeps_its_share_and_changes_every_time() -> None:
     torch.manual_seed(0)
-    first, second = (fused._kept(torch.empty(1000, 101), 0.05) for _ in range(2))
+    first, second = (lora_kernel._kept(torch.empty(1000, 101), 0.05) for _ in range(2))
     assert float(first.float().mean()) == pytest.approx(0.95, abs=0.003)
     assert not torch.equal(first, second) and first.shape == (1000, 101)
 
@@ -380,14 +380,14 @@ def test_packed_rows_have_the_losses_of_single_rows(base: Path, choice: str, sys
     model = load(base)
     lora.prepare(model, config_of(attention=choice))
     assert attention.packs(model)
-    loss.install(model)
+    chunked_loss.install(model)
 
     def summed(these: list[batches.Row]) -> tuple[float, int]:
         total, count = 0.0, 0
         with torch.no_grad():
             for row in these:
                 batch = for_ours(collate([row]))
-                labelled = int((batch["labels"][:, 1:] != tokens.IGNORED).sum())
+                labelled = int((batch["labels"][:, 1:] != tokenization.IGNORED).sum())
                 total += float(model(**batch).loss) * labelled
                 count += labelled
         return total, count
@@ -431,7 +431,7 @@ def test_a_conversation_of_several_rows_takes_their_step_in_one(base: Path, choi
     """Its turns stand in one row, each seeing just the conversation before it, and cost little more than the last one."""
     turns = [turn for example in read.load("demo", limit=4).train for turn in example["messages"]]
     examples = [{"row": number, "messages": turns[first:]} for number, first in enumerate((0, 2, 6), 1)]
-    parts, report = tokens.encode_all(examples, Chat(bases.load_tokenizer(base), REWRITES), 2048)
+    parts, report = tokenization.encode_all(examples, Chat(bases.load_tokenizer(base), REWRITES), 2048)
     assert report.split == 2 and report.learned == report.present == 8 and len(parts) == 8
     apart, joined = batches.as_rows(parts), batches.as_rows(parts, 2048)
     assert [row.get("blocks", [1])[-1] for row in joined] == [3, 2, 1]
@@ -441,7 +441,7 @@ def test_a_conversation_of_several_rows_takes_their_step_in_one(base: Path, choi
     found = []
     for rows in (apart, joined):
         batch = collate(rows)
-        assert int((batch["labels"][:, 1:] != tokens.IGNORED).sum()) == answers
+        assert int((batch["labels"][:, 1:] != tokenization.IGNORED).sum()) == answers
         model = trainable(base, config_of(attention=choice))
         result = model(**for_ours(batch)).loss
         result.backward()

@@ -16,7 +16,7 @@ import sys, time
 from pathlib import Path
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
-from qlora_gui.training.stopping import Interrupted, StopWatch
+from qlora_gui.training.interrupts import Interrupted, StopWatch
 run = Run(Path(sys.argv[1]))
 log = EventLog(run.events_file)
 log.append("step", step=7, max_steps=9, loss=1.0)

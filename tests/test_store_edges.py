@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from qlora_gui import hardware, hub
-from qlora_gui.data import read
+from qlora_gui.data import load
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.runs import reserve
+from qlora_gui.runs import disk_reserve
 from qlora_gui.runs import store as stores
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import form
-from qlora_gui.ui.index import summaries
+from qlora_gui.ui.train import form
+from qlora_gui.ui.runs.index import summaries
 
 
 @pytest.mark.parametrize("named", ["/" + "x" * 300, "~nobody-at-all/x", "/a\0b", "x" * 5000])
@@ -28,7 +28,7 @@ def test_names_that_no_disk_can_hold(store: RunStore, tmp_path: Path, knob: str,
             with pytest.raises(UserError):
                 one.create(make({knob: named}))
     with pytest.raises(UserError, match="does not exist"):
-        read.find(named)
+        load.find(named)
 
 
 def test_what_is_nested_too_deeply_is_damaged(store: RunStore) -> None:
@@ -55,9 +55,9 @@ def test_without_room_no_folder_stays(store: RunStore, monkeypatch: pytest.Monke
 
 def test_the_folder_is_blamed_only_for_what_lies_in_it(tmp_path: Path) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "checkpoints" / "x"))
-    assert "make it writable" in reserve.why_not_written(tmp_path, denied)
+    assert "make it writable" in disk_reserve.why_not_written(tmp_path, denied)
     elsewhere = PermissionError(errno.EACCES, "Permission denied", "/somewhere/else")
-    assert reserve.why_not_written(tmp_path, elsewhere) == ""
+    assert disk_reserve.why_not_written(tmp_path, elsewhere) == ""
 
 
 def test_an_error_without_words_has_a_first_line() -> None:

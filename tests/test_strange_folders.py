@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 
 from qlora_gui import plain_files
-from qlora_gui.compare import batch
-from qlora_gui.compare.client import CompareClient
+from qlora_gui.cli import compare
+from qlora_gui.inference.client import CompareClient
 from qlora_gui.errors import UserError
-from qlora_gui.judge import job, report
-from qlora_gui.judge.votes import VoteLog
+from qlora_gui.evaluation import job
+from qlora_gui import report
+from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs import launch, queue
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import drawing, index
+from qlora_gui.ui import run_view
+from qlora_gui.ui.runs import index
 from tests.attacks import Attempts
 from tests.conftest import TINY
 from tests.test_compare_edges import made_adapter
@@ -202,8 +204,8 @@ def test_the_page_neither_hangs_at_a_strangers_folder_nor_shows_what_is_elsewher
             lambda: job.result(run),
             lambda: queue.waiting(store),
             lambda: index.summaries(store),
-            lambda: (lambda drawn: drawn.head + drawn.told + drawn.log)(drawing.of(run)),
-            lambda: batch.trained_on(run.path),
+            lambda: (lambda drawn: drawn.head + drawn.told + drawn.log)(run_view.of(run)),
+            lambda: compare.trained_on(run.path),
             lambda: "".join(render(report.written(store)) for render in report.RENDERERS.values()),
         ):
             seen = at_once(look)
@@ -218,7 +220,7 @@ def test_what_is_strange_is_said(store: RunStore, llama: Path, outside: Outside)
     outside.put("link to a file", run.log_file)
     assert "train.log' is a symbolic link that leads out of its folder" in run.log_tail()
     assert "train.log' is a symbolic link" in str(at_once(lambda: launch.start(run, store)))
-    assert "is a symbolic link" in drawing.of(run).told
+    assert "is a symbolic link" in run_view.of(run).told
 
 
 @pytest.mark.attack("links, pipes and devices in an adapter: read by the worker")
@@ -253,7 +255,7 @@ def test_links_of_the_hubs_cache_are_followed(llama: Path, tmp_path: Path) -> No
         file.rename(model / "blobs" / str(number))
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
     plain_files.check_readable(snapshot)
-    assert batch.trained_on(snapshot)["base_model"] == str(llama)
+    assert compare.trained_on(snapshot)["base_model"] == str(llama)
     assert json.loads(plain_files.read_text(snapshot / "adapter_config.json"))["r"] == 2
     (snapshot / "stolen").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("x")

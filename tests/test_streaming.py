@@ -9,7 +9,8 @@ import gradio as gr
 import pytest
 
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import app, fit_panel, preview, streaming
+from qlora_gui.ui import app, streaming
+from qlora_gui.ui.train import memory_panel, preview
 
 
 @pytest.fixture
@@ -89,9 +90,9 @@ def test_a_late_simulation_does_not_replace_a_newer_plan(page: gr.Blocks, monkey
 
     def planned(config: Any, target: str, shapes: Any, simulate: bool = False) -> Any:
         made.append(f"simulated {config.rank}" if simulate else f"planned {config.rank}")
-        return fit_panel._Drawn(made[-1], "", unsure=not simulate)
+        return memory_panel._Drawn(made[-1], "", unsure=not simulate)
 
-    monkeypatch.setattr(fit_panel, "_look", planned)
+    monkeypatch.setattr(memory_panel, "_look", planned)
     older = look.fn(given)
     assert next(older)[body]["value"].startswith("planned")
     newer = list(look.fn(given | {next(part for part in look.inputs if part.elem_id == "knob-rank"): 7}))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui.judge import doctor
-from qlora_gui.runs import cached, curves, events
-from qlora_gui.runs.config import make
+from qlora_gui import diagnostics
+from qlora_gui.runs import derived_cache, curves, events
+from qlora_gui.config import make
 from qlora_gui.runs.thinning import PEAK, Thinned
 
 COUNT = 40_000
@@ -40,7 +40,7 @@ def test_what_is_kept_is_a_sample_with_all_that_stands_out(long_run: Path) -> No
     assert [event["step"] for event in steps[-512:]] == list(range(COUNT - 511, COUNT + 1)), "the newest are whole"
     assert {12_345, 23_456, 1} <= {event["step"] for event in steps}
     assert len([event for event in found if event["kind"] == "eval"]) == 40, "few of a kind are all kept"
-    checks = {one.check: one.evidence for one in doctor.during(make({}), found)}
+    checks = {one.check: one.evidence for one in diagnostics.during(make({}), found)}
     assert "9.00 at step 12345" in checks["loss_spikes"] and "first at step 23456" in checks["not_a_number"]
 
 
@@ -68,7 +68,7 @@ def test_what_is_added_goes_on_from_there_and_bucket_by_bucket_it_is_the_same(lo
 def test_the_cache_saves_time_and_is_never_the_truth(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_LONG", 1 << 20)
     whole = events.read(long_run)
-    name = cached.folder() / cached.name_of("events", long_run)
+    name = derived_cache.folder() / derived_cache.name_of("events", long_run)
     assert name.exists()
     read: list[int] = []
     parsed = events._parsed

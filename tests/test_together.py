@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui.data import batches
+from qlora_gui.data import collate as batches
 from qlora_gui.errors import UserError
-from qlora_gui.memory import known
+from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
-from qlora_gui.memory.plan import plan
+from qlora_gui.memory.estimate import plan
 from qlora_gui.runs import launch, several
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY, wait_until_ended
 
@@ -185,11 +185,11 @@ def test_an_accelerate_config_is_used(store: RunStore, llama: Path, rows: Path, 
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_is_not_supported_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora_gui.training import together
+    from qlora_gui.training import distributed
 
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match="is not supported: take MULTI_GPU or FSDP"):
-        together.begin("cpu")
+        distributed.begin("cpu")
 
 
 @pytest.mark.slow
@@ -262,7 +262,7 @@ def test_the_plan_counts_a_share(tmp_path: Path) -> None:
     """Of 30 layers in 4 processes 8, and 3 that lie there whole, but all statistics; a file asks for it like the knob."""
     file = tmp_path / "fsdp.yaml"
     file.write_text(FSDP_FILE.replace("num_processes: 2", "num_processes: 4"))
-    shape = known.of_known("bigscience/bloom-7b1")
+    shape = known_models.of_known("bigscience/bloom-7b1")
     plans = [
         plan(RunConfig(**knobs), shape, card(80))
         for knobs in ({}, {"fsdp": True, "num_processes": 4}, {"accelerate_config": str(file)})
@@ -302,7 +302,7 @@ def test_what_fits_on_the_smallest_gpu_is_for_all(monkeypatch: pytest.MonkeyPatc
     from types import SimpleNamespace
 
     from qlora_gui.runs.events import Silent
-    from qlora_gui.training import setup, together
+    from qlora_gui.training import setup, distributed
 
     mine, other = (
         RunConfig(batch_size=4),
@@ -310,7 +310,7 @@ def test_what_fits_on_the_smallest_gpu_is_for_all(monkeypatch: pytest.MonkeyPatc
     )
     levels: list[str] = []
     said: list[str] = []
-    monkeypatch.setattr(together, "gathered", lambda given: [given, (other, 1)])
+    monkeypatch.setattr(distributed, "gathered", lambda given: [given, (other, 1)])
     monkeypatch.setattr(setup.lora, "checkpoint", lambda model, level: levels.append(level))
     ready = setup.Ready(mine, SimpleNamespace(get_base_model=lambda: None), [], batches.Collate(0), 4)
     assert setup.agreed(ready, Silent(), said.append).config == other
@@ -319,12 +319,12 @@ def test_what_fits_on_the_smallest_gpu_is_for_all(monkeypatch: pytest.MonkeyPatc
 
 def test_processes_that_compute_in_different_formats_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An RTX 2080 Ti beside a 3090: gradients of fp16 are scaled, those of bf16 are not, and DDP would average them."""
-    from qlora_gui.training import run, together
+    from qlora_gui.training import run, distributed
 
     monkeypatch.setattr(
-        together, "gathered", lambda given: [given, ("float16", "RTX 2080 Ti"), ("bfloat16", "RTX 3090")]
+        distributed, "gathered", lambda given: [given, ("float16", "RTX 2080 Ti"), ("bfloat16", "RTX 3090")]
     )
     with pytest.raises(UserError, match=r"RTX 2080 Ti in float16, RTX 3090 in bfloat16. Set QLORA_GUI_COMPUTE_DTYPE"):
         run._check_alike(torch.device("cpu"))
-    monkeypatch.setattr(together, "gathered", lambda given: [given, given])
+    monkeypatch.setattr(distributed, "gathered", lambda given: [given, given])
     run._check_alike(torch.device("cpu"))

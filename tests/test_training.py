@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from qlora_gui.data import batches, chat_template, read, tokens
+from qlora_gui.data import collate, chat_template, load, tokenization
 from qlora_gui.data.chat import Chat
-from qlora_gui.model import base as bases
-from qlora_gui.model import lora
+from qlora_gui.models import base as bases
+from qlora_gui.models import lora
 from qlora_gui.runs import events, launch
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.conftest import TINY, train, wait_until_ended
@@ -82,9 +82,9 @@ def prepared(base: Path, config: RunConfig) -> Any:
     return lora.attach(model, config)
 
 
-def encoded(base: Path, count: int = 24) -> tuple[list[tokens.Encoded], Any]:
+def encoded(base: Path, count: int = 24) -> tuple[list[tokenization.Encoded], Any]:
     tokenizer = bases.load_tokenizer(base)
-    return tokens.encode_all(read.load("demo", limit=count).train, Chat(tokenizer), 192)[0], tokenizer
+    return tokenization.encode_all(load.load("demo", limit=count).train, Chat(tokenizer), 192)[0], tokenizer
 
 
 @pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
@@ -103,8 +103,8 @@ def test_the_reloaded_adapter_equals_the_trained_model(bloom: Path, store: RunSt
         held_out=[],
         model=model,
         args=arguments(config, str(run.checkpoints), CPU, config.batch_size),
-        train_dataset=batches.as_rows(examples),
-        data_collator=batches.Collate(tokenizer.pad_token_id),
+        train_dataset=collate.as_rows(examples),
+        data_collator=collate.Collate(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
     trainer.train()
@@ -118,7 +118,7 @@ def test_the_reloaded_adapter_equals_the_trained_model(bloom: Path, store: RunSt
     assert all(part.dtype == torch.float32 for part in saved.values())
     fresh = bases.load_model(str(bloom), config.quant_type, config.double_quant, CPU, torch.float32)
     reloaded = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter")).eval()
-    batch = batches.Collate(tokenizer.pad_token_id)(batches.as_rows(examples[:4]))
+    batch = collate.Collate(tokenizer.pad_token_id)(collate.as_rows(examples[:4]))
     del batch["tokens"]
     with torch.no_grad():
         expected, got = model.eval()(**batch).logits, reloaded(**batch).logits
@@ -131,7 +131,7 @@ def test_trained_biases_stay_fp32_under_bf16(bloom: Path) -> None:
     model = bases.load_model(str(bloom), "nf4", True, CPU, torch.bfloat16)
     lora.prepare(model, config)
     model = lora.attach(model, config)
-    batch = batches.Collate(0)(batches.as_rows(encoded(bloom, 4)[0]))
+    batch = collate.Collate(0)(collate.as_rows(encoded(bloom, 4)[0]))
     del batch["tokens"]
     model(**batch).loss.backward()
     trained = [(name, part) for name, part in model.named_parameters() if part.requires_grad and name.endswith(".bias")]
@@ -141,7 +141,7 @@ def test_trained_biases_stay_fp32_under_bf16(bloom: Path) -> None:
 
 
 def test_bitsandbytes_still_casts_trained_biases() -> None:
-    """Guards the workaround in model/lora.py: when this fails, upstream mended it and TrainedBiasLinear4bit can go."""
+    """Guards the workaround in models/lora.py: when this fails, upstream mended it and TrainedBiasLinear4bit can go."""
     linear = bnb.nn.Linear4bit(64, 64, bias=True, compute_dtype=torch.bfloat16)
     linear.bias.data = linear.bias.data.float()
     linear.to("cpu")

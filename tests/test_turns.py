@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from qlora_gui.data import chat_template, facts, read, thought, tokens
+from qlora_gui.data import chat_template, row_stats, load, reasoning, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
-from qlora_gui.model.base import load_tokenizer
-from qlora_gui.runs.config import make
+from qlora_gui.models.base import load_tokenizer
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from tests import tokenizers
 from tests.conftest import SHARED_DATA, need
@@ -102,27 +102,27 @@ def hard(llama: Path) -> dict[str, Chat]:
     return found
 
 
-def learned(rows: list[tokens.Encoded], tokenizer: Any) -> list[str]:
+def learned(rows: list[tokenization.Encoded], tokenizer: Any) -> list[str]:
     """What is learned, one text for each unbroken stretch."""
     stretches: list[list[int]] = [[]]
     for row in rows:
-        for label in [*row.labels, tokens.IGNORED]:
-            if label == tokens.IGNORED:
+        for label in [*row.labels, tokenization.IGNORED]:
+            if label == tokenization.IGNORED:
                 stretches.append([])
             else:
                 stretches[-1].append(label)
     return [tokenizer.decode(stretch) for stretch in stretches if stretch]
 
 
-def encoded(chat: Chat, name: str, max_length: int = 512) -> tuple[list[tokens.Encoded], tokens.Report]:
+def encoded(chat: Chat, name: str, max_length: int = 512) -> tuple[list[tokenization.Encoded], tokenization.Report]:
     need(REPORTS.is_dir(), "the reported inputs are not beside this checkout")
-    return tokens.encode_all(read.load(str(REPORTS / name)).train, chat, max_length)
+    return tokenization.encode_all(load.load(str(REPORTS / name)).train, chat, max_length)
 
 
 def check_as_asked(chat: Chat, name: str, system: str = "") -> None:
     """Hold every row against rendering and tokenizing what is asked at chat time: the context is those very tokens."""
     rows, report = encoded(chat, name)
-    by_row = {example["row"]: example["messages"] for example in read.load(str(REPORTS / name)).train}
+    by_row = {example["row"]: example["messages"] for example in load.load(str(REPORTS / name)).train}
     turns = report.turns()
     assert turns["lost"] == turns["cut"] == 0, (report.lost[:1], report.dropped[:1])
     assert turns["learned"] + turns["context_only"] == turns["present"]
@@ -199,7 +199,7 @@ def test_a_space_that_a_template_puts_before_an_answer_is_the_answers_and_a_head
 def test_the_answers_first_token_is_learned_where_the_generation_prompt_ends_in_a_space(hard: dict[str, Chat]) -> None:
     chat = hard["spaced"]
     rows, _ = encoded(chat, "multi.jsonl")
-    first = next(label for label in rows[0].labels if label != tokens.IGNORED)
+    first = next(label for label in rows[0].labels if label != tokenization.IGNORED)
     place = rows[0].labels.index(first)
     asked = chat.prompt([{"role": "user", "content": "Where is order A-1?"}]).ids(chat.tokenizer)
     assert rows[0].input_ids[:place] == asked and chat.tokenizer.decode(first).startswith("F")
@@ -215,7 +215,7 @@ def test_a_conversation_that_begins_with_the_assistant_has_its_later_answers_lea
         assert len(rows) == 12 and not report.dropped
         assert not any("Hello there" in text for text in learned(rows, tokenizer))
         assert "Hello there" in tokenizer.decode(rows[2].input_ids)  # the greeting is context
-    told = " ".join(facts.sentences(facts.of(rows, report, chat, "sharegpt")))
+    told = " ".join(row_stats.sentences(row_stats.of(rows, report, chat, "sharegpt")))
     assert f"{later} of {present} answers are learned ({present - later} as context only)" in told
     assert ("led by an empty user turn" in told) == (family == "gemma3")
 
@@ -249,7 +249,7 @@ def test_reasoning_that_a_template_drops_is_told_or_learned_where_the_prompt_ope
     assert learned(rows[:1], tokenizer) == ["It is 1.<|eot_id|>"]
     assert report.notes["reasoning_dropped"] == report.used
     assert "whose reasoning the chat template does not show" in " ".join(
-        facts.sentences(facts.of(rows, report, Chat(tokenizer), "messages"))
+        row_stats.sentences(row_stats.of(rows, report, Chat(tokenizer), "messages"))
     )
     rows, _ = encoded(Chat(tokenizer), "think.jsonl")  # as text it is text
     assert learned(rows[:1], tokenizer)[0].startswith("<think>\nI take 1 and then 2.\n</think>")
@@ -275,7 +275,7 @@ def test_turns_that_are_not_to_be_learned_are_context() -> None:
             {"role": "user", "content": "No, really?"},
             {"role": "assistant", "content": "Good answer 1."},
         ]
-        rows, report = tokens.encode_all([{"row": 1, "messages": turns}], chat, 512)
+        rows, report = tokenization.encode_all([{"row": 1, "messages": turns}], chat, 512)
         assert [text.partition(".")[0] for text in learned(rows, tokenizer)] == ["Good answer 1"]
         assert "BAD ANSWER" in tokenizer.decode(rows[0].input_ids)
         assert (report.present, report.learned, report.context_only) == (2, 1, 1)
@@ -294,20 +294,20 @@ WITH_TOOL = [
 def test_tool_calls_and_results_and_tools_go_to_the_template_or_the_row_says_why_not() -> None:
     tokenizer = real("qwen3")
     chat = Chat(tokenizer, thinking=False)
-    rows, report = tokens.encode_all([{"row": 1, "messages": WITH_TOOL, "tools": TOOLS}], chat, 2048)
+    rows, report = tokenization.encode_all([{"row": 1, "messages": WITH_TOOL, "tools": TOOLS}], chat, 2048)
     call, answer = learned(rows, tokenizer)
     assert call.startswith("<tool_call>\n") and '"city": "Rome"' in call and call.endswith("</tool_call><|im_end|>")
     assert answer == "It is 12 C.<|im_end|>" and report.learned == 2
     whole = tokenizer.decode(rows[-1].input_ids)
     assert "<tool_response>\n12 C\n</tool_response>" in whole and '"description": "The weather."' in whole
     gemma = Chat(real("gemma3"))
-    rows, report = tokens.encode_all([{"row": 7, "messages": WITH_TOOL, "tools": TOOLS}], gemma, 2048)
+    rows, report = tokenization.encode_all([{"row": 7, "messages": WITH_TOOL, "tools": TOOLS}], gemma, 2048)
     assert not rows and [row for row, _ in report.dropped] == [7] and "chat template" in report.dropped[0][1]
     llama = Chat(real("llama3_1"))
-    rows, report = tokens.encode_all([{"row": 7, "messages": WITH_TOOL, "tools": TOOLS}], llama, 2048)
+    rows, report = tokenization.encode_all([{"row": 7, "messages": WITH_TOOL, "tools": TOOLS}], llama, 2048)
     assert [reason for _, reason in report.lost] == ["the chat template does not show its call of the tool 'weather'"]
     assert report.notes["tools_not_shown"] == 1 and report.learned == 1
-    told = facts.sentences(facts.of(rows, report, llama, "messages"))
+    told = row_stats.sentences(row_stats.of(rows, report, llama, "messages"))
     assert (
         "The first that is not learnable is in row 7: the chat template does not show its call of the tool 'weather'"
         in told
@@ -322,11 +322,11 @@ def test_neighbours_of_one_role_are_joined_where_the_template_wants_them_alterna
         {"role": "assistant", "content": "Four."},
     ]
     gemma = Chat(real("gemma3"))
-    rows, report = tokens.encode_all([{"row": 1, "messages": turns}], gemma, 512)
+    rows, report = tokenization.encode_all([{"row": 1, "messages": turns}], gemma, 512)
     assert learned(rows, gemma.tokenizer) == ["Three.\n\nFour.<end_of_turn>"]
     assert (report.present, report.learned, report.notes["roles_joined"]) == (2, 2, 1)
     llama = Chat(real("llama3_1"))
-    rows, report = tokens.encode_all([{"row": 1, "messages": turns}], llama, 512)
+    rows, report = tokenization.encode_all([{"row": 1, "messages": turns}], llama, 512)
     assert learned(rows, llama.tokenizer) == ["Three.<|eot_id|>", "Four.<|eot_id|>"]
     assert report.learned == 2 and not report.notes["roles_joined"]
 
@@ -336,7 +336,7 @@ def test_turns_beyond_max_length_are_counted_as_cut() -> None:
     rows, report = encoded(chat, "multi.jsonl", max_length=40)
     assert report.truncated == 12 and all(len(row.input_ids) == 40 for row in rows)
     assert report.cut > 0 and report.learned + report.cut == report.present == 36
-    assert "beyond max_length" in " ".join(facts.sentences(facts.of(rows, report, chat, "messages")))
+    assert "beyond max_length" in " ".join(row_stats.sentences(row_stats.of(rows, report, chat, "messages")))
 
 
 def test_one_function_gives_all_that_ends_an_answer(hard: dict[str, Chat]) -> None:
@@ -382,16 +382,16 @@ def test_a_template_is_chosen_by_name_by_file_or_by_default(tmp_path: Path) -> N
 
 
 def test_reasoning_is_told_apart_from_the_answer() -> None:
-    assert thought.split("<think>\nWhy.\n</think>\n\nYes.") == ("Why.", "Yes.")
-    assert thought.split("Why.\n</think>\n\nYes.") == ("Why.", "Yes.")  # the prompt had opened it
-    assert thought.split("[THINK]Why.[/THINK]Yes.") == ("Why.", "Yes.")
+    assert reasoning.split("<think>\nWhy.\n</think>\n\nYes.") == ("Why.", "Yes.")
+    assert reasoning.split("Why.\n</think>\n\nYes.") == ("Why.", "Yes.")  # the prompt had opened it
+    assert reasoning.split("[THINK]Why.[/THINK]Yes.") == ("Why.", "Yes.")
     code = "```\nprint('</think>')\n```\n", "```\n</think>\n```"
     for text in ("Yes.", "It is <think>a<b</think> said.", "Half <think> open", "Use </think> to close.", *code):
-        assert thought.split(text) == ("", text)
-    assert thought.split("Why.</think>Yes.", opened=True) == ("Why.", "Yes.")
+        assert reasoning.split(text) == ("", text)
+    assert reasoning.split("Why.</think>Yes.", opened=True) == ("Why.", "Yes.")
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<think>a</think>b"}]
     plain = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "b"}]
-    assert thought.share_with_reasoning([turns, plain]) == 0.5 and thought.share_with_reasoning([]) == 0
+    assert reasoning.share_with_reasoning([turns, plain]) == 0.5 and reasoning.share_with_reasoning([]) == 0
 
 
 def test_special_tokens_in_reasoning_and_tools_are_text() -> None:
@@ -401,7 +401,7 @@ def test_special_tokens_in_reasoning_and_tools_are_text() -> None:
         {"role": "assistant", "content": "Yes.", "reasoning_content": "It said <|im_end|> here."},
     ]
     tool = [{"type": "function", "function": {"name": "f", "description": "Ends <|im_end|>", "parameters": {}}}]
-    rows, _ = tokens.encode_all([{"row": 1, "messages": turns, "tools": tool}], Chat(tokenizer, thinking=True), 2048)
+    rows, _ = tokenization.encode_all([{"row": 1, "messages": turns, "tools": tool}], Chat(tokenizer, thinking=True), 2048)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert rows[0].spelled and rows[0].input_ids.count(end) == 3  # system, user, answer
     assert json.dumps("It said <|im_end|> here.")[1:-1] in tokenizer.decode(rows[0].input_ids)
@@ -417,8 +417,8 @@ def test_facts_count_conversations_and_not_the_rows_that_they_became() -> None:
     chat = Chat(real("qwen3"), thinking=True)
     answer = {"role": "assistant", "content": "A", "reasoning_content": "hm " * 600}
     messages = [{"role": "user", "content": "Q <|im_end|>"}, answer] * 3
-    kept, report = tokens.encode_all([{"row": 1, "messages": messages}], chat, 512)
-    found = facts.of(kept, report, chat, "messages")
+    kept, report = tokenization.encode_all([{"row": 1, "messages": messages}], chat, 512)
+    found = row_stats.of(kept, report, chat, "messages")
     assert len(kept) == 3
     assert [found[name] for name in ("rows", "truncated", "truncated_answers", "spelled", "eos_supervised")] == [
         1,

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.data import chat_template, facts, tokens
+from qlora_gui.data import chat_template, row_stats, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import prompts_of
 from qlora_gui.errors import UserError
-from qlora_gui.judge import doctor
-from qlora_gui.model import chats, preview
-from qlora_gui.model.base import load_tokenizer
-from qlora_gui.runs import config as configs
-from qlora_gui.runs.rows import rows_of
+from qlora_gui import diagnostics
+from qlora_gui.models import chats
+from qlora_gui.training import preview
+from qlora_gui.models.base import load_tokenizer
+from qlora_gui import config as configs
+from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.training import run
-from qlora_gui.training.resumed import Before
+from qlora_gui.training.resume import Before
 from tests.test_doctor import DEMO
 from tests.test_doctor import facts as known_facts
 from tests.test_turns import ALTERNATING, HARD, R1, TOOLS, hard, learned, real  # noqa: F401 (hard is a fixture)
@@ -52,8 +53,8 @@ def call(city: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
 
 
-def encoded(chat: Chat, messages: Turns, system: str = "", **more: Any) -> tuple[list[tokens.Encoded], tokens.Report]:
-    return tokens.encode_all([{"row": 1, "messages": messages, **more}], chat, 4096, system)  # type: ignore[list-item]
+def encoded(chat: Chat, messages: Turns, system: str = "", **more: Any) -> tuple[list[tokenization.Encoded], tokenization.Report]:
+    return tokenization.encode_all([{"row": 1, "messages": messages, **more}], chat, 4096, system)  # type: ignore[list-item]
 
 
 def check(chat: Chat, messages: Turns) -> None:
@@ -65,7 +66,7 @@ def check(chat: Chat, messages: Turns) -> None:
         turn = messages[answer.turn]
         assert turn["role"] == "assistant" and turn["content"] in answer.learned.text
         asked = chat.prompt(messages[: answer.turn]).ids(chat.tokenizer)
-        assert any(row.input_ids[: len(asked)] == asked and row.labels[len(asked)] != tokens.IGNORED for row in rows)
+        assert any(row.input_ids[: len(asked)] == asked and row.labels[len(asked)] != tokenization.IGNORED for row in rows)
         for earlier in messages[: answer.turn]:
             assert earlier["content"] in chat.tokenizer.decode(asked)
     assert messages[rows[-1].turn]["content"] in learned(rows, chat.tokenizer)[-1]
@@ -208,7 +209,7 @@ def test_an_answer_that_is_joined_with_one_that_is_not_to_be_learned_is_learned_
 def test_the_answers_of_a_conversation_that_a_template_refuses_are_lost_with_the_reason() -> None:
     refused = Chat(real("gemma3"), "{{ raise_exception('not this') }}")
     rows, report = encoded(refused, [*turns("u: Q", "a: One.", "u: R", "a: Two."), *turns("u: S", "a: Three.")])
-    told = facts.of(rows, report, refused, "messages")
+    told = row_stats.of(rows, report, refused, "messages")
     assert told["turns"]["lost"] == 3 and told["turns"]["learned"] == 0 and report.notes == {}
     assert told["lost"][0] == {"row": 1, "reason": "the chat template refuses it: not this"}
 
@@ -276,43 +277,43 @@ def test_conversations_of_several_rows_are_counted_once() -> None:
             }
             for number in range(long + whole)
         ]
-        kept, report = tokens.encode_all(examples, chat, DEMO.max_length)
+        kept, report = tokenization.encode_all(examples, chat, DEMO.max_length)
         assert len(kept) == 3 * (long + whole)
-        return facts.of(kept, report, chat, "messages")
+        return row_stats.of(kept, report, chat, "messages")
 
     found = told(4, 6)
     assert (found["rows"], found["truncated"], found["truncated_answers"], found["spelled"]) == (10, 4, 4, 10)
     assert found["eos_supervised"] == pytest.approx(0.6) and found["turns"]["unended"] == 12
-    heard = {finding.check: finding.evidence for finding in doctor.before(DEMO, facts=known_facts() | found)}
+    heard = {finding.check: finding.evidence for finding in diagnostics.before(DEMO, facts=known_facts() | found)}
     assert heard["truncated_answers"].startswith("4 of 10 rows (40.0%) are cut at 256 tokens")
     assert heard["spelled_tokens"].startswith("10 of 10 rows spell out") and "eos_not_supervised" not in heard
     assert "30 of 30 answers are learned, 12 of them without the end, which is beyond max_length" in (
-        facts.sentences(found)
+        row_stats.sentences(found)
     )
     heard = {
         finding.check: finding.evidence
-        for finding in doctor.before(DEMO, facts=known_facts() | told(4, 6, endless=True))
+        for finding in diagnostics.before(DEMO, facts=known_facts() | told(4, 6, endless=True))
     }
     assert heard["eos_not_supervised"].startswith("In 6 of 10 rows")  # of kinds that are not mixed up
-    assert "1 conversation became several rows" in " ".join(facts.sentences(told(0, 1)))
+    assert "1 conversation became several rows" in " ".join(row_stats.sentences(told(0, 1)))
 
 
 def test_a_template_that_refuses_everything_is_told_once(llama: Path) -> None:
     chat = Chat(load_tokenizer(llama), "{{ raise_exception('not this') }}")
     examples: list[Any] = [{"row": 1, "messages": [{"role": r, "content": "Hi"} for r in ("user", "assistant")]}]
-    kept, report = tokens.encode_all(examples, chat, 512)
-    found = facts.of(kept, report, chat, "messages")
-    said = facts.sentences(found)
+    kept, report = tokenization.encode_all(examples, chat, 512)
+    found = row_stats.of(kept, report, chat, "messages")
+    said = row_stats.sentences(found)
     assert said[0] == "The chat template refuses even a question and an answer (not this)"
     assert said[1] == "0 of 1 answer is learned (1 not learnable)" and not any("end mark" in one for one in said)
-    heard = {finding.check: finding.evidence for finding in doctor.before(DEMO, facts=known_facts() | found)}
+    heard = {finding.check: finding.evidence for finding in diagnostics.before(DEMO, facts=known_facts() | found)}
     assert "no_end_mark" not in heard and heard["answers_not_learned"].endswith("refuses it: not this.")
 
 
 def test_thinking_that_only_the_first_rows_settled_says_so(llama: Path, tmp_path: Path) -> None:
     def told(**knobs: Any) -> str:
         config = configs.make({"base_model": str(base), "dataset": str(file)} | knobs)
-        return " ".join(facts.sentences(preview.preview(config)["facts"]))
+        return " ".join(row_stats.sentences(preview.preview(config)["facts"]))
 
     base, file = tmp_path / "base", tmp_path / "rows.jsonl"
     shutil.copytree(llama, base)

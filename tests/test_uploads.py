@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui import cli
+from qlora_gui.cli import main
 from qlora_gui.errors import UserError
 from qlora_gui.runs import queue, uploads
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import disk, train_tab
+from qlora_gui.ui.runs import cache as disk
+from qlora_gui.ui.train import tab
 
 ROW = '{"prompt": "a", "completion": "b"}\n'
 
@@ -25,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def upload(tmp_path: Path, name: str, days: float = -0.001, rows: int = 3) -> Path:
     source = tmp_path / name
     source.write_text(ROW * rows + ROW.replace("a", name))
-    kept = Path(train_tab._keep(str(source)))
+    kept = Path(tab._keep(str(source)))
     aged(kept, days)
     return kept
 
@@ -94,7 +95,7 @@ def test_the_command_line_says_what_is_kept(
     store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     upload(tmp_path, "rows.jsonl")
-    assert cli.main(["--headless-cache", "--adapters-dir", str(store.root)]) == 0
+    assert main.main(["--headless-cache", "--adapters-dir", str(store.root)]) == 0
     assert "1 uploads, 1 of them named by no run and removed after 7 days" in capsys.readouterr().out
 
 

@@ -14,20 +14,23 @@ import gradio as gr
 import pytest
 import yaml
 
-from qlora_gui.cli import build_parser
+from qlora_gui.cli.main import build_parser
 from qlora_gui.errors import UserError
-from qlora_gui.runs import config as configs
-from qlora_gui.runs import curves, looking
+from qlora_gui import config as configs
+from qlora_gui.runs import curves, bounded_reading
 from qlora_gui.runs.command import command_line
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
-from qlora_gui.runs.wording import describe
-from qlora_gui.ui import app, asking, chart, columns, drawing, form, html, links, offers, preview, views
+from qlora_gui.runs.event_text import describe
+from qlora_gui.ui import app, run_view, links, views
+from qlora_gui.ui.compare import asking, columns, offers
+from qlora_gui.ui.rendering import chart, html
+from qlora_gui.ui.train import form, preview
 from qlora_gui.ui.address import Address
-from qlora_gui.ui.index import summaries
-from qlora_gui.ui.room import Room
-from qlora_gui.ui.session import Session
+from qlora_gui.ui.runs.index import summaries
+from qlora_gui.ui.compare.room import Room
+from qlora_gui.ui.compare.session import Session
 
 ROOT = Path(__file__).parents[1]
 NASTY = "<script>alert('x')</script> & \"q\""
@@ -332,7 +335,7 @@ def test_addresses_round_trip() -> None:
 
 
 def test_held_out_examples_come_with_the_datas_answer() -> None:
-    question, answer = looking.held_out(configs.resolve(preset="demo"))[0]
+    question, answer = bounded_reading.held_out(configs.resolve(preset="demo"))[0]
     assert question and answer
 
 
@@ -490,21 +493,21 @@ def test_answers_are_drawn_as_they_grow_but_not_too_often(
 
 def test_pages_that_follow_a_run_share_one_drawing(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(drawing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run_view.time, "monotonic", lambda: clock[0])
     run = store.create(RunConfig())
     log = EventLog(run.events_file)
     log.append("started")
     log.append("finished", step=1)
-    first = drawing.of(run)
+    first = run_view.of(run)
     assert first.state == "finished" and not first.live
-    assert drawing.of(store.get(run.id)) is first
+    assert run_view.of(store.get(run.id)) is first
     log.append("started")  # resumed, and then killed
-    now = drawing.of(run)
+    now = run_view.of(run)
     assert now.state == "died" and now.face != first.face, "another state is seen at once"
     log.append("step", **{key: value for key, value in step(3).items() if key not in ("t", "kind")})
-    assert drawing.of(run) is now
+    assert run_view.of(run) is now
     clock[0] += 1.0
-    assert "step 3 of 40" in drawing.of(run).head
+    assert "step 3 of 40" in run_view.of(run).head
 
 
 def test_a_run_of_a_preset_is_known_as_such() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge import export
-from qlora_gui.judge.votes import BAD, TIE, Column, VoteLog, by_contest, by_prompt, distinct
+from qlora_gui.preferences import export
+from qlora_gui.preferences.votes import BAD, TIE, Column, VoteLog, by_contest, by_prompt, distinct
 from tests.test_statistics import BASE, LYNX, OTTER, vote
 
 

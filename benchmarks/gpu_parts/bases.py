@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from qlora_gui.memory import known
-from qlora_gui.model import device as devices
-from qlora_gui.model import lora, loss
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory import known_models
+from qlora_gui.models import device as devices
+from qlora_gui.models import lora, chunked_loss
+from qlora_gui.config import RunConfig
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 BLOOM_560M, BLOOM_7B1, LLAMA_1B = "bigscience/bloom-560m", "bigscience/bloom-7b1", "meta-llama/Llama-3.2-1B"
@@ -56,7 +56,7 @@ def shape_of(name: str, dry: bool) -> dict[str, Any]:
     """The config.json of a known base; a tiny one of its kind in a dry run."""
     if name in _UNLISTED:
         return dict(_UNLISTED[name])
-    table = json.loads(Path(known.__file__).with_name("known.json").read_text(encoding="utf-8"))
+    table = json.loads(Path(known_models.__file__).with_name("known_models.json").read_text(encoding="utf-8"))
     found = next(bases[name] for bases in table.values() if name in bases)
     return dict(TINY[found["model_type"]] if dry else found)
 
@@ -109,7 +109,7 @@ def ours(model: Any, run: RunConfig) -> Any:
     """Made ready as training/run.py does it. `gradient_checkpointing` must not be auto."""
     lora.prepare(model, run)
     wrapped = lora.attach(model, run)
-    if reason := loss.install(wrapped.get_base_model()):
+    if reason := chunked_loss.install(wrapped.get_base_model()):
         raise RuntimeError(f"This would not measure how this program trains: no chunked loss, for {reason}")
     return wrapped.train()
 

@@ -13,10 +13,10 @@ import torch
 
 from gpu_parts import bases, steps
 from qlora_gui.memory import budget
-from qlora_gui.memory import shape as shapes
-from qlora_gui.memory.plan import MemoryPlan, plan
-from qlora_gui.model import device as devices
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.memory import model_shape as shapes
+from qlora_gui.memory.estimate import MemoryPlan, plan
+from qlora_gui.models import device as devices
+from qlora_gui.config import RunConfig, make
 
 Cell = dict[str, Any]
 _USUAL = {"rank": 16, "bias": "none", "way": "ours"}
@@ -72,7 +72,7 @@ def _simulated(cell: Cell, shape: dict[str, Any]) -> dict[str, Any]:
     asked = {key: cell[key] for key in ("rows", "length", "way", "checkpointing")}
     asked |= {"base": shape, "config": config_of(cell).model_dump()}
     told = subprocess.run(
-        [sys.executable, "-m", "qlora_gui.training.simulate"],
+        [sys.executable, "-m", "qlora_gui.simulation.__main__"],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

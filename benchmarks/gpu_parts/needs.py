@@ -68,7 +68,7 @@ def _product() -> str:
     import bitsandbytes as bnb
     import torch
 
-    from qlora_gui.model import device as devices
+    from qlora_gui.models import device as devices
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = devices.compute_dtype(device)

@@ -9,8 +9,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from qlora_gui.memory import budget
-from qlora_gui.model import device as devices
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.models import device as devices
+from qlora_gui.config import RunConfig
 
 GIB = 2**30
 _IGNORED = -100

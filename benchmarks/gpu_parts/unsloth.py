@@ -22,8 +22,8 @@ def run(dry: bool) -> Iterator[dict[str, Any]]:
         return
     import unsloth  # before transformers, as it asks  # noqa: I001
     from gpu_parts import bases, steps
-    from qlora_gui.model import device as devices
-    from qlora_gui.runs.config import make
+    from qlora_gui.models import device as devices
+    from qlora_gui.config import make
     from transformers import AutoConfig, AutoModelForCausalLM
 
     raw = bases.shape_of(name, dry)

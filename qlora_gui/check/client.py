@@ -15,7 +15,7 @@ from qlora_gui.check import lines as texts
 from qlora_gui.check import machine
 from qlora_gui.check.lines import Line
 from qlora_gui.errors import UserError
-from qlora_gui.runs import cards
+from qlora_gui.runs import gpus
 from qlora_gui.runs.launch import child_environment
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import processes
@@ -39,7 +39,7 @@ def run(store: RunStore) -> Iterator[Line]:
             yield Line("temporary", "failed", f"No temporary folder can be made ({error.strerror or error}).", fix)
             return
         folder = Path(ended.enter_context(made))
-        shared = child_environment() | cards.environment() | _OFFLINE
+        shared = child_environment() | gpus.environment() | _OFFLINE
         on_cpu = hardware.devices()[0].kind == "cpu"
         yield from _child(folder, "device", shared)
         kind = "cpu" if on_cpu else "gpu"

@@ -9,10 +9,10 @@ import torch
 from bitsandbytes.nn import Params4bit
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qlora_gui.memory.speed import LayerSpeed, Speed
-from qlora_gui.model import device as devices
-from qlora_gui.model import fused, lora
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory.run_time import LayerSpeed, Speed
+from qlora_gui.models import device as devices
+from qlora_gui.models import lora_kernel, lora
+from qlora_gui.config import RunConfig
 
 # Layers of SmolLM2-135M and of a 7B base: hidden, intermediate, heads, heads of keys.
 _SHAPES = ((576, 1536, 9, 3), (4096, 11008, 32, 32))
@@ -79,7 +79,7 @@ def _layer(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> 
     lora.prepare(model, config)
     wrapped = lora.attach(model, config)
     if hidden < 1024:
-        fused.keep_dense(wrapped)  # as a run on a CPU does with a small base
+        lora_kernel.keep_dense(wrapped)  # as a run on a CPU does with a small base
     return wrapped.train(), weights
 
 

@@ -13,16 +13,16 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qlora_gui.compare.columns import Columns
-from qlora_gui.compare.settings import Decoding
-from qlora_gui.data import tokens
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import tokenization as tokens
 from qlora_gui.errors import UserError
-from qlora_gui.model import base as bases
-from qlora_gui.model import chats, lora
-from qlora_gui.model import device as devices
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.models import base as bases
+from qlora_gui.models import chats, lora
+from qlora_gui.models import device as devices
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.events import EventLog, Silent, last
-from qlora_gui.runs.rows import rows_of
+from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training import setup
 from qlora_gui.training.run import train
@@ -199,7 +199,7 @@ def survived(store: RunStore, base: Path, data: Path) -> str:
 
     Raises UserError where it did not go on.
     """
-    from qlora_gui.training import fitting
+    from qlora_gui.training import preflight
 
     # On a GPU the batch is large, for its libraries keep up to 32 MiB of work space, and memory comes in pieces of 20 MiB.
     device = devices.pick()
@@ -212,7 +212,7 @@ def survived(store: RunStore, base: Path, data: Path) -> str:
         "eval_fraction": 0,
     }
     config = config_of("out-of-memory", base, data, **knobs)
-    found = fitting.planned(config, device)
+    found = preflight.planned(config, device)
     size = found.uncorrected if found else 32 << 20
     before = os.environ.get("QLORA_GUI_MEMORY_LIMIT")
     os.environ["QLORA_GUI_MEMORY_LIMIT"] = f"{max(size // 2 >> 20, 4)}MB"

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from qlora_gui import hub
-from qlora_gui.check import compared, layer_speed, models, numbers
+from qlora_gui.check import tolerances, layer_speed, tiny_models, numbers
 from qlora_gui.check.lines import Line
 from qlora_gui.check.numbers import Numbers
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.memory import speed
-from qlora_gui.model import device as devices
+from qlora_gui.memory import run_time
+from qlora_gui.models import device as devices
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import processes
 
@@ -45,13 +45,13 @@ def on_device(folder: Path, cache: Path | None) -> Iterator[Line]:
     yield from _tried("bitsandbytes", lambda: _bitsandbytes(device))
     if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
         yield from _tried("spilling", lambda: _spilling(device))
-    data = models.write_rows(folder / "rows.jsonl")
+    data = tiny_models.write_rows(folder / "rows.jsonl")
     store = RunStore(folder / "device")
-    for name in models.NAMES:
+    for name in tiny_models.NAMES:
         began = time.monotonic()
 
         def one(name: str = name, began: float = began) -> Line:
-            base = models.make(name, folder / name)
+            base = tiny_models.make(name, folder / name)
             run = numbers.trained(store, numbers.config_of(name, base, data))
             found = numbers.measured(run, run.path)
             torch.save(vars(found), folder / f"{name}.pt")
@@ -106,7 +106,7 @@ def _library() -> str:
 
 
 def _out_of_memory(store: RunStore, folder: Path, device: torch.device) -> Line:
-    data = models.write_rows(folder / "long.jsonl", 40, times=0 if device.type == "cpu" else 40)
+    data = tiny_models.write_rows(folder / "long.jsonl", 40, times=0 if device.type == "cpu" else 40)
     what = "GPU's" if device.type == "cuda" else "counted"
     return Line(
         "out-of-memory",
@@ -138,7 +138,7 @@ def _spilling(device: torch.device) -> Line:
 
 def _speed(device: torch.device, cache: Path) -> Line:
     found = layer_speed.measured(device)
-    speed.keep(found, cache)
+    run_time.keep(found, cache)
     large = found.layers[-1]
     how = "fp32" if found.dtype == "float32" else found.dtype
     return Line(
@@ -155,7 +155,7 @@ def on_cpu(folder: Path, cache: Path | None) -> Iterator[Line]:
     data = folder / "rows.jsonl"
     here: dict[str, Numbers] = {}
     cpu: dict[str, Numbers] = {}
-    for name in models.NAMES:
+    for name in tiny_models.NAMES:
         if not (folder / f"{name}.pt").is_file():
             continue  # its line has said why
 
@@ -167,13 +167,13 @@ def on_cpu(folder: Path, cache: Path | None) -> Iterator[Line]:
             columns, _ = numbers.answered(config, adapter)
             answers = enumerate(zip(here[name].answers, cpu[name].answers, strict=True))
             choices = [numbers.choice_apart(columns, place, tokens, own) for place, (tokens, own) in answers]
-            yield from compared.lines(name, here[name], cpu[name], choices)
+            yield from tolerances.lines(name, here[name], cpu[name], choices)
         except Exception as error:
             traceback.print_exc()
             told = f"{name.capitalize()} on the CPU: {type(error).__name__}: {first_line(error)}"
             yield Line(f"{name}-cpu", "failed", told, "Report this, with the lines above.")
     if cpu:
-        yield from compared.kernels({name: here[name] for name in cpu}, cpu, os.environ.get(CHECKED, "cpu"))
+        yield from tolerances.kernels({name: here[name] for name in cpu}, cpu, os.environ.get(CHECKED, "cpu"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_gui.data import adaptations, literal, rendering, template_probe, thought
-from qlora_gui.data.literal import Text
+from qlora_gui.data import role_adaptations, special_tokens, template_renderer, template_probe, reasoning as thought
+from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import first_line
 
 Turns = Sequence[Mapping[str, Any]]
@@ -50,7 +50,7 @@ class Answers:
 
 
 NOTES = {
-    **adaptations.NOTES,
+    **role_adaptations.NOTES,
     "reasoning_dropped": "answers whose reasoning the chat template does not show, so that it is not learned",
     "reasoning_off": "answers whose reasoning is left out, because thinking is off",
     "marks_kept": "answers with a mark of reasoning in their text, which is learned as it stands",
@@ -81,25 +81,25 @@ class Chat:
         self.whose = whose
         self.tokenizer, self.control, self.thinking = tokenizer, control, thinking
         self.template = template or tokenizer.chat_template
-        with rendering.bounded(whose):
+        with template_renderer.bounded(whose):
             self.probe = template_probe.probe(tokenizer, self.template, thinking, frozenset(ends))
         self.ends, self.stops = self.probe.ends, self.probe.stops
 
     def prompt(self, messages: Turns, tools: Sequence[Any] | None = None) -> Text:
         """A conversation up to where the answer begins. Raises whatever the template raises on turns it dislikes."""
-        hidden = literal.Conversation(self._normal(messages, Counter()), self.tokenizer, self.control, tools)
-        with rendering.bounded(self.whose):
+        hidden = special_tokens.Conversation(self._normal(messages, Counter()), self.tokenizer, self.control, tools)
+        with template_renderer.bounded(self.whose):
             return hidden.reveal(self._asked(hidden.turns, hidden.tools).asked)
 
     def answers(self, messages: Turns, tools: Sequence[Any] | None = None) -> Answers:
         """Every assistant turn that is to be learned. Raises whatever the template raises on turns it dislikes."""
-        with rendering.bounded(self.whose):
+        with template_renderer.bounded(self.whose):
             return self._answers(messages, tools)
 
     def _answers(self, messages: Turns, tools: Sequence[Any] | None) -> Answers:
         out = Answers()
         marked = _marked(self._normal(messages, out.notes))
-        hidden = literal.Conversation(marked, self.tokenizer, self.control, tools)
+        hidden = special_tokens.Conversation(marked, self.tokenizer, self.control, tools)
         last = max((place for place, turn in enumerate(marked) if turn["role"] == "assistant"), default=0)
         asked = [{**turn, "place": place} for place, turn in enumerate(hidden.turns[: last + 1])]
         turns, prompt, changed = self._adapted(asked, hidden.tools)
@@ -160,7 +160,7 @@ class Chat:
         text = self._render(turns, tools, generation_prompt=True) + self.probe.header
         return thought.closed(text) if self.thinking is False else text
 
-    def _adapted(self, turns: Sequence[dict[str, Any]], tools: Sequence[Any] | None) -> adaptations.Adapted:
+    def _adapted(self, turns: Sequence[dict[str, Any]], tools: Sequence[Any] | None) -> role_adaptations.Adapted:
         """Turns that end with an answer as the template takes them, if it can be with that answer, and its prompt."""
 
         def ask_and_answer(tried: Turns) -> str:
@@ -169,8 +169,8 @@ class Chat:
 
         if turns[-1].get("tool_calls"):
             with contextlib.suppress(Exception):  # templates are programs; without their last answer others may do
-                return adaptations.adapt(turns, ask_and_answer)
-        return adaptations.adapt(turns, lambda tried: self._ask(tried[:-1], tools))
+                return role_adaptations.adapt(turns, ask_and_answer)
+        return role_adaptations.adapt(turns, lambda tried: self._ask(tried[:-1], tools))
 
     def _shows(self, tools: Sequence[Any], turns: Turns, prompt: str) -> bool:
         """Whether the tools are in the prompt of these turns; a name that stands there without them is not theirs."""
@@ -180,12 +180,12 @@ class Chat:
             bare = ""
         return any(prompt.count(name) > bare.count(name) for name in _names(tools))
 
-    def _asked(self, turns: Sequence[dict[str, Any]], tools: Sequence[Any] | None) -> adaptations.Adapted:
+    def _asked(self, turns: Sequence[dict[str, Any]], tools: Sequence[Any] | None) -> role_adaptations.Adapted:
         """What is asked for after these turns, which is the same at training and at chat time."""
-        return adaptations.adapt(turns, lambda tried: self._ask(tried, tools))
+        return role_adaptations.adapt(turns, lambda tried: self._ask(tried, tools))
 
     def _answer(
-        self, before: adaptations.Adapted, turn: Mapping[str, Any], tools: Sequence[Any] | None, notes: Counter[str]
+        self, before: role_adaptations.Adapted, turn: Mapping[str, Any], tools: Sequence[Any] | None, notes: Counter[str]
     ) -> tuple[str, str]:
         """The context of a turn and what is learned after it, rendered."""
         reasoning = str(turn.get("reasoning_content") or "").strip()
@@ -204,7 +204,7 @@ class Chat:
         if missing := [name for name in calls if rest.count(name) < calls.count(name)]:
             raise LookupError(f"the chat template does not show its call of the tool '{missing[0]}'")
         for note, said in (("reasoning_dropped", reasoning), ("text_dropped", content)):
-            if not adaptations.shows(rest, said):
+            if not role_adaptations.shows(rest, said):
                 notes[note] += 1
         return context, rest
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_gui.data.formats import Example
-from qlora_gui.data.tokens import with_system
+from qlora_gui.data.tokenization import with_system
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qlora_gui.data import literal, thought
+from qlora_gui.data import special_tokens, reasoning as thought
 from qlora_gui.data.chat_template import PLAIN, STOP
-from qlora_gui.data.rendering import RENDERER
+from qlora_gui.data.template_renderer import RENDERER
 from qlora_gui.errors import first_line
 
 QUESTION, ANSWER, NEXT, REASON = "QxQuestionQx", "QxAnswerQx", "QxNextQx", "QxReasonQx"
@@ -215,7 +215,7 @@ def _end(
     that is more than letters. A template that writes none has the answer ended by the next turn, as GLM's does, where
     the base ends there, or else by EOS, which the template does not write.
     """
-    pattern = literal.compiled(tuple(t for t in _added(tokenizer) if t.strip()))
+    pattern = special_tokens.compiled(tuple(t for t in _added(tokenizer) if t.strip()))
     marks = list(pattern.finditer(tail))
     always = len(_common(tail, follows))
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_gui.data import plain_json, utf8
+from qlora_gui.data import lenient_json, utf8
 
 Turn = dict[str, Any]
 _MOST_PYTHON = 20_000  # values in a list of Python's, whose syntax tree takes 1.5 kB for each
@@ -183,7 +183,7 @@ def listed(value: Any, what: str = "") -> Any:
     if not value.strip():
         return []
     try:
-        return plain_json.parsed(value)
+        return lenient_json.parsed(value)
     except (ValueError, RecursionError):
         pass
     if value.lstrip()[:1] in "[{" and sum(map(value.count, ",[{:")) <= _MOST_PYTHON:

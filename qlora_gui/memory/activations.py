@@ -1,15 +1,15 @@
 """Activations of one layer in bytes: what a forward pass keeps for the backward, and what the backward needs besides.
 
-Counted from the code that runs: transformers' modeling_bloom.py and modeling_llama.py with model/fused.py (one copy
-of the input and x @ A a linear), model/norms.py (the input) and model/attention.py; the stock way with PEFT's
+Counted from the code that runs: transformers' modeling_bloom.py and modeling_llama.py with models/lora_kernel.py (one copy
+of the input and x @ A a linear), models/norms.py (the input) and models/attention.py; the stock way with PEFT's
 lora/bnb.py under autocast, where every linear keeps a 16-bit copy of its own. tests/test_memory.py holds it against
 the simulated step.
 """
 
 from dataclasses import dataclass
 
-from qlora_gui.memory.shape import Linear, Norm
-from qlora_gui.memory.step import Step
+from qlora_gui.memory.model_shape import Linear, Norm
+from qlora_gui.memory.step_sizes import Step
 
 _GELU_TEMPORARIES = (
     5  # the stock bloom_gelu_back: tanh, its complement, half of x, the inner derivative and its product
@@ -97,7 +97,7 @@ def _on_heads(norm: Norm) -> bool:
 
 def _norm(step: Step, norm: Norm) -> int:
     """A norm keeps its input: as it came, or in fp32 where the stock code widens it first."""
-    own_code = step.stock or step.shape.model_type.startswith("gemma")  # 1 + weight: not replaced by model/norms.py
+    own_code = step.stock or step.shape.model_type.startswith("gemma")  # 1 + weight: not replaced by models/norms.py
     size = 4 if own_code else step.stream
     count = norm.size
     if _on_heads(norm) and norm.size == step.shape.head_dim:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_gui.errors import UserError
-from qlora_gui.memory import known
+from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.plan import MemoryPlan, gigabytes, plan
-from qlora_gui.memory.shape import Shape
-from qlora_gui.runs import config as configs
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory.estimate import MemoryPlan, gigabytes, plan
+from qlora_gui.memory.model_shape import Shape
+from qlora_gui import config as configs
+from qlora_gui.config import RunConfig
 
 RANK_AND_BIAS = (
     "Rank and biases barely move memory: sequence length, micro-batch and the kept activations do. "
@@ -105,11 +105,11 @@ def _smaller_batches(batch: int) -> Iterator[int]:
 
 def _smaller_bases(config: RunConfig, budget: Budget) -> Iterator[str]:
     """The next smaller known base of the series, and the largest that fits where that is another."""
-    bases = known.smaller(config.base_model)
+    bases = known_models.smaller(config.base_model)
     yield from bases[:1]
     for base in bases:
         smaller = configs.make(config.model_dump() | {"base_model": base, "revision": ""})
-        if plan(smaller, known.find(smaller), budget).fits:
+        if plan(smaller, known_models.find(smaller), budget).fits:
             if base != bases[0]:
                 yield base
             return
@@ -147,7 +147,7 @@ def _change(
     """A change with what it saves, or None where it saves nothing or the run is then not valid."""
     try:
         changed = configs.make(config.model_dump() | knobs)
-        after = plan(changed, known.find(changed) if "base_model" in knobs else shape, budget)
+        after = plan(changed, known_models.find(changed) if "base_model" in knobs else shape, budget)
     except UserError:
         return None
     saves = before.total - after.total

@@ -8,7 +8,7 @@ from qlora_gui import hardware
 from qlora_gui.errors import UserError
 from qlora_gui.memory import calibration
 from qlora_gui.memory.calibration import NO_RUNS, Correction
-from qlora_gui.runs import cards
+from qlora_gui.runs import gpus
 from qlora_gui.system import processes
 
 GIB = 2**30
@@ -49,7 +49,7 @@ def card(gib: float) -> Budget:
 
 def here(gpu: str = "") -> Budget:
     """What this machine trains on: the GPU that the knob `gpu` names, by default the freest, or else its CPU."""
-    device = cards.chosen(gpu)
+    device = gpus.chosen(gpu)
     if device.kind == "cuda":
         return of_gpu(device.name, device.total, device.free, device.capability)
     if device.kind == "cpu":
@@ -85,6 +85,6 @@ def parse(text: str) -> Budget:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether training computes in bf16 on this CPU: the flags that torch asks for (model/device.py)."""
+    """Whether training computes in bf16 on this CPU: the flags that torch asks for (models/device.py)."""
     flags = processes.cpu_flags()
     return "avx512_bf16" in flags or "amx_tile" in flags

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_gui import hub
-from qlora_gui.runs.files import append_line
+from qlora_gui.files import append_line
 
 _RUNS = 8  # the last ones count: drivers and libraries change
 _BOUNDS = (0.8, 1.5)  # beyond these the run was not what was planned, and must not spoil the next prediction

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_gui.errors import UserError
-from qlora_gui.memory import known
+from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.plan import MemoryPlan, plan
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory.estimate import MemoryPlan, plan
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.sweep import Sweep, words
 
 
@@ -50,6 +50,6 @@ def fitting(cells: Sequence[Cell]) -> list[RunConfig]:
 
 def _plan(config: RunConfig, budget: Budget) -> MemoryPlan | None:
     try:
-        return plan(config, known.find(config), budget)
+        return plan(config, known_models.find(config), budget)
     except UserError:
         return None

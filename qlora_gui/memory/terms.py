@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qlora_gui.memory import activations
-from qlora_gui.memory.step import Step
+from qlora_gui.memory.step_sizes import Step
 from qlora_gui.runs import several
 
-# Logits a chunk of the loss: as in model/loss.py, which this side of the house does not import.
+# Logits a chunk of the loss: as in models/chunked_loss.py, which this side of the house does not import.
 CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**26
 # Layers that lie whole beside a process's share of them: one in use, the next being fetched, and what it comes in.
 _WHOLE_LAYERS = 3
@@ -137,7 +137,7 @@ def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def _unpacked(step: Step) -> int:
-    """On a CPU with memory to spare, linears with LoRA are kept unpacked as well (model/fused.py)."""
+    """On a CPU with memory to spare, linears with LoRA are kept unpacked as well (models/lora_kernel.py)."""
     count = step.shape.layers * sum(linear.weights for linear in step.lora)
     return 0 if step.cuda or step.stock or 4 * count > step.free // 8 else count * step.number
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui import hub
-from qlora_gui.data import read
+from qlora_gui.data import load
 from qlora_gui.errors import UserError
 from qlora_gui.runs import events
 from qlora_gui.runs.fingerprints import fingerprint
@@ -41,7 +41,7 @@ def files_of(run: Run) -> dict[str, str]:
 def of_data(run: Run) -> str:
     """Which of the data's files are others than they were, in words; "" for none. Raises UserError where there is none."""
     before = files_of(run)
-    now = {name: value for name, value in read.find(run.config().dataset).fingerprint().items() if name != "name"}
+    now = {name: value for name, value in load.find(run.config().dataset).fingerprint().items() if name != "name"}
     if not before or before == now:
         return ""
     words = [f"'{name}' has other content" for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]

@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 
 from qlora_gui import plain_files
-from qlora_gui.runs.files import write_whole
+from qlora_gui.files import write_whole
 
 MARK = "whole.json"
 _LAST_OF_OLD = "trainer_state.json"  # the last file the Trainer writes; checkpoints of older versions end with it

@@ -2,8 +2,8 @@
 
 import shlex
 
-from qlora_gui.runs import config as configs
-from qlora_gui.runs.config import RunConfig
+from qlora_gui import config as configs
+from qlora_gui.config import RunConfig
 
 
 def command_line(config: RunConfig, preset: str | None = None) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qlora_gui import plain_files
-from qlora_gui.runs import cached, event_shapes
-from qlora_gui.runs.files import append_line
+from qlora_gui.runs import derived_cache, event_shapes
+from qlora_gui.files import append_line
 from qlora_gui.runs.thinning import Thinned
 
 Event = dict[str, Any]
@@ -103,7 +103,7 @@ class _Known:
         if self.end and (edited or _marks(file, self.end) != self.marks):
             self._forget()
         if not self.end and not self.whole and os.fstat(file.fileno()).st_size > _LONG:
-            self._take_over(cached.load(cached.name_of("events", path)), file)
+            self._take_over(derived_cache.load(derived_cache.name_of("events", path)), file)
 
     def advance(self, file: BinaryIO, most: int | None = None) -> bool:
         """Read on from `end`, about `most` bytes or all there are; gives whether something was read."""
@@ -139,7 +139,7 @@ class _Known:
         self._kept_to = self.end
         told = {"end": self.end, "marks": [mark.hex() for mark in self.marks], "mark": self.mark, "why": self._why}
         told |= {"seen": self.seen, "skipped": self.skipped, "events": self._thin.plain()}
-        cached.keep(cached.name_of("events", path), told)
+        derived_cache.keep(derived_cache.name_of("events", path), told)
 
     def _take_over(self, found: Any, file: BinaryIO) -> None:
         try:

@@ -13,8 +13,8 @@ import psutil
 
 from qlora_gui import children, hub, plain_files, torch_view
 from qlora_gui.errors import UserError
-from qlora_gui.runs import cards, changes, checkpoints, scan, several
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs import gpus, changes, checkpoints, scan, several
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.system import processes
@@ -29,7 +29,7 @@ _OTHER_SECONDS = 40.0  # that a second start waits for the first
 
 def child_environment() -> dict[str, str]:
     """The environment of a child that may compute on a card: `children.environment`, and how torch numbers them."""
-    mine = {name: value for name, value in children.environment().items() if name != cards.TOLD}
+    mine = {name: value for name, value in children.environment().items() if name != gpus.TOLD}
     return torch_view.numbering() | mine
 
 
@@ -68,8 +68,8 @@ def check_free(store: RunStore, run: Run | None = None, config: RunConfig | None
     held = {card: other for other in live for card in [_card_of(other)]}
     alone = config is None or config.num_processes > 1 or bool(config.accelerate_config)
     if None not in held and not alone and config is not None:
-        device = cards.chosen(config.gpu, {card for card in held if card})
-        if device.address not in held and (config.gpu == cards.CPU or len(cards.gpus()) > 1):
+        device = gpus.chosen(config.gpu, {card for card in held if card})
+        if device.address not in held and (config.gpu == gpus.CPU or len(gpus.gpus()) > 1):
             return {card for card in held if card}
         live = [held.get(device.address, live[0])]
     raise BusyError(f"The run '{live[0].id}' is {live[0].state()}: stop it or let it finish first.")
@@ -113,8 +113,8 @@ def _start(run: Run, store: RunStore, resume: bool, changed: bool) -> None:
     if resume:
         check_resume(run, changed)
     several = config.num_processes > 1 or bool(config.accelerate_config)
-    alone = not several or config.gpu == cards.CPU
-    card = cards.environment(config.gpu, taken) if alone else cards.environment_of_several()
+    alone = not several or config.gpu == gpus.CPU
+    card = gpus.environment(config.gpu, taken) if alone else gpus.environment_of_several()
     run.stop_file.unlink(missing_ok=True)
     command = command_of(run, resume, changed)
     before = run.events()[1]

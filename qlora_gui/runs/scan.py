@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from qlora_gui.runs import locks
+from qlora_gui import locks
 
 _FILES = ("events.jsonl", "evaluation.json")
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")

@@ -2,17 +2,17 @@
 
 from qlora_gui import hardware
 from qlora_gui.errors import UserError
-from qlora_gui.runs import accelerate_file, cards
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.runs import accelerate_config, gpus as cards
+from qlora_gui.config import RunConfig
 from qlora_gui.system import kind
 
 
 def sharers(config: RunConfig) -> int:
     """Among how many processes the 4-bit base is shared out: 1 where each holds it whole."""
-    told = accelerate_file.Together()
+    told = accelerate_config.Together()
     if config.accelerate_config:
         try:
-            told = accelerate_file.read(config.accelerate_config)
+            told = accelerate_config.read(config.accelerate_config)
         except UserError:  # whoever starts the run is told
             return 1
     if not (config.fsdp or told.fsdp):
@@ -32,7 +32,7 @@ def check(config: RunConfig, local_only: bool = False) -> None:
             "to 1 and leave accelerate_config empty."
         )
     if config.accelerate_config:  # which may name several machines
-        accelerate_file.read(config.accelerate_config, local_only).flags(_own(config))
+        accelerate_config.read(config.accelerate_config, local_only).flags(_own(config))
         return
     if count == 1:
         return
@@ -50,9 +50,9 @@ def check(config: RunConfig, local_only: bool = False) -> None:
 def launcher_words(config: RunConfig) -> list[str]:
     """What `accelerate launch` is told of a run that more than one process trains. Raises UserError."""
     if config.accelerate_config:
-        return accelerate_file.read(config.accelerate_config).flags(_own(config), config.fsdp)
+        return accelerate_config.read(config.accelerate_config).flags(_own(config), config.fsdp)
     # MULTI_GPU also on a CPU: it is the launcher of one process a device, and asks for no GPU itself.
-    return accelerate_file.Together(several=True).flags(config.num_processes, config.fsdp)
+    return accelerate_config.Together(several=True).flags(config.num_processes, config.fsdp)
 
 
 def _own(config: RunConfig) -> int:

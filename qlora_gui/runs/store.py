@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from qlora_gui import hub, plain_files
 from qlora_gui.data import chat_template
-from qlora_gui.data import read as data
+from qlora_gui.data import load as data
 from qlora_gui.errors import UserError
-from qlora_gui.runs import checkpoints, events, locks, looking, scan, seal, several, uploads
-from qlora_gui.runs.config import RunConfig
-from qlora_gui.runs.files import write_whole
+from qlora_gui.runs import checkpoints, events, bounded_reading, scan, seal, several, uploads
+from qlora_gui import locks
+from qlora_gui.config import RunConfig
+from qlora_gui.files import write_whole
 from qlora_gui.runs.names import made_up_name
 from qlora_gui.system import files
 
@@ -247,7 +248,7 @@ class RunStore:
         if source.is_hub:
             hub.require("datasets", source.name)
         else:
-            looking.check(config)
+            bounded_reading.check(config)
         manifest = {
             "schema": SCHEMA,
             "config": _with_whole_paths(config).model_dump(mode="json"),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_gui.errors import UserError
-from qlora_gui.runs import config as configs
-from qlora_gui.runs import settings_yaml
-from qlora_gui.runs.config import RunConfig
+from qlora_gui import config as configs
+from qlora_gui import settings_yaml
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.names import made_up_name
 from qlora_gui.runs.store import Run, RunStore
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qlora_gui import hub, plain_files
-from qlora_gui.runs import locks
-from qlora_gui.runs.files import append_line
+from qlora_gui import locks
+from qlora_gui.files import append_line
 
 KEPT_DAYS, YOUNG_DAYS = 7, 1
 MOST_BYTES = 20 << 30

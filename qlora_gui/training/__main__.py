@@ -15,11 +15,12 @@ from typing import Any
 import filelock
 
 from qlora_gui.errors import UserError, panicked
-from qlora_gui.runs import cards, locks, queue, reserve
+from qlora_gui.runs import gpus, queue, disk_reserve
+from qlora_gui import locks
 from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, Silent
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.training import together
+from qlora_gui.training import distributed
 
 
 def main() -> int:
@@ -29,7 +30,7 @@ def main() -> int:
     parser.add_argument("--resume-changed", action="store_true", help="go on though data or base have changed")
     arguments = parser.parse_args()
     run = Run(arguments.folder.absolute())
-    if together.rank():
+    if distributed.rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the log is told once; what goes wrong is told by all
         return _train(run, Silent(), arguments)
     try:
@@ -51,17 +52,17 @@ def main() -> int:
 def _lead(run: Run, arguments: argparse.Namespace) -> int:
     """Train as the process that writes into the run's folder."""
     log = EventLog(run.events_file)
-    given = cards.of_this_process()
+    given = gpus.of_this_process()
     log.append("started", pid=os.getpid(), resumed=arguments.resume, **({"card": given.address} if given else {}))
     run.queue_file.unlink(missing_ok=True)  # only now: it waits until it has begun
     if said := locks.told(run.path):
         log.append("note", text=said)
-    together.on_failure_of_others(lambda message: log.append("failed", message=message, bug=False))
-    with reserve.kept(run.path) as room:
+    distributed.on_failure_of_others(lambda message: log.append("failed", message=message, bug=False))
+    with disk_reserve.kept(run.path) as room:
         return _train(run, log, arguments, room)
 
 
-def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: reserve.Reserve | None = None) -> int:
+def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: disk_reserve.Reserve | None = None) -> int:
     try:
         from qlora_gui.training.run import train
 
@@ -71,7 +72,7 @@ def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: reserve
         error = raised if isinstance(raised, Exception) else panicked(raised)
         if error is None:
             raise
-        together.await_reason(error)
+        distributed.await_reason(error)
         if room is not None:
             room.give_back()  # a last word needs a place on the disk
         told = _reason(run, error)
@@ -80,22 +81,22 @@ def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: reserve
             if told.get("bug") is not False:
                 traceback.print_exc()
             print(f"failed: {told['message']}", file=sys.stderr, flush=True)
-        if together.rank():
-            together.tell_failure(told["message"])
+        if distributed.rank():
+            distributed.tell_failure(told["message"])
     return 1
 
 
 def _reason(run: Run, error: Exception) -> dict[str, Any]:
     """The fields of the `failed` event. Of a bug the traceback is in train.log."""
-    from qlora_gui.model import device
-    from qlora_gui.training import autopsy
+    from qlora_gui.models import device
+    from qlora_gui.training import oom
 
     if device.ran_out(error):
-        return autopsy.of(run)
+        return oom.of(run)
     if isinstance(error, UserError):
         changed = {"changed": True} if isinstance(error, ChangedError) else {}
         return {"message": str(error), "bug": False, **changed}
-    if full := reserve.why_not_written(run.path, error):
+    if full := disk_reserve.why_not_written(run.path, error):
         return {"message": full, "bug": False}
     reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return {"message": f"{type(error).__name__}: {reason}", "bug": True}

@@ -13,8 +13,8 @@ import torch
 
 from qlora_gui.memory import budget as budgets
 from qlora_gui.memory.budget import Budget
-from qlora_gui.model import device as devices
-from qlora_gui.training.tracker import LiveBytes
+from qlora_gui.models import device as devices
+from qlora_gui.simulation.live_bytes import LiveBytes
 
 _VARIABLE = "QLORA_GUI_MEMORY_LIMIT"
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import Prompt
-from qlora_gui.model import rope
+from qlora_gui.models import rope
 
 
 class Probes:

@@ -7,25 +7,25 @@ import torch
 from transformers import set_seed
 
 from qlora_gui import hardware, hub
-from qlora_gui.data import facts, read, tokens
+from qlora_gui.data import row_stats, load, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import Prompt, prompts_of
-from qlora_gui.data.rendering import RENDERER
+from qlora_gui.data.template_renderer import RENDERER
 from qlora_gui.errors import UserError
-from qlora_gui.memory import crawling
-from qlora_gui.model import ask_torch, chats, context, supported, vocabulary
-from qlora_gui.model import base as bases
-from qlora_gui.model import device as devices
-from qlora_gui.runs import cards
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory import cpu_guard
+from qlora_gui.models import ask_torch, chats, context, supported, vocabulary
+from qlora_gui.models import base as bases
+from qlora_gui.models import device as devices
+from qlora_gui.runs import gpus
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import EventLog
-from qlora_gui.runs.rows import Rows, rows_of
+from qlora_gui.runs.training_rows import Rows, rows_of
 from qlora_gui.runs.store import Run
-from qlora_gui.runs.wording import describe
-from qlora_gui.training import fitting, limit, probes, resumed, setup, together
-from qlora_gui.training.resumed import Before
+from qlora_gui.runs.event_text import describe
+from qlora_gui.training import preflight, limit, probes, resume as resumed, setup, distributed
+from qlora_gui.training.resume import Before
 from qlora_gui.training.save import save_adapter
-from qlora_gui.training.stopping import Interrupted, StopWatch
+from qlora_gui.training.interrupts import Interrupted, StopWatch
 from qlora_gui.training.trainer import RunTrainer, arguments
 
 
@@ -42,7 +42,7 @@ def train(run: Run, log: EventLog, resume: bool, changed: bool = False) -> None:
         with StopWatch(run, log) as watch:
             _train(run, log, Before(run, log, resume, changed), resume, watch)
     except (Stopped, Interrupted):
-        together.end(at_once=True)
+        distributed.end(at_once=True)
         there = run.has_adapter()
         told = "the adapter is as it was" if there else "there is no adapter"
         log.append("stopped", step=_last_step(run) if there else 0, message=f"Stopped before the first step; {told}.")
@@ -50,7 +50,7 @@ def train(run: Run, log: EventLog, resume: bool, changed: bool = False) -> None:
 
 def _interrupt_at_a_stop(run: Run) -> None:
     """Raise Interrupted at once where a stop is asked for; several processes agree on that elsewhere."""
-    if together.world() == 1 and run.stop_file.exists():
+    if distributed.world() == 1 and run.stop_file.exists():
         raise Interrupted
 
 
@@ -61,13 +61,13 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
     set_seed(config.seed)
     stage = _Stages(run, log)
     device = devices.pick()
-    together.begin(device.type)
+    distributed.begin(device.type)
     _check_alike(device)
     _tell_device(config, device, log)
     with limit.kept(device):
         RENDERER.start()  # meanwhile
         stage("Finding the base model")
-        base = together.first(lambda: bases.locate(config.base_model, config.revision, stage.say))
+        base = distributed.first(lambda: bases.locate(config.base_model, config.revision, stage.say))
         before.check_base(base)
         supported.check(base.path, config.attention)
         stage("Reading the data")
@@ -83,8 +83,8 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
         ready = setup.prepare(config, base, chat.tokenizer, examples, device, log, stage.say)
         if told := setup.beside_longer_rows(ready, (*examples, *held_out)):
             stage.say(told)
-        checkpoint = together.agreed(before.checkpoint()) if resume else None
-        if fitting.wanted(device) and not together.sharded():  # where one ran out, the others would wait for it
+        checkpoint = distributed.agreed(before.checkpoint()) if resume else None
+        if preflight.wanted(device) and not distributed.sharded():  # where one ran out, the others would wait for it
             stage("Trying the longest batch")
             ready = setup.agreed(setup.fit(ready, device, log, stage.say), log, stage.say)
         trainer = RunTrainer(
@@ -109,7 +109,7 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
     if saved:
         log.append("saved", step=step, **saved)
     # Who was interrupted asks the others nothing more: they may wait for it elsewhere.
-    stopped = interrupted or (together.agreed(run.stop_file.exists()) and step < most)
+    stopped = interrupted or (distributed.agreed(run.stop_file.exists()) and step < most)
     log.append(
         "stopped" if stopped else "finished",
         step=step,
@@ -117,16 +117,16 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
         **trainer.losses(),
         **({"message": "Interrupted: a step that was not finished is not in the adapter."} if interrupted else {}),
     )
-    together.end(at_once=interrupted)
+    distributed.end(at_once=interrupted)
 
 
 def _tell_device(config: RunConfig, device: torch.device, log: EventLog) -> None:
     """Note which card was chosen, and what is wrong or untried about the device. Raises UserError (`memory.crawling`)."""
-    given = cards.of_this_process()
+    given = gpus.of_this_process()
     notes = [given.said] if given else []
-    if device.type == "cpu" and config.gpu != cards.CPU:
+    if device.type == "cpu" and config.gpu != gpus.CPU:
         trouble = hardware.trouble(ask_torch.view())
-        crawling.check(config, trouble)
+        cpu_guard.check(config, trouble)
         notes += [f"{trouble} This run is on the CPU."] * bool(trouble)
     notes.append(hardware.remark_on(device.type, bool(torch.version.hip)))
     for text in filter(None, notes):
@@ -138,7 +138,7 @@ def _check_alike(device: torch.device) -> None:
     mean of those and others is of neither."""
     dtype = str(devices.compute_dtype(device)).removeprefix("torch.")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    found = together.gathered((dtype, name))
+    found = distributed.gathered((dtype, name))
     if len({dtype for dtype, _ in found}) > 1:
         there = ", ".join(f"{name} in {dtype}" for dtype, name in dict.fromkeys(found))
         raise UserError(
@@ -175,7 +175,7 @@ class _Stages:
         self.run, self.log = run, log
 
     def __call__(self, text: str) -> None:
-        if together.agreed(self.run.stop_file.exists()):
+        if distributed.agreed(self.run.stop_file.exists()):
             raise Stopped
         self.say(text)
 
@@ -186,14 +186,14 @@ class _Stages:
 
 def _data(
     config: RunConfig, chat: Chat, found: Rows, log: EventLog, before: Before
-) -> tuple[list[tokens.Encoded], list[tokens.Encoded], list[Prompt]]:
+) -> tuple[list[tokenization.Encoded], list[tokenization.Encoded], list[Prompt]]:
     """Examples to train on, held-out ones, and the prompts to probe; what became of every row goes into a `data` event."""
     how = chat, config.max_length, config.system_prompt
-    examples, report = tokens.encode_all(found.train, *how)
-    measured, held_report = tokens.encode_all(found.held_out, *how)
+    examples, report = tokenization.encode_all(found.train, *how)
+    measured, held_report = tokenization.encode_all(found.held_out, *how)
     # Row numbers are of the file, and held-out rows may come from one of their own.
     dropped = report.dropped + [(row, f"{reason} (held out, not trained on)") for row, reason in held_report.dropped]
-    files, rows = read.find(config.dataset).fingerprint(), resumed.digest((*examples, *measured))
+    files, rows = load.find(config.dataset).fingerprint(), resumed.digest((*examples, *measured))
     before.check_rows(files, rows)
     event = log.append(
         "data",
@@ -208,7 +208,7 @@ def _data(
         tokens=report.tokens,
         supervised=report.supervised,
         **found.told(),
-        facts=facts.of(examples, report, chat, found.format),
+        facts=row_stats.of(examples, report, chat, found.format),
     )
     print(describe(event), flush=True)
     if not examples:

@@ -6,13 +6,13 @@ import shutil
 from typing import Any
 
 from qlora_gui.data.chat import Chat
-from qlora_gui.model import chats
-from qlora_gui.model.base import Base
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.models import chats
+from qlora_gui.models.base import Base
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import Run
 from qlora_gui.system import files
-from qlora_gui.training import together
-from qlora_gui.training.card import model_card
+from qlora_gui.training import distributed
+from qlora_gui.training.model_card import model_card
 
 _LAST = "adapter_config.json"  # its presence says that the adapter is whole
 
@@ -22,7 +22,7 @@ def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, chat: Chat
 
     Of several processes rank 0 does it; {} for the others.
     """
-    if together.rank():
+    if distributed.rank():
         return {}
     aside = run.path / ".saving"
     shutil.rmtree(aside, ignore_errors=True)

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from qlora_gui.data import batches, chat_template, tokens
+from qlora_gui.data import collate as batches, chat_template, tokenization
 from qlora_gui.errors import UserError
 from qlora_gui.memory import calibration
-from qlora_gui.memory.plan import MemoryPlan
-from qlora_gui.model import attention, causality, fused, lora, lora_targets, loss, quantized, rope, vocabulary
-from qlora_gui.model import base as bases
-from qlora_gui.model import device as devices
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.memory.estimate import MemoryPlan
+from qlora_gui.models import attention, causality, lora_kernel, lora, lora_targets, chunked_loss, quantized_cache, rope, vocabulary
+from qlora_gui.models import base as bases
+from qlora_gui.models import device as devices
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import EventLog
-from qlora_gui.training import fitting, sharding, together
+from qlora_gui.training import preflight, fsdp, distributed
 from qlora_gui.training.trainer import arguments
 
 _WORTH_TELLING = 0.02  # share of the weights
@@ -37,21 +37,21 @@ def prepare(
     config: RunConfig,
     base: bases.Base,
     tokenizer: Any,
-    examples: list[tokens.Encoded],
+    examples: list[tokenization.Encoded],
     device: torch.device,
     log: EventLog,
     say: Callable[[str], None],
 ) -> Ready:
     """Load the base, prepare it, put the adapter on; writes the `base` event. Raises UserError."""
     dtype = devices.compute_dtype(device)
-    where = torch.device("cpu") if together.sharded() else device  # shared out, it may be larger than a GPU
+    where = torch.device("cpu") if distributed.sharded() else device  # shared out, it may be larger than a GPU
     model = bases.load_model(base.path, config.quant_type, config.double_quant, where, dtype, say)
-    if not together.sharded():  # there it lies on the CPU, where a large one takes minutes
+    if not distributed.sharded():  # there it lies on the CPU, where a large one takes minutes
         causality.check(model, base.name)
-    in_4_bits = quantized.found(model)
+    in_4_bits = quantized_cache.found(model)
     ids = (row.input_ids for row in examples)
     vocabulary.check(ids, tokenizer, model.get_input_embeddings().num_embeddings, base.name)
-    config = fitting.resolve(config, device)
+    config = preflight.resolve(config, device)
     lora.prepare(model, config)
     rows = batches.as_rows(examples)
     multiple = batches.GPU_MULTIPLE if device.type == "cuda" else 1
@@ -65,12 +65,12 @@ def prepare(
     model = lora.attach(model, config, targets)
     _tell_what_is_left_out(model, config, targets, in_16_bits, say)
     shares: dict[str, int] = {}
-    if together.sharded():
-        shares = sharding.install(model, device)
+    if distributed.sharded():
+        shares = fsdp.install(model, device)
         say(f"Each process keeps {shares['share'] / 1e9:.1f} of {shares['weights_4bit'] / 1e9:.1f} GB of 4-bit weights")
     else:
-        fused.keep_dense(model)
-    if reason := loss.install(model.get_base_model()):
+        lora_kernel.keep_dense(model)
+    if reason := chunked_loss.install(model.get_base_model()):
         say(f"The loss is computed from all logits at once, for {reason}")
     rows_a_batch = config.batch_size
     if config.packing:  # they are shorter than max_length and more, with as many tokens a micro-batch
@@ -89,7 +89,7 @@ def prepare(
         double_quant=in_4_bits.double_quant,
         rows=len(rows),
         rows_a_batch=ready.rows_a_batch,
-        processes=together.world(),
+        processes=distributed.world(),
         chunked_loss=not reason,
         gradient_checkpointing=config.gradient_checkpointing,
         without_lora=sorted(name for names in targets.left_out.values() for name in names),
@@ -129,7 +129,7 @@ def _tell_what_is_left_out(
         )
 
 
-def beside_longer_rows(ready: Ready, examples: Sequence[tokens.Encoded]) -> str:
+def beside_longer_rows(ready: Ready, examples: Sequence[tokenization.Encoded]) -> str:
     """What to say where rows are long enough to change how those beside them are read (`model.rope`); else ""."""
     limit = rope.alike_up_to(ready.model.config)
     if limit is None or max(len(row.input_ids) for row in examples) <= limit:
@@ -154,10 +154,10 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what a try that failed took is not what the run takes
         args = arguments(config, "unused", device, rows)
-        fitting.two_steps(ready.model, ready.rows, rows, ready.collate, args)
+        preflight.two_steps(ready.model, ready.rows, rows, ready.collate, args)
 
     devices.release()
-    config, rows = fitting.fitted(
+    config, rows = preflight.fitted(
         ready.config,
         ready.rows_a_batch,
         try_it,
@@ -166,7 +166,7 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
     )
     fitted = replace(ready, config=config, rows_a_batch=rows)
     longest = max(len(row["input_ids"]) for row in ready.rows)
-    plan = fitting.planned(fitted.config, device, fitted.rows_a_batch, longest)
+    plan = preflight.planned(fitted.config, device, fitted.rows_a_batch, longest)
     if device.type == "cuda" and plan is not None:
         _calibrate(plan, device, log, say)
     if device.type == "cuda":
@@ -176,7 +176,7 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
 
 def agreed(ready: Ready, log: EventLog, say: Callable[[str], None]) -> Ready:
     """What fits on the smallest of several processes' GPUs, for all of them: rows are dealt out in equal batches."""
-    found = together.gathered((ready.config, ready.rows_a_batch))
+    found = distributed.gathered((ready.config, ready.rows_a_batch))
     config, rows = min(found, key=lambda one: (one[1], one[0].gradient_checkpointing != "all"))
     if config != ready.config:
         lora.checkpoint(ready.model.get_base_model(), config.gradient_checkpointing)

@@ -12,19 +12,19 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
-from qlora_gui.data import batches
-from qlora_gui.data.tokens import Encoded
+from qlora_gui.data import collate
+from qlora_gui.data.tokenization import Encoded
 from qlora_gui.errors import UserError
-from qlora_gui.model import device as devices
-from qlora_gui.model.lora import keep_trained_biases_exact
+from qlora_gui.models import device as devices
+from qlora_gui.models.lora import keep_trained_biases_exact
 from qlora_gui.runs.checkpoints import mark_whole
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
-from qlora_gui.runs.wording import VERY_FEW_STEPS, describe, few_steps
-from qlora_gui.training import overflow, sharding, together
+from qlora_gui.runs.event_text import VERY_FEW_STEPS, describe, few_steps
+from qlora_gui.training import overflow, fsdp, distributed
 from qlora_gui.training.probes import Probes
-from qlora_gui.training.stopping import StopWatch
+from qlora_gui.training.interrupts import StopWatch
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch: int) -> TrainingArguments:
@@ -92,18 +92,18 @@ class RunTrainer(Trainer):
         **kwargs: Any,
     ):
         self.rows = len(kwargs["train_dataset"])
-        if together.world() > 1:
-            kwargs["train_dataset"] = [*kwargs["train_dataset"], batches.BLANK]
+        if distributed.world() > 1:
+            kwargs["train_dataset"] = [*kwargs["train_dataset"], collate.BLANK]
         # The Trainer refuses eval_strategy without a data set; `evaluate` below reads its own.
         super().__init__(eval_dataset=held_out or kwargs["train_dataset"], **kwargs)
-        if together.sharded():
-            self.model_wrapped = sharding.wrapped(self.model, self.args.device)
+        if distributed.sharded():
+            self.model_wrapped = fsdp.wrapped(self.model, self.args.device)
         self.run, self.log_events, self.held_out, self.watch = run, log, held_out, watch
         self.probes = probes
         self.last_eval_step = -1
         self.tokens_seen = 0
         self.measuring_seconds = 0.0  # spent on held-out rows and probes, no training
-        self.model_accepts_loss_kwargs = True  # model/loss.py divides by the whole step's labels
+        self.model_accepts_loss_kwargs = True  # models/chunked_loss.py divides by the whole step's labels
         self._loss_shifts_labels = True
         if not held_out:
             self.args.eval_strategy = "no"  # type: ignore[assignment]
@@ -128,16 +128,16 @@ class RunTrainer(Trainer):
         model = self.model
         model.eval()
         with overflow.watched(model, devices.compute_dtype(self.args.device)) as largest:
-            total, count = together.summed(self._held_out_loss(model))
+            total, count = distributed.summed(self._held_out_loss(model))
         near = {} if largest.value is None else {"largest_activation": largest.value}
         model.train()
         loss = total / max(count, 1)
         self.last_eval_step = self.state.global_step
         told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count), **near)
         print(describe(told), flush=True)
-        if self.probes and (together.rank() == 0 or together.sharded()):
+        if self.probes and (distributed.rank() == 0 or distributed.sharded()):
             self.log_events.append(
-                "probe", step=self.state.global_step, answers=self.probes.answers(model, together.sharded())
+                "probe", step=self.state.global_step, answers=self.probes.answers(model, distributed.sharded())
             )
         self.measuring_seconds += time.monotonic() - began
         metrics = {"eval_loss": loss}
@@ -147,13 +147,13 @@ class RunTrainer(Trainer):
     def _held_out_loss(self, model: Any) -> tuple[float, float]:
         """The sum of losses over this process's share of the held-out rows, and of how many tokens."""
         size = self.args.per_device_train_batch_size
-        rows = sorted(batches.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
+        rows = sorted(collate.as_rows(self.held_out), key=lambda row: len(row["input_ids"]))
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
-        if together.sharded():  # all take as many forward passes
-            parts += [[batches.BLANK]] * (-len(parts) % together.world())
+        if distributed.sharded():  # all take as many forward passes
+            parts += [[collate.BLANK]] * (-len(parts) % distributed.world())
         means: list[torch.Tensor] = []
         counts: list[int] = []
-        for part in parts[together.rank() :: together.world()]:
+        for part in parts[distributed.rank() :: distributed.world()]:
             batch = self.data_collator(part)
             labelled = int((batch["labels"][:, 1:] != -100).sum())  # asked on the CPU: a GPU would be waited for
             batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
@@ -166,27 +166,27 @@ class RunTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
-        if together.world() > 1:
-            step = together.world() * self.args.per_device_train_batch_size
-            loader.set_sampler(batches.WholeSteps(self.rows, step, self.args.data_seed))  # type: ignore[attr-defined]
+        if distributed.world() > 1:
+            step = distributed.world() * self.args.per_device_train_batch_size
+            loader.set_sampler(collate.WholeSteps(self.rows, step, self.args.data_seed))  # type: ignore[attr-defined]
         return loader
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.watch.held() if self.watch else nullcontext():
             super()._save_checkpoint(*args, **kwargs)
-            if together.rank() == 0:
+            if distributed.rank() == 0:
                 mark_whole(Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}")
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Rank 0 writes the random states of all, so that trainer_state.json stays the last file of a checkpoint."""
-        if together.world() == 1:
+        if distributed.world() == 1:
             super()._save_rng_state(output_dir)
             return
         with TemporaryDirectory() as aside:
             super()._save_rng_state(aside)
-            mine = (Path(aside) / f"rng_state_{together.rank()}.pth").read_bytes()
-        for number, state in enumerate(together.gathered(mine)):
-            if together.rank() == 0:
+            mine = (Path(aside) / f"rng_state_{distributed.rank()}.pth").read_bytes()
+        for number, state in enumerate(distributed.gathered(mine)):
+            if distributed.rank() == 0:
                 (Path(output_dir) / f"rng_state_{number}.pth").write_bytes(state)
 
     def losses(self) -> dict[str, float | None]:
@@ -215,14 +215,14 @@ class _Reporter(TrainerCallback):
         self.began = self.last = time.monotonic()
         self.last_measuring = self.trainer.measuring_seconds
         self.first_step = state.global_step
-        if together.rank() and not state.global_step:
-            torch.manual_seed(args.seed + together.rank())  # dropout of its own; a resumed run has it in its checkpoint
+        if distributed.rank() and not state.global_step:
+            torch.manual_seed(args.seed + distributed.rank())  # dropout of its own; a resumed run has it in its checkpoint
         if state.max_steps < VERY_FEW_STEPS:
             told = self.trainer.log_events.append("note", text=few_steps(state.max_steps))
             print(describe(told), flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if together.agreed(self.trainer.run.stop_file.exists()):
+        if distributed.agreed(self.trainer.run.stop_file.exists()):
             control.should_training_stop = True
             control.should_save = True
 
@@ -237,7 +237,7 @@ class _Reporter(TrainerCallback):
             return
         now, step = time.monotonic(), state.global_step
         seen, memory = zip(
-            *together.gathered((self.trainer.tokens_seen, devices.memory_in_use(args.device))), strict=True
+            *distributed.gathered((self.trainer.tokens_seen, devices.memory_in_use(args.device))), strict=True
         )
         tokens = sum(seen)
         done = max(step - self.first_step, 1)

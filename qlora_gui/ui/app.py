@@ -23,12 +23,16 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs import queue, scan, uploads
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import signals
-from qlora_gui.ui import compare_tab, key, links, report_tab, runs_tab, train_tab
+from qlora_gui.ui.compare import tab
+from qlora_gui.ui import key, links
+from qlora_gui.ui.report import tab
+from qlora_gui.ui.runs import tab
+from qlora_gui.ui.train import tab
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
 from qlora_gui.ui.header import header
 from qlora_gui.ui.key import Key
-from qlora_gui.ui.session import Session
+from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.theme import CSS, QUIET, theme
 
 _SWEEP_SECONDS = 6 * 3600.0
@@ -37,7 +41,7 @@ _END_SECONDS = 280.0  # compose.yaml gives five minutes
 
 
 def _compare_client() -> Any:
-    from qlora_gui.compare.client import CompareClient
+    from qlora_gui.inference.client import CompareClient
 
     return CompareClient()
 
@@ -52,13 +56,13 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
         header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
             with gr.Tab("Train", id="train") as train:
-                train_tab.tab(store, link, session.close)
+                tab.tab(store, link, session.close)
             with gr.Tab("Runs", id="runs") as runs:
-                runs_tab.tab(store, link, session.close)
+                tab.tab(store, link, session.close)
             with gr.Tab("Compare", id="compare") as compare:
-                compare_tab.tab(store, link, session)
+                tab.tab(store, link, session)
             with gr.Tab("Report", id="report") as report:
-                report_tab.tab(store, link)
+                tab.tab(store, link)
         for name, one in zip(links.TABS, (train, runs, compare, report), strict=True):
             one.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
         link.change(

@@ -8,13 +8,15 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui.errors import UserError
-from qlora_gui.judge import doctor
-from qlora_gui.judge.doctor import Finding
-from qlora_gui.memory import known
-from qlora_gui.runs.config import RunConfig
+from qlora_gui import diagnostics
+from qlora_gui.diagnostics import Finding
+from qlora_gui.memory import known_models
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, form, html
+from qlora_gui.ui import actions
+from qlora_gui.ui.train import form
+from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import QUIET
 
 MOST_BUTTONS = 4
@@ -104,16 +106,16 @@ def brief(found: Sequence[Finding]) -> str:
 def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]:
     """What is found about the run in the form; asks no hub."""
     try:
-        shape = known.find(config, ask=False)
+        shape = known_models.find(config, ask=False)
     except UserError:
         shape = None
-    return doctor.before(config, shape, facts)
+    return diagnostics.before(config, shape, facts)
 
 
 def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
     """What is found in a run's events; nothing of a run whose run.json is damaged."""
     try:
-        return doctor.during(run.config(), events)
+        return diagnostics.during(run.config(), events)
     except UserError:
         return []
 
@@ -134,6 +136,6 @@ def train_again(
 def after_run(run: Run, evaluation: Mapping[str, Any] | None) -> list[Finding]:
     """What is found in a run that ended and, if there is one, in its evaluation; nothing where run.json is damaged."""
     try:
-        return doctor.after(run.config(), run.events()[0], evaluation)
+        return diagnostics.after(run.config(), run.events()[0], evaluation)
     except UserError:
         return []

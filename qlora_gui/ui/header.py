@@ -8,8 +8,10 @@ import gradio as gr
 from qlora_gui import hardware
 from qlora_gui.runs import scan
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import html, index, links
-from qlora_gui.ui.summary import Summary
+from qlora_gui.ui.rendering import html
+from qlora_gui.ui.runs import index
+from qlora_gui.ui import links
+from qlora_gui.ui.runs.summary import Summary
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
 
 # The run's name goes to its view without leaving the page, which would lose the form; its address is for a new tab.

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_gui.data import facts
-from qlora_gui.data.faults import place
-from qlora_gui.runs.config import RunConfig
+from qlora_gui.data import row_stats
+from qlora_gui.data.bad_rows import place
+from qlora_gui.config import RunConfig
 from qlora_gui.runs.curves import by_step, points
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.runs.store import LIVE
-from qlora_gui.runs.wording import clock, data_remarks, data_warnings, not_all
-from qlora_gui.ui import html
-from qlora_gui.ui.chart import Series, line_chart
+from qlora_gui.runs.event_text import clock, data_remarks, data_warnings, not_all
+from qlora_gui.ui.rendering import html
+from qlora_gui.ui.rendering.chart import Series, line_chart
 
 _ENDINGS = {
     "eos": "ended by itself (EOS)",
@@ -119,7 +119,7 @@ def data_told(events: Sequence[Event]) -> str:
         f"{event['truncated']:,} truncated · {event['dropped']:,} dropped"
     )
     body = html.hint(said) + dropped(event["dropped"], event["dropped_rows"])
-    body += html.hint(" · ".join(facts.sentences(event.get("facts") or {})))
+    body += html.hint(" · ".join(row_stats.sentences(event.get("facts") or {})))
     return body + rows_told(event) + left_out(event.get("skipped", 0), event.get("skipped_rows", ()))
 
 

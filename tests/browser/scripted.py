@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.compare import client
+from qlora_gui.inference import client
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import app
 from qlora_gui.ui.address import Address

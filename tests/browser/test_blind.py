@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.judge.votes import Column, Vote, VoteLog
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill_field, shot
 from tests.conftest import train

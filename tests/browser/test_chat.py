@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qlora_gui.model.base import load_tokenizer
+from qlora_gui.models.base import load_tokenizer
 from tests.browser.conftest import PHONE, SLOW, Site
 from tests.browser.page import expect, fill_field, shot
 from tests.conftest import train
@@ -91,7 +91,7 @@ def worker_of(site: Site) -> int:
     """The compare process of this page."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"qlora_gui.compare.worker" in (folder / "cmdline").read_bytes():
+            if b"qlora_gui.inference.worker" in (folder / "cmdline").read_bytes():
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
                 if str(site.store.root).encode() in Path(f"/proc/{parent}/cmdline").read_bytes():
                     return int(folder.name)

@@ -49,7 +49,7 @@ def test_lines_come_one_by_one_and_can_be_pasted(open_page: Any, size: dict[str,
 
 
 def test_it_is_gone_where_a_run_has_finished(open_page: Any, site: Site) -> None:
-    from qlora_gui.runs.config import make
+    from qlora_gui.config import make
     from qlora_gui.runs.events import EventLog
 
     page = open_page()

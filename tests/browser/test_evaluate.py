@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.judge import job
+from qlora_gui.evaluation import job
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, shot
 from tests.conftest import train

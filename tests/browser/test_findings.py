@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.runs import config as configs
+from qlora_gui import config as configs
 from qlora_gui.runs.events import EventLog
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill, shot, unfold

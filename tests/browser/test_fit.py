@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.runs import config as configs
+from qlora_gui import config as configs
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
 from tests.browser.conftest import DESK, PHONE, SLOW, Site

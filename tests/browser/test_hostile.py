@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.judge import job
-from qlora_gui.judge.votes import Column, Vote, VoteLog
+from qlora_gui.evaluation import job
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.runs.events import EventLog
 from tests.browser.conftest import ROOT, SLOW, Site
 from tests.browser.page import expect, fill, shot

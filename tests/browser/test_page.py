@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.runs import config as configs
+from qlora_gui import config as configs
 from qlora_gui.runs import launch
 from tests.browser.conftest import PHONE, SLOW, Site
 from tests.browser.page import expect, fill, fill_field, fill_small, shot, step_shown, until

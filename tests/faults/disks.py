@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qlora_gui.compare import adapter_file
+from qlora_gui.inference import adapter_file
 from qlora_gui.errors import UserError
-from qlora_gui.judge import job
-from qlora_gui.judge.votes import Column, Vote, VoteLog
+from qlora_gui.evaluation import job
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.runs import checkpoints, launch
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore

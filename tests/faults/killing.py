@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from qlora_gui.compare.client import CompareClient
-from qlora_gui.compare.settings import Decoding
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.errors import UserError
-from qlora_gui.judge import job
+from qlora_gui.evaluation import job
 from qlora_gui.runs import launch, queue
 from tests.faults.ground import Ground, check, check_adapter, check_checkpoint, check_readable, ended, finish, until
 
@@ -85,7 +85,7 @@ def worker(ground: Ground) -> None:
         try:
             for number, _ in enumerate(client.answer(asked, dice)):
                 if number == moment:
-                    _kill_children("qlora_gui.compare.worker")
+                    _kill_children("qlora_gui.inference.worker")
         except UserError as error:
             check("killed" in str(error), f"what happened is not said: {error}")
         else:

@@ -12,7 +12,7 @@ import psutil
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from tests.faults.ground import (
     KNOBS,
@@ -76,7 +76,7 @@ def that_hangs(ground: Ground) -> None:
         threading.Thread(target=take, daemon=True).start()
         place = f"http://127.0.0.1:{silent.getsockname()[1]}"
         code = (
-            "import os, sys\nos.environ['HF_ENDPOINT'] = sys.argv[2]\nfrom qlora_gui.runs.config import make\n"
+            "import os, sys\nos.environ['HF_ENDPOINT'] = sys.argv[2]\nfrom qlora_gui.config import make\n"
             "from qlora_gui.runs.store import RunStore\nfrom qlora_gui.errors import UserError\n"
             "try:\n    RunStore(sys.argv[1]).create(make({'base_model': 'org/name'}))\n"
             "except UserError as error:\n    sys.exit(f'told: {error}')"

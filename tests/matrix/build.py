@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qlora_gui.data import read
+from qlora_gui.data import load
 from tests import tokenizers as real
 from tests.matrix.specs import SPECS, WINDOW
 from tests.matrix.templates import TEMPLATES
@@ -82,7 +82,7 @@ def _save(name: str, folder: Path) -> None:
 
 @functools.cache
 def _text() -> list[str]:
-    return [turn["content"] for example in read.load("demo").train for turn in example["messages"]]
+    return [turn["content"] for example in load.load("demo").train for turn in example["messages"]]
 
 
 @functools.cache

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError
-from qlora_gui.judge.evaluate import evaluate
-from qlora_gui.judge.job import Settings
-from qlora_gui.memory import budget, known
-from qlora_gui.memory.plan import plan
-from qlora_gui.model import preview
-from qlora_gui.runs.config import make
+from qlora_gui.evaluation.run import evaluate
+from qlora_gui.evaluation.job import Settings
+from qlora_gui.memory import budget, known_models
+from qlora_gui.memory.estimate import plan
+from qlora_gui.training import preview
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from tests.matrix import plain, product
 from tests.matrix.build import MAX_LENGTH, Made, Turns, build
@@ -133,7 +133,7 @@ class Checks:
         recorded = self.exact.get("train")
         in_4_bits, total = recorded.weights if recorded else product.weights(plain.load(self.made.path))
         config = make({"base_model": str(self.made.path), "dataset": str(self.made.dataset("short"))})
-        shape = known.find(config, count=True)
+        shape = known_models.find(config, count=True)
         figures = plan(config, shape, budget.card(16)).figures
         shares = shape.linear_weights / max(in_4_bits, 1), shape.parameters / total
         told = f"linears {shares[0]:.3f}, parameters {shares[1]:.3f} of the real count; {figures}"

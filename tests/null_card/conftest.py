@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qlora_gui.data import read
+from qlora_gui.data import load
 from tests.null_card.host import VARIABLE, NullCard
 
 
@@ -23,7 +23,7 @@ def null_card() -> Iterator[NullCard]:
 @pytest.fixture(scope="session")
 def few_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of data with 24 rows of the demo to train on and 6 held out: operators go through Python here."""
-    folder, demo = tmp_path_factory.mktemp("data") / "few", read.load("demo")
+    folder, demo = tmp_path_factory.mktemp("data") / "few", load.load("demo")
     folder.mkdir()
     for name, rows in (("train", demo.train[:24]), ("heldout", demo.held_out[:6])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in rows))

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from qlora_gui.compare import clean_base
-from qlora_gui.model import base as bases
-from qlora_gui.model import device as devices
+from qlora_gui.inference import clean_base
+from qlora_gui.models import base as bases
+from qlora_gui.models import device as devices
 from tests.null_card.emulate import counts
 
 _KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
@@ -53,8 +53,8 @@ def compared(base: str, tokens: int) -> dict[str, float]:
 
 def kernels_of_an_answer(base: str, adapters: list[str]) -> dict[str, Any]:
     """Attention kernels that Compare uses for one answer of every column, and what ran out or mixed devices."""
-    from qlora_gui.compare.columns import Columns
-    from qlora_gui.compare.settings import Decoding
+    from qlora_gui.inference.columns import Columns
+    from qlora_gui.inference.sampling import Decoding
 
     columns = Columns()
     columns.load((base, "", "nf4", True), [Path(adapter) for adapter in adapters], lambda text: None)

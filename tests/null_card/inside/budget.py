@@ -10,11 +10,11 @@ from unittest.mock import patch
 import torch
 from transformers import GenerationConfig, GenerationMixin, Trainer, TrainingArguments
 
-from qlora_gui.compare.rows import BASE, RowAdapters
-from qlora_gui.data import batches
-from qlora_gui.model import device as devices
-from qlora_gui.model import fused
-from qlora_gui.runs.config import RunConfig, make
+from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.data import collate
+from qlora_gui.models import device as devices
+from qlora_gui.models import lora_kernel
+from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
@@ -53,7 +53,7 @@ def micro_batch(folder: str, base: str, way: str, knobs: dict[str, Any]) -> Foun
 
 def _ours(folder: Path, model: Any, config: RunConfig, device: torch.device) -> Trainer:
     run = RunStore(folder).create(config.model_copy(update={"base_model": "demo"}))  # a run that no hub is asked about
-    rows: list[batches.Row] = [{"input_ids": [5] * LENGTH, "labels": [5] * LENGTH}] * (
+    rows: list[collate.Row] = [{"input_ids": [5] * LENGTH, "labels": [5] * LENGTH}] * (
         ROWS * config.gradient_accumulation
     )
     return RunTrainer(
@@ -63,7 +63,7 @@ def _ours(folder: Path, model: Any, config: RunConfig, device: torch.device) -> 
         model=model,
         args=arguments(config, str(run.checkpoints), device, ROWS),
         train_dataset=rows,
-        data_collator=batches.Collate(0, LENGTH, batches.GPU_MULTIPLE),
+        data_collator=collate.Collate(0, LENGTH, collate.GPU_MULTIPLE),
     )
 
 
@@ -116,7 +116,7 @@ def token(base: str, adapters: int, way: str) -> Found:
         model = bases.ours(model, config).eval()
 
         def answer(new: int) -> None:
-            with patch.object(fused, "dense", side_effect=AssertionError("a weight was unpacked for a few tokens")):
+            with patch.object(lora_kernel, "dense", side_effect=AssertionError("a weight was unpacked for a few tokens")):
                 _generate(model, 1 + adapters, new)
 
     else:

@@ -7,7 +7,7 @@ from typing import Any
 from qlora_gui import hardware
 from qlora_gui.check import worker
 from qlora_gui.memory import budget
-from qlora_gui.runs import cards
+from qlora_gui.runs import gpus
 
 
 def seen(gpu: str = "") -> dict[str, Any]:
@@ -17,7 +17,7 @@ def seen(gpu: str = "") -> dict[str, Any]:
         "devices": [asdict(device) for device in hardware.devices()],
         "budget": asdict(budget.here(gpu)),
         "trouble": hardware.trouble(),
-        "given": cards.environment(gpu),
+        "given": gpus.environment(gpu),
     }
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from qlora_gui.model import base as bases
-from qlora_gui.model import device as devices
+from qlora_gui.models import base as bases
+from qlora_gui.models import device as devices
 
 
 def loads(base: str) -> list[dict[str, Any]]:

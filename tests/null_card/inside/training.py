@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui.runs.config import make
+from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from qlora_gui.training import __main__ as program
 from tests.null_card.emulate import counts

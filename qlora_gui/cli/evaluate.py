@@ -1,0 +1,48 @@
+"""`--headless-evaluate`: is an adapter better than its base, on rows that it did not learn from."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation.run import AS_IT_IS, Reading, evaluate
+from qlora_gui.evaluation.job import Settings
+from qlora_gui.evaluation.wording import lines
+from qlora_gui.files import told, write_whole
+
+
+def run(
+    adapters: Sequence[Path],
+    data: str | None,
+    out: Path | None,
+    settings: Settings,
+    base: str | None = None,
+    revision: str = "",
+    how: Reading = AS_IT_IS,
+) -> int:
+    """Evaluate, print verdicts and figures, write everything to `out`. Returns 0. Raises UserError for bad input."""
+    if out is not None and (not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
+        raise UserError(f"The result cannot be written to '{out}': choose a file in an existing, writable folder.")
+    if out is not None and out.is_dir():
+        raise UserError(f"The result cannot be written to '{out}': it is a folder.")
+    with tqdm(disable=not sys.stderr.isatty(), unit="row", leave=False) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        def say(text: str) -> None:
+            tqdm.write(text, file=sys.stderr)
+
+        found = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how)
+    for one in found["evaluations"]:
+        print("\n".join(lines(one)), flush=True)
+    if out is not None:
+        with told("The result", out):
+            write_whole(out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        print(f"Everything measured is in {out}")
+    return 0

@@ -1,0 +1,93 @@
+"""`--headless-sweep` and `--headless-queue`: many runs that wait for the GPU in turn."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from qlora_gui import hardware
+from qlora_gui.errors import UserError
+from qlora_gui.memory import cpu_guard, sweeps
+from qlora_gui.memory.budget import Budget
+from qlora_gui.runs import queue
+from qlora_gui.config import RunConfig
+from qlora_gui.runs.events import last
+from qlora_gui.runs.store import LIVE, Run, RunStore
+from qlora_gui.runs.sweep import Sweep, create, words
+
+_POLL_SECONDS = 1.0
+_GOING = ("queued", *LIVE)
+
+
+def sweep(store: RunStore, found: Sweep, budget: Budget, wait: bool = True) -> int:
+    """Queue the runs of a sweep that fit into memory, and follow them to their end unless `wait` is off.
+
+    Ctrl+C ends the following, not the runs. Returns 0 when all finished, 1 when one did not, 130 when interrupted.
+    Raises UserError for bad input, and when none fits; then nothing is left behind.
+    """
+    for config in found.configs:
+        cpu_guard.check(config)
+    cells = sweeps.planned(found, budget)
+    chosen = sweeps.fitting(cells)
+    print(f"Sweep {found.name}: {len(cells)} runs over {', '.join(found.varies)}; memory is estimated")
+    for cell in cells:
+        refused = "refused, " if cell.refused else ""
+        print(f"  {cell.config.name:<24} {words(cell.varied):<40} {refused}{cell.said[:1].lower() + cell.said[1:]}")
+    runs = create(store, found, chosen)
+    queue.add(store, runs)
+    print(f"{len(runs)} runs wait in {store.root}; they go on without this terminal.", flush=True)
+    return _followed(found, runs) if wait else 0
+
+
+def add(store: RunStore, config: RunConfig) -> int:
+    """Make a run and let it wait for its turn. Returns 0. Raises UserError."""
+    hardware.settle()
+    cpu_guard.check(config)
+    run = store.create(config)
+    queue.add(store, [run])
+    print(f"Run {run.id} waits in {run.path}: place {_place(store, run)} in the queue.")
+    return 0
+
+
+def show(store: RunStore) -> int:
+    """Print who runs and who waits, and see that the queue is being served. Returns 0."""
+    queue.ensure_starter(store)
+    lines = [f"{run.state():<10} {run.id}" for run in store.all() if run.is_locked()]
+    lines += [f"{number:>2}. waits  {run.id}" for number, run in enumerate(queue.waiting(store), 1)]
+    lines += [
+        f"held back  {run.id}: it was marked as waiting elsewhere, so nobody starts it"
+        for run in queue.held_back(store)
+    ]
+    print("\n".join(lines) if lines else f"Nothing runs or waits in {store.root}.")
+    return 0
+
+
+def _place(store: RunStore, run: Run) -> int:
+    return next((number for number, one in enumerate(queue.waiting(store), 1) if one.id == run.id), 0)
+
+
+def _followed(found: Sweep, runs: Sequence[Run]) -> int:
+    """Say each run's states and how it ended; the exit code."""
+    told: dict[str, str] = {}
+    try:
+        while True:
+            for run in runs:
+                state = run.state()
+                if told.get(run.id) != state and state != "queued":
+                    print(f"{run.id} ({words(found.cell(run.config()))}): {state}{_losses(run, state)}", flush=True)
+                told[run.id] = state
+            if not any(state in _GOING for state in told.values()):
+                break
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        print("The runs go on; see python app.py --headless-queue, or the page.", file=sys.stderr)
+        return 130
+    except UserError:  # a folder was deleted meanwhile
+        return 1
+    return 0 if all(state == "finished" for state in told.values()) else 1
+
+
+def _losses(run: Run, state: str) -> str:
+    end = last(run.events()[0], "finished", "stopped")
+    if state in _GOING or not end or None in (end.get("loss_before"), end.get("loss_after")):
+        return ""  # where one was no number it is none
+    return f", held-out loss {end['loss_before']:.4f} → {end['loss_after']:.4f}"

@@ -1,0 +1,57 @@
+"""What the doctor says: one finding with its evidence, why it matters, where that is known from, and what mends it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qlora_gui.diagnostics.evidence import Seen
+
+Level = Literal["bad", "warn", "note"]
+LEVELS: tuple[Level, ...] = ("bad", "warn", "note")
+
+# Sources that several checks rest on.
+UNSLOTH_GUIDE = "Unsloth's LoRA hyperparameters guide"
+UNSLOTH_TROUBLES = "Unsloth's troubleshooting page"
+QLORA = "QLoRA (2305.14314), section 4"
+WITHOUT_REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
+TINKER = "Tinker's documentation, supervised learning and LoRA primer"
+RSLORA = "rsLoRA (2312.03732)"
+PEFT_TROUBLES = "PEFT's troubleshooting guide"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`check` names the function that found it; `evidence`, `why` and `mend` are sentences; `knobs` the change of the
+    run's settings that mends it, {} where no setting does.
+
+    `bad` is what certainly breaks a run, `warn` what probably harms it, `note` what one should know to read its results.
+    """
+
+    check: str
+    level: Level
+    evidence: str
+    why: str
+    source: str
+    mend: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+
+Check = Callable[[Seen], Finding | None]
+
+
+def examine(seen: Seen, checks: Iterable[Check]) -> list[Finding]:
+    """What the checks find, worst first and then in their order. A check that meets damaged values says nothing."""
+    found = [finding for check in checks if (finding := _tried(check, seen)) is not None]
+    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _tried(check: Check, seen: Seen) -> Finding | None:
+    try:
+        return check(seen)
+    except (KeyError, TypeError, ValueError, AttributeError):  # files of another version, or edited by hand
+        return None
+
+
+def number(value: float) -> str:
+    """0.0002 -> "0.0002", 0.00005 -> "5e-5", 16.0 -> "16"."""
+    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")

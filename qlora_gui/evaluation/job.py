@@ -1,0 +1,128 @@
+"""An evaluation as a child process: started, followed, and its result read, by files alone. It outlives the page."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_gui import plain_files
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation import stored
+from qlora_gui.runs import events
+from qlora_gui import locks
+from qlora_gui.files import told
+from qlora_gui.runs.launch import detached, processes_of
+from qlora_gui.runs.store import EVALUATION_LOCK, Run
+
+MODULE = "qlora_gui.evaluation.run"
+FILE, PROGRESS = "evaluation.json", "evaluate.jsonl"
+_START_SECONDS = 180.0  # on a machine that is very busy; one that ends before is seen to
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: at most so many rows, and greedy answers of at most so many tokens (0: no answers).
+
+    `seed` is that of the resampling behind the intervals.
+    """
+
+    rows: int = 100
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 2:
+            raise UserError(f"An interval needs at least 2 rows, not {self.rows}: ask for more.")
+        if not 0 <= self.max_new_tokens <= 4096:
+            raise UserError(f"Answers of {self.max_new_tokens} tokens cannot be asked for: choose 0 to 4096.")
+
+
+STANDARD = Settings()
+
+
+@dataclass(frozen=True)
+class State:
+    """What the last evaluation begun from a run's folder is doing: `share` is 0 to 1; `fault` a sentence or ""."""
+
+    running: bool
+    text: str = ""
+    share: float = 0.0
+    fault: str = ""
+
+
+def lock(folder: Path) -> locks.Lock:
+    """Held while an evaluation lives that was begun from this run."""
+    return locks.Lock(folder / EVALUATION_LOCK)
+
+
+def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
+    """Evaluate runs in a child; its progress is found in the first one's folder.
+
+    Raises UserError where it cannot begin, or ended at once.
+    """
+    for run in runs:
+        if not run.has_adapter():
+            raise UserError(f"The run '{run.id}' has no adapter yet: train it first.")
+        run.check_writable()
+    if state(runs[0]).running:
+        raise UserError(f"The run '{runs[0].id}' is being evaluated already.")
+    log_file = runs[0].path / "evaluate.log"
+    with told("The evaluation's log", runs[0].path), plain_files.open_to_write(log_file) as log:
+        (runs[0].path / PROGRESS).unlink(missing_ok=True)
+        events.EventLog(runs[0].path / PROGRESS).append("stage", text="Starting")  # a full disk is told here, not later
+        command = [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), *(str(run.path) for run in runs)]
+        child = detached(command, log)
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and not _is_locked(runs[0].path):
+        if child.poll() is not None:
+            if len(events.read(runs[0].path / PROGRESS)[0]) < 2:
+                last = plain_files.read_bytes(log_file).decode(errors="replace").strip().splitlines()[-1:]
+                message = f"The evaluation ended at once: {last[0] if last else 'no output'}"
+                events.EventLog(runs[0].path / PROGRESS).append("failed", message=message)
+                raise UserError(message)
+            return
+        time.sleep(0.05)
+
+
+def state(run: Run) -> State:
+    """How the evaluation begun from this run is getting on."""
+    found, _ = events.read(run.path / PROGRESS)
+    running = _is_locked(run.path)
+    if len(found) == 1 and not running:  # what `start` wrote: its child has not come to the lock yet, or never did
+        running = bool(processes_of(MODULE, run))
+    if not found:
+        return State(running, "Starting" if running else "")
+    progress, stage = events.last(found, "progress"), events.last(found, "stage")
+    share = progress["done"] / progress["of"] if progress else 0.0
+    end = found[-1]
+    if running:
+        return State(True, str(stage["text"]) if stage else "Starting", share)
+    if end["kind"] == "failed":
+        return State(False, fault=str(end["message"]))
+    if end["kind"] == "finished":
+        return State(False, share=1.0)
+    return State(False, fault="The evaluation is gone without a word (killed, or out of memory): evaluate again.")
+
+
+def _is_locked(folder: Path) -> bool:
+    return locks.is_held(folder / EVALUATION_LOCK)
+
+
+def result(run: Run) -> dict[str, Any] | None:
+    """The latest evaluation of this run's adapter; None where there is none, it is damaged, or of another adapter.
+
+    What it may lack (see `stored.Evaluation`) is None in it, or empty.
+    """
+    try:
+        found = json.loads(plain_files.read_text(run.path / FILE))
+    except (OSError, ValueError, RecursionError):
+        return None
+    known = stored.checked(found)
+    if known is None:
+        return None
+    saved = events.last(events.recent(run.events_file), "saved")
+    stale = saved and saved.get("sha256") not in (None, known["adapter"]["sha256"])
+    return None if stale else known

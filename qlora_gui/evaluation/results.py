@@ -1,0 +1,195 @@
+"""From what the worker measured to an evaluation: paired differences with intervals, shares, drift, and a verdict."""
+
+import statistics as plain
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from qlora_gui.evaluation import stats, metrics, verdict
+
+SCHEMA = 1
+RESAMPLES = 9_999
+EXAMPLES = 5
+Event = dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """The worker's events, sorted: `rows` and `foreign` by number of the row, the base's column first in every list."""
+
+    facts: list[Event] = field(default_factory=list)
+    about: Event = field(default_factory=dict)  # the `rows` event
+    rows: dict[int, Event] = field(default_factory=dict)
+    foreign: dict[int, Event] = field(default_factory=dict)  # by the row whose answer it is
+    general: Event = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Keep one event."""
+        if event["kind"] == "facts":
+            self.facts = event["adapters"]
+        elif event["kind"] == "rows":
+            self.about = event
+        elif event["kind"] == "measured":
+            self.rows[event["number"]] = event
+        elif event["kind"] == "foreign":
+            self.foreign[event["row"]] = event
+        elif event["kind"] == "general":
+            self.general = event
+
+    def tokens(self, number: int) -> int:
+        """Supervised tokens of a row."""
+        return int(self.about["tokens"][number])
+
+    def of_row(self, number: int) -> int:
+        """The row of the data that a number stands for."""
+        return int(self.about["rows"][number])
+
+
+def put_together(
+    measured: Measured,
+    columns: Sequence[Mapping[str, Any]],
+    trained_on: Sequence[set[tuple[str, ...]]],
+    source: str,
+    settings: Mapping[str, Any],
+    resamples: int = RESAMPLES,
+) -> list[dict[str, Any]]:
+    """One evaluation an adapter, as its evaluation.json holds it.
+
+    `columns` are the worker's proofs, the base's first; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
+    """
+    numbers, seed = sorted(measured.rows), settings["seed"]
+    per_row = _per_row(measured, numbers)
+    found: list[dict[str, Any]] = []
+    for column in range(1, len(columns)):
+        differences = [losses[column] - losses[0] for losses in per_row]
+        paired = stats.paired(differences, resamples=resamples, seed=seed)
+        found.append(
+            {
+                "schema": SCHEMA,
+                "made": round(time.time(), 3),
+                "adapter": {"name": columns[column]["name"], "sha256": columns[column].get("sha256")},
+                "base": _base(columns[0]),
+                "data": {
+                    "source": source,
+                    "rows": len(per_row),
+                    "tokens": sum(measured.tokens(number) for number in numbers),
+                },
+                "settings": {**settings, "resamples": resamples},
+                "loss": {
+                    "base": plain.fmean(losses[0] for losses in per_row),
+                    "adapter": plain.fmean(losses[column] for losses in per_row),
+                    "difference": paired.mean,
+                    "low": paired.low,
+                    "high": paired.high,
+                    "p": paired.p,
+                    "rows": paired.n,
+                },
+                "dependence": _dependence(measured, column, resamples, seed),
+                "texts": _texts(measured, numbers, column, trained_on[column - 1]),
+                "eos": _eos(measured, numbers, column),
+                "drift": _drift(measured, numbers, column),
+                "general": _general(measured, column),
+                "adapter_facts": {**measured.facts[column - 1], "double_bos": measured.about["double_bos"]},
+                "examples": _examples(measured, numbers, column),
+            }
+        )
+    corrected = stats.holm([one["loss"]["p"] for one in found])
+    for one, p in zip(found, corrected, strict=True):
+        one["loss"]["p_holm"] = p
+        one["verdict"] = verdict.of(one)
+    return found
+
+
+def _per_row(measured: Measured, numbers: Sequence[int]) -> list[list[float]]:
+    """Nats a token of every column, a list an example: the rows that one conversation became are no independent ones."""
+    found = []
+    for _, group in groupby(sorted(numbers, key=measured.of_row), key=measured.of_row):
+        here = list(group)
+        tokens = sum(measured.tokens(number) for number in here)
+        sums = zip(*(measured.rows[number]["loss"] for number in here), strict=True)
+        found.append([sum(values) / tokens for values in sums])
+    return found
+
+
+def _base(proof: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"name": "base", "revision": "revision", "fingerprint": "base_fingerprint"}
+    names |= {"quantization": "quantization", "computed_in": "computed_in", "template": "template"}
+    return {name: proof.get(key) for name, key in names.items()}
+
+
+def _dependence(measured: Measured, column: int, resamples: int, seed: int) -> dict[str, Any] | None:
+    """How much a prompt says about its answer: loss of the answer after another row's prompt - after its own, nats a token.
+
+    The mean is an estimate of the mutual information of prompt and answer under the model.
+    """
+    gains = []
+    for number in measured.rows:
+        foreign = measured.foreign.get(measured.of_row(number))
+        if foreign and foreign["tokens"] == measured.tokens(number):
+            own, count = measured.rows[number]["loss"], measured.tokens(number)
+            gains.append([(foreign["loss"][which] - own[which]) / count for which in (0, column)])
+    if len(gains) < 2:
+        return None
+    paired = stats.paired([adapter - base for base, adapter in gains], resamples=resamples, seed=seed)
+    means = [plain.fmean(values) for values in zip(*gains, strict=True)]
+    told = {"base": means[0], "adapter": means[1], "difference": paired.mean}
+    return told | {"low": paired.low, "high": paired.high, "p": paired.p, "rows": paired.n}
+
+
+def _texts(
+    measured: Measured,
+    numbers: Sequence[int],
+    column: int,
+    trained_on: set[tuple[str, ...]],
+) -> dict[str, Any] | None:
+    answered = [measured.rows[number] for number in numbers if "text" in measured.rows[number]]
+    if not answered:
+        return None
+    known = [measured.about["references"][event["number"]] or None for event in answered]
+
+    def told(which: int) -> dict[str, Any]:
+        answers, ended, tokens = ([event[key][which] for event in answered] for key in ("text", "ended", "tokens"))
+        return metrics.told(answers, ended, tokens, known, trained_on)
+
+    return {"base": told(0), "adapter": told(column)}
+
+
+def _eos(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float] | None:
+    found = [measured.rows[number]["eos"] for number in numbers if measured.rows[number]["eos"]]
+    if not found:
+        return None
+    return {"base": plain.fmean(one[0] for one in found), "adapter": plain.fmean(one[column] for one in found)}
+
+
+def _drift(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float | None]:
+    tokens = sum(measured.tokens(number) for number in numbers)
+    kl = sum(measured.rows[number]["kl"][column] for number in numbers) / tokens
+    differs = [measured.rows[number]["differs"][column] for number in numbers if "differs" in measured.rows[number]]
+    places = [place for place in differs if place is not None]
+    return {
+        "kl": kl,
+        "first_divergence": float(plain.median(places)) if places else None,
+        "same": metrics.share([place is None for place in differs]),
+    }
+
+
+def _general(measured: Measured, column: int) -> dict[str, Any] | None:
+    losses = measured.general.get("loss")
+    if not losses or losses[0] is None or losses[column] is None:
+        return None
+    return {"base": losses[0], "adapter": losses[column], "tokens": measured.general["tokens"]}
+
+
+def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[dict[str, str]]:
+    answered = [number for number in numbers if "text" in measured.rows[number]]
+    return [
+        {
+            "prompt": measured.about["questions"][number],
+            "reference": measured.about["references"][number],
+            "base": measured.rows[number]["text"][0],
+            "adapter": measured.rows[number]["text"][column],
+        }
+        for number in answered[:EXAMPLES]
+    ]

@@ -1,0 +1,196 @@
+"""The columns: the base first, then its adapters; what each is, and what it answers."""
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qlora_gui.inference import base_match, clean_base, generate, regex_limits, selftest
+from qlora_gui.inference.adapter_file import Adapter, for_text, read
+from qlora_gui.inference.clean_base import CleanBase, Key
+from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
+from qlora_gui.data import chat_template, special_tokens
+from qlora_gui.data.chat import Chat
+from qlora_gui.errors import UserError, first_line
+from qlora_gui.models import chats, text_part
+from qlora_gui.models import device as devices
+
+Say = Callable[[str], None]
+
+
+class Columns:
+    """One clean base and the adapters that its rows can wear."""
+
+    def __init__(self) -> None:
+        self.key: Key | None = None
+        self.base: CleanBase | None = None
+        self.adapters: list[Adapter] = []
+        self.rows: RowAdapters | None = None
+        self._chats: dict[tuple[str, bool | None, bool], Chat] = {}
+
+    def load(self, key: Key, folders: Sequence[Path], say: Say, chosen: bool = False) -> list[dict[str, Any]]:
+        """Make the columns ready; a base that is loaded already stays. Gives one proof a column, the base's first.
+
+        `chosen` says that a person named the base, so that it need not be the one that the adapters name.
+        Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
+        """
+        self.adapters, self.rows = [], None
+        if len(folders) > MAX_ADAPTERS:
+            raise UserError(f"{len(folders)} adapters are too many to compare at once: choose {MAX_ADAPTERS} at most.")
+        adapters = [read(folder) for folder in folders]  # before the base: reading is quick, and may refuse
+        if self.key != key or self.base is None:
+            self.base = self.key = None
+            self._chats.clear()
+            gc.collect()  # the old base's memory first
+            self.base = clean_base.load(key, say)
+            self.key = key
+        names = [base_match.check(self.base, adapter, chosen) for adapter in adapters]
+        left_off = text_part.left_off(self.base.model)
+        adapters = [for_text(adapter, left_off) for adapter in adapters]
+        self._check_patterns(adapters)
+        rows = RowAdapters(self.base.model, adapters)
+        tested = []
+        for number, adapter in enumerate(adapters):
+            say(f"Testing {adapter.name} against PEFT")
+            told = {"trained_on": names[number]} if names[number] else {}
+            tested.append({"self_test": self._test(rows, number, adapter)} | told)
+        self.adapters, self.rows = adapters, rows
+        own = [self._proof(adapter) | test for adapter, test in zip(adapters, tested, strict=True)]
+        return [self._proof(None), *own]
+
+    def _check_patterns(self, adapters: Sequence[Adapter]) -> None:
+        """Raise UserError for what PEFT would be endless at, or would run out of memory at."""
+        assert self.base is not None
+        modules = dict(self.base.model.named_modules())
+        linears = {
+            name: (module.in_features, module.out_features)
+            for name, module in modules.items()
+            if hasattr(module, "in_features") and hasattr(module, "out_features")
+        }
+        for adapter in adapters:
+            regex_limits.check(adapter.name, adapter.config, modules)
+            regex_limits.check_memory(adapter.name, adapter.config, linears)
+
+    def _test(self, rows: RowAdapters, number: int, adapter: Adapter) -> str:
+        assert self.base is not None
+        try:
+            found = selftest.run(self.base, rows, number, adapter)
+        except UserError:
+            raise
+        except Exception:
+            self.base = self.key = None  # whether it is still clean is not known: load it anew
+            raise
+        if reason := rows.apart.get(number):
+            return f"computed by PEFT in a lane of its own, as {reason}; the adapter moves the logits by {found.effect:.1e}"
+        return (
+            f"equals PEFT's logits within {found.difference:.1e} of the largest; "
+            f"the adapter moves them by {found.effect:.1e}"
+        )
+
+    def answer(
+        self,
+        conversations: Sequence[list[dict[str, str]]],
+        decoding: Decoding,
+        emit: generate.Emit,
+        cancelled: Callable[[], bool],
+        tools: list[Any] | None = None,
+    ) -> None:
+        """Answer one conversation a column, all in one batch; `tools` are those that all may call. Raises UserError."""
+        if self.base is None or self.rows is None:
+            raise UserError("No base is loaded: choose one first.")
+        if len(conversations) != len(self.adapters) + 1:
+            raise UserError(f"There are {len(self.adapters) + 1} columns but {len(conversations)} conversations.")
+        asked = [self.chat(adapter, decoding) for adapter in (None, *self.adapters)]
+        prompts = [_prompt(chat, messages, tools) for messages, chat in zip(conversations, asked, strict=True)]
+        for column, prompt in enumerate(prompts):
+            emit({"kind": "prompt", "column": column, "prompt": prompt.text})
+        stops = [chat.stops for chat in asked]
+        base = replace(self.base, eos=frozenset().union(*(chat.ends for chat in asked)))
+        try:
+            batches = self.rows.batches([BASE, *range(len(self.adapters))])
+            columns = [[adapter + 1 for adapter in batch] for batch in batches]  # column 0 is the base
+            generate.answer(base, prompts, stops, decoding, emit, cancelled, self._worn, columns)
+        except (RuntimeError, MemoryError) as error:
+            if not devices.ran_out(error):
+                raise
+            raise UserError(
+                "There is not memory enough for so long a conversation in so many columns: shorten it, or take fewer."
+            ) from None
+
+    def _worn(self, columns: Sequence[int]) -> AbstractContextManager[None]:
+        """While this lasts, row i of every batch is the column columns[i]; 0 is the base."""
+        assert self.rows is not None
+        return self.rows.worn([column - 1 for column in columns])
+
+    def chat(self, adapter: Adapter | None, decoding: Decoding | None = None) -> Chat:
+        """The chat of a column: an adapter's own template and thinking, or the base's, which thinks as the adapters do."""
+        assert self.base is not None
+        asked = decoding or Decoding()
+        thinking = {"on": True, "off": False}.get(asked.thinking, self._trained_thinking(adapter))
+        own = (adapter.template if adapter else None) or self.base.tokenizer.chat_template
+        key = (own, thinking, asked.control_tokens)
+        if key not in self._chats:
+            ends = chats.base_ends(self.base.located.path)
+            whose = f"the adapter '{adapter.name}'" if adapter and adapter.template else "the base"
+            self._chats[key] = Chat(
+                self.base.tokenizer, own, thinking, ends, asked.control_tokens, f"The chat template of {whose}"
+            )
+        return self._chats[key]
+
+    def _trained_thinking(self, adapter: Adapter | None) -> bool | None:
+        found = {one.thinking for one in ([adapter] if adapter else self.adapters)}
+        return found.pop() if len(found) == 1 else None
+
+    def _proof(self, adapter: Adapter | None) -> dict[str, Any]:
+        assert self.base is not None
+        proof = {
+            "name": adapter.name if adapter else "base",
+            "adapter": str(adapter.folder) if adapter else None,
+            **self.base.proof,
+            "template": chat_template.digest(self.chat(adapter).template),
+            "thinking": {True: "on", False: "off", None: "as the template does"}[self.chat(adapter).thinking],
+        }
+        if adapter:
+            config = adapter.config
+            proof |= {
+                "sha256": adapter.sha256,
+                "lora": f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}, {len(adapter.loras)} linears"
+                + "".join(f", {name}" for name in adapter.parameters),
+                "biases": f"{config.get('bias')}, {len(adapter.biases)} trained",
+            }
+            if warnings := self._warnings(adapter):
+                proof["warning"] = "; ".join(warnings)
+        return proof
+
+    def _warnings(self, adapter: Adapter) -> list[str]:
+        """What does not forbid a comparison, but has to be known to read it."""
+        assert self.base is not None
+        found, told = [], adapter.trained_on
+        modules = dict(self.base.model.named_modules())
+        on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
+        if adapter.config.get("bias") == "lora_only" and not adapter.biases and on_biases:
+            found.append("trained lora_only, but its biases are not in the file: an old PEFT lost them on saving")
+        if adapter.unasked:
+            s = "s" * (len(adapter.unasked) != 1)
+            found.append(
+                f"what it trained in {len(adapter.unasked):,} module{s} of the vision part is left out: no images are asked "
+                "about"
+            )
+        if "fingerprint" not in told:
+            found.append("that it belongs to this base is known by name and shapes only")
+        trained, here = clean_base.trained_in(self.base, told), self.base.quantization
+        if trained not in (None, here):
+            found.append(f"trained on {trained}, answers on {here}")
+        return found
+
+
+def _prompt(chat: Chat, messages: list[dict[str, Any]], tools: list[Any] | None) -> special_tokens.Text:
+    try:
+        return chat.prompt(messages, tools)
+    except UserError:  # a template without an end
+        raise
+    except Exception as error:  # templates are programs; they raise what they like on turns they dislike
+        raise UserError(f"The chat template refuses this conversation: {first_line(error)}") from error

@@ -1,0 +1,143 @@
+"""The worker's side of an evaluation: rows encoded as in training, measured under all columns; what is known of each adapter."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from qlora_gui.inference import clean_base, score
+from qlora_gui.inference.adapter_file import Adapter
+from qlora_gui.inference.clean_base import CleanBase
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.data import chat_template, tokenization
+from qlora_gui.data.chat import Chat
+from qlora_gui.data.formats import Example
+from qlora_gui.errors import UserError
+from qlora_gui.models import context, lora_kernel
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: Callable[[], bool]) -> None:
+    """Measure the request's `examples` under every column: one `rows` event with what became of them, then `measured`.
+
+    `foreign` are examples whose answers belong to other prompts: only their losses are measured (`foreign` events, with
+    the `row` whose answer it is).
+    `general` is a text (a `general` event). First comes a `facts` event, a dict an adapter. Raises UserError.
+    """
+    base, rows = columns.base, columns.rows
+    if base is None or rows is None:
+        raise UserError("No base is loaded: choose one first.")
+    count = len(columns.adapters) + 1
+    emit({"kind": "facts", "adapters": [facts(columns, adapter) for adapter in columns.adapters]})
+    chat = _chat(columns, request.get("control", False))
+    how = chat, request["max_length"], request["system_prompt"]
+    encoded, report = tokenization.encode_all(request["examples"], *how)
+    foreign, _ = tokenization.encode_all(request["foreign"], *how)
+    base.check_ids(one.input_ids for one in (*encoded, *foreign))
+    context.check([*encoded, *foreign], base.located.path, base.located.name)
+    bos = base.tokenizer.bos_token_id
+    by_row = {example["row"]: example for example in request["examples"]}
+    emit(
+        {
+            "kind": "rows",
+            "rows": [one.row for one in encoded],
+            "tokens": [one.supervised for one in encoded],
+            "dropped": report.dropped,
+            "truncated": report.truncated,
+            "turns": report.turns(),
+            "prompts": [_prompt(base, one) for one in encoded],
+            "questions": [_said(by_row[one.row], one.turn, "user") for one in encoded],
+            "references": [_said(by_row[one.row], one.turn + 1, "assistant") for one in encoded],
+            "double_bos": bool(bos is not None and any(one.input_ids[:2] == [bos, bos] for one in encoded)),
+        }
+    )
+    chatting = request["max_new_tokens"] and all("messages" in example for example in request["examples"])
+    task = score.Task(request["max_new_tokens"] if chatting else 0, chat.stops)
+    measured = replace(base, eos=chat.ends)
+    score.rows(measured, rows, count, encoded, task, emit, cancelled)
+
+    def as_foreign(event: dict[str, Any]) -> None:
+        row = foreign[event["number"]]
+        emit(event | {"kind": "foreign", "row": row.row, "tokens": row.supervised})
+
+    score.rows(measured, rows, count, foreign, score.Task(0), as_foreign, cancelled)
+    if request["general"]:
+        emit({"kind": "general", **score.text_loss(base, rows, count, request["general"])})
+
+
+def _chat(columns: Columns, control: bool) -> Chat:
+    """The chat that all adapters were trained with. Raises UserError where they differ."""
+    asked = [columns.chat(adapter, Decoding(control_tokens=control)) for adapter in columns.adapters or (None,)]
+    if len({(chat.template, chat.thinking) for chat in asked}) > 1:
+        raise UserError(
+            "These adapters were trained with different chat templates or thinking, so their losses are on different "
+            "tokens: evaluate them one at a time."
+        )
+    return asked[0]
+
+
+def _said(example: Example, turn: int, role: str) -> str:
+    """The latest turn of a role before message number `turn`; "" where there is none."""
+    before = example.get("messages", [])[: max(turn, 0)]
+    return next((str(one["content"]) for one in reversed(before) if one["role"] == role), "")
+
+
+def _prompt(base: CleanBase, row: tokenization.Encoded) -> str:
+    return str(base.tokenizer.decode(row.input_ids[: score.answer_begins(row)]))
+
+
+def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
+    """What an adapter's tensors and folder say of how it sits on the loaded base; the doctor reads it."""
+    base = columns.base
+    assert base is not None
+    modules: dict[str, Any] = dict(base.model.named_modules())
+    told, config = adapter.trained_on, adapter.config
+    on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
+    quantization = clean_base.trained_in(base, told)
+    return {
+        "b_zero_share": _share([not lora.b.any() for lora in adapter.loras.values()]),
+        "delta_ratio": _delta_ratio(modules, adapter),
+        "linears": len(adapter.loras),
+        "linears_available": _linears(base.model),
+        "trained_biases": len(adapter.biases),
+        "lora_only_lost": config.get("bias") == "lora_only" and not adapter.biases and on_biases,
+        "embeddings_in_file": any(_is_embedding(base.model, modules[name]) for name in adapter.loras),
+        "vocab_differs": told.get("vocabulary") not in (None, base.model.get_input_embeddings().num_embeddings),
+        "template_differs": adapter.template is not None and adapter.template != base.tokenizer.chat_template,
+        "no_base_template": base.tokenizer.chat_template == chat_template.PLAIN,
+        "quantization_differs": quantization not in (None, base.quantization),
+        "revision_differs": told.get("revision") not in (None, base.located.revision),
+    }
+
+
+def _is_embedding(model: Any, part: Any) -> bool:
+    """The embedding, or the head, which often is the embedding."""
+    return part is model.get_output_embeddings() or isinstance(part, torch.nn.Embedding)
+
+
+def _share(marks: Sequence[bool]) -> float:
+    return sum(marks) / len(marks) if marks else 0.0
+
+
+def _linears(model: torch.nn.Module) -> int:
+    """Linears that could carry LoRA: all but the head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return sum(hasattr(part, "in_features") and part is not head for part in model.modules())
+
+
+def _delta_ratio(modules: dict[str, Any], adapter: Adapter) -> float:
+    """The median over linears of ||scaling B A|| / ||W||, Frobenius: ||B A||^2 = trace(A A^T B^T B), both small."""
+    ratios = []
+    for name, lora in adapter.loras.items():
+        square = torch.trace((lora.a @ lora.a.T) @ (lora.b.T @ lora.b)).clamp_min(0)
+        ratios.append(float(abs(lora.scaling) * square.sqrt() / _norm(modules[name]).cpu()))
+    return float(torch.tensor(ratios).median()) if ratios else 0.0
+
+
+def _norm(linear: Any) -> torch.Tensor:
+    packed = getattr(linear.weight, "quant_state", None) is not None
+    weight = lora_kernel.dense(linear, torch.float32) if packed else linear.weight
+    return weight.float().norm().clamp_min(1e-12)

@@ -1,0 +1,66 @@
+"""A lane of its own: an adapter computed by PEFT itself, put on a base that is clean before and after.
+
+For what rows of one batch cannot share: LoRA on the parameters of experts, or linears that do not see the rows apart.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+
+from qlora_gui.inference.adapter_file import Adapter
+
+_NAME = "ad0"
+_MISSING = "missing adapter keys"  # PEFT only warns, and would go on with fresh tensors
+
+
+class Lane:
+    """An adapter in PEFT's wrapper, which a base wears only inside of `worn`.
+
+    Making one raises whatever PEFT raises for an adapter that it cannot load; the base is as it was then, too.
+    """
+
+    def __init__(self, model: Any, adapter: Adapter):
+        children = [(part, name, child) for part in model.modules() for name, child in part.named_children()]
+        modules = dict(model.named_modules())
+        self._own = {name: modules[name].bias.detach().clone() for name in adapter.biases}
+        self._biases = {name: modules[name].bias for name in adapter.biases}
+        self._children: list[tuple[Any, str, Any, Any]] = []  # of which module, under which name, the base's, PEFT's
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=_NAME).eval()
+            if missing := next((str(one.message) for one in said if _MISSING in str(one.message)), None):
+                raise ValueError(missing)
+            self._children = [
+                (part, name, child, new) for part, name, child in children if (new := getattr(part, name)) is not child
+            ]
+            self._trained = {name: bias.detach().clone() for name, bias in self._biases.items()}
+        finally:
+            # By hand and not by `unload()`: where from_pretrained fails half-way there is no wrapper to unload.
+            for part, name, child in children:
+                setattr(part, name, child)
+            self._set_biases(self._own)
+            for bias in self._biases.values():
+                bias.requires_grad_(False)
+            if hasattr(model, "peft_config"):
+                del model.peft_config
+
+    @contextmanager
+    def worn(self) -> Iterator[None]:
+        """While this lasts, the base is the base with this adapter, for all rows of every batch."""
+        try:
+            for part, name, _, wrapped in self._children:
+                setattr(part, name, wrapped)
+            self._set_biases(self._trained)
+            yield
+        finally:
+            for part, name, child, _ in self._children:
+                setattr(part, name, child)
+            self._set_biases(self._own)
+
+    def _set_biases(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self._biases[name].data.copy_(value)

@@ -1,1 +1,0 @@
-"""Is it better: evidence, votes, statistics, the doctor and the report."""

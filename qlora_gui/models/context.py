@@ -1,0 +1,40 @@
+"""Rows longer than a base reads: refused where it keeps a table of positions, told where it computes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qlora_gui.data.tokenization import Encoded
+from qlora_gui.errors import UserError
+from qlora_gui.models import rope
+from qlora_gui.files import json_object
+
+# Types whose positions are rows of a table, of learned or of fixed numbers: beyond it transformers has none.
+_TABLES = {"biogpt", "codegen", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "openai-gpt", "opt"}
+_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def size(folder: str | Path) -> tuple[int | None, str]:
+    """(the tokens that a base was made to read, None where its config.json does not say or its positions grow with the
+    row; the type of its text part).
+    """
+    config = json_object(Path(folder) / "config.json")
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    told = next((value for name in _NAMES if isinstance(value := text.get(name), int)), None)
+    return None if rope.grows(text) else told, str(text.get("model_type"))
+
+
+def check(rows: Sequence[Encoded], folder: str | Path, base: str) -> str:
+    """What to say of rows that are longer than the base was made to read, "" where none is.
+
+    Raises UserError where it has no positions for them.
+    """
+    room, kind = size(folder)
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    if room is None or longest <= room:
+        return ""
+    beyond = sum(len(row.input_ids) > room for row in rows)
+    found = f"{beyond:,} rows are longer than the {room:,} tokens that '{base}' reads, the longest has {longest:,}"
+    if kind in _TABLES:
+        raise UserError(f"{found}: set max_length to {room}.")
+    return f"{found}. It was not made for what comes after; max_length {room} cuts it off."

@@ -1,0 +1,1 @@
+"""What people, and LLM judges, prefer: votes, and what they say."""

@@ -1,0 +1,14 @@
+"""The report: what runs were for, what they measured, and what can be said of them, written from their folders alone."""
+
+from collections.abc import Sequence
+
+from qlora_gui.report import document, collect, markdown, html
+from qlora_gui.report.blocks import Block
+from qlora_gui.runs.store import RunStore
+
+RENDERERS = {".md": markdown.render, ".html": html.render}
+
+
+def written(store: RunStore, run_ids: Sequence[str] = ()) -> list[Block]:
+    """The report on these runs, or on all; to be rendered. Raises UserError for an unknown id, and without any run."""
+    return document.blocks(collect.facts_of(store, run_ids))

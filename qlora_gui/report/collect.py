@@ -1,0 +1,161 @@
+"""From the folders of runs to the facts of a report. Nothing here raises for a run that is damaged: it is told as that."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_gui import hardware
+from qlora_gui.errors import UserError
+from qlora_gui import diagnostics
+from qlora_gui.evaluation import job
+from qlora_gui.diagnostics import Finding
+from qlora_gui.diagnostics.finding import LEVELS
+from qlora_gui.report import votes, memory
+from qlora_gui.report.facts import Experiment, Facts
+from qlora_gui.evaluation.stored import evaluation_of
+from qlora_gui.memory.model_shape import Shape
+from qlora_gui.config import RunConfig, make
+from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.store import Run, RunStore
+
+Named = tuple[str, str]  # a short name, and what makes it another thing under the same name
+_LOG_LINES = 3
+
+
+def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
+    """The facts of these runs in this order; without ids those of all runs, the oldest first.
+
+    Raises UserError for an unknown id, and where there is no run.
+    """
+    runs = [store.get(run_id) for run_id in dict.fromkeys(run_ids)] if run_ids else store.all()[::-1]
+    if not runs:
+        raise UserError(f"There are no runs in {store.root} to report on: train one first.")
+    configs = [_config(run) for run in runs]
+    manifests = [_manifest(run) for run in runs]
+    bases = _told_apart([_base_name(config) for config, _ in configs])
+    data = _told_apart([_data_name(config, manifest) for (config, _), manifest in zip(configs, manifests, strict=True)])
+    experiments = tuple(
+        _experiment(number, run, config, fault, manifest, names)
+        for number, (run, (config, fault), manifest, names) in enumerate(
+            zip(runs, configs, manifests, zip(bases, data, strict=True), strict=True), 1
+        )
+    )
+    gone = tuple(run.id for run in runs if not (run.path / "run.json").exists())
+    experiments = tuple(one for one in experiments if one.id not in gone)
+    if not experiments:
+        raise UserError(f"All runs of the report were deleted while it was written: {', '.join(gone)}.")
+    checksums = {one.id: one.event("saved").get("sha256") for one in experiments}
+    trained_on = {str(one.event("base").get("fingerprint")) for one in experiments}
+    return Facts(experiments, hardware.devices()[0], votes.of(store, checksums, trained_on), time.time(), gone)
+
+
+def _experiment(
+    number: int, run: Run, config: RunConfig | None, fault: str, manifest: dict[str, Any], names: tuple[str, str]
+) -> Experiment:
+    events, _ = run.events()
+    config = _as_it_ran(config, events)
+    shape = memory.shape_of(config)
+    found = job.result(run) or {}
+    evaluation = evaluation_of(found)
+    findings, no_doctor = _examined(config, shape, events, found if evaluation else None)
+    return Experiment(
+        number=number,
+        id=run.id,
+        state=run.state(),
+        config=config,
+        fault=fault,
+        base=names[0],
+        data=names[1],
+        parameters=shape.parameters if shape else None,
+        versions=_texts(manifest.get("versions")),
+        fingerprint=_texts(manifest.get("dataset")),
+        events=events,
+        memory=memory.figures(config, shape, events),
+        evaluation=evaluation,
+        no_evaluation="" if evaluation else _not_evaluated(run),
+        findings=findings,
+        no_doctor=no_doctor,
+        has_adapter=run.has_adapter(),
+        last_words=run.log_tail(_LOG_LINES),
+        sweep=run.sweep(),
+    )
+
+
+def _config(run: Run) -> tuple[RunConfig | None, str]:
+    try:
+        return run.config(), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _manifest(run: Run) -> dict[str, Any]:
+    try:
+        return run.manifest()
+    except UserError:
+        return {}
+
+
+def _as_it_ran(config: RunConfig | None, events: Sequence[Event]) -> RunConfig | None:
+    """The config with what preflight changed in it."""
+    if config is None:
+        return None
+    changed, base = last(list(events), "fit") or {}, last(list(events), "base") or {}
+    knobs = changed.get("knobs") or {}
+    if level := base.get("gradient_checkpointing"):
+        knobs = {"gradient_checkpointing": level} | knobs  # preflight speaks after the base was loaded
+    try:
+        return make(config.model_dump() | knobs)
+    except (UserError, TypeError):
+        return config
+
+
+def _not_evaluated(run: Run) -> str:
+    if (run.path / job.FILE).exists():
+        return "Not evaluated: its evaluation.json is damaged, or of an earlier adapter in this folder."
+    return "Not evaluated." if run.has_adapter() else "Not evaluated: there is no adapter."
+
+
+def _examined(
+    config: RunConfig | None, shape: Shape | None, events: Sequence[Event], evaluation: dict[str, Any] | None
+) -> tuple[tuple[Finding, ...], str]:
+    """What the doctor finds in settings, data, curves and adapter, worst first; why it could not look, else ""."""
+    if config is None:
+        return (), "Not examined: run.json cannot be read."
+    facts = (last(list(events), "data") or {}).get("facts")
+    try:
+        found = diagnostics.after(config, events, evaluation)
+        names = {finding.check for finding in found}
+        found += [one for one in diagnostics.before(config, shape, facts) if one.check not in names]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return (), "Not examined: its events or its evaluation lack what the doctor reads."
+    return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))), ""
+
+
+def _base_name(config: RunConfig | None) -> Named:
+    if config is None:
+        return "unknown", ""
+    revision = f" @ {config.revision}" if config.revision else ""
+    return Path(config.base_model).name + revision, config.base_model + revision
+
+
+def _data_name(config: RunConfig | None, manifest: dict[str, Any]) -> Named:
+    if config is None:
+        return "unknown", ""
+    sums = [value for name, value in sorted(_texts(manifest.get("dataset")).items()) if name != "name"]
+    return Path(config.dataset).name, " ".join(value[:8] for value in sums) or config.dataset
+
+
+def _told_apart(names: Sequence[Named]) -> list[str]:
+    """The short names; with what makes them differ where one name stands for several things."""
+    meant: dict[str, set[str]] = {}
+    for short, whole in names:
+        meant.setdefault(short, set()).add(whole)
+    return [f"{short} ({whole})" if len(meant[short]) > 1 else short for short, whole in names]
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """A mapping of texts as it should be in run.json; what is not that is left out."""
+    if not isinstance(value, dict):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(item, str)}

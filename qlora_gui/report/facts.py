@@ -1,0 +1,127 @@
+"""The facts of a report: every experiment as its folder tells it, and every number with what it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qlora_gui.hardware import Device
+from qlora_gui.diagnostics import Finding
+from qlora_gui.report.votes import Ballots
+from qlora_gui.evaluation.stored import Evaluation
+from qlora_gui.config import RunConfig
+from qlora_gui.runs.curves import by_step
+from qlora_gui.runs.events import FINAL, Event, last
+
+Kind = Literal["measured", "predicted", "estimated"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its unit, what it is of, whether it was measured, predicted or estimated, and how."""
+
+    what: str
+    value: str
+    kind: Kind
+    how: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A statement, and what it rests on."""
+
+    statement: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run. `config` is what it ran with, after what preflight changed; None where run.json is damaged, which
+    `fault` then says.
+
+    `base` and `data` are short names, told apart within the report; `parameters` is the base's size, None where its
+    shape is not known. `no_evaluation` and `no_doctor` say why there is nothing of that kind.
+    """
+
+    number: int
+    id: str
+    state: str
+    config: RunConfig | None
+    fault: str
+    base: str
+    data: str
+    parameters: int | None
+    versions: dict[str, str]
+    fingerprint: dict[str, str]  # of the data, as run.json has it
+    events: Sequence[Event]
+    memory: tuple[Figure, ...]
+    evaluation: Evaluation | None
+    no_evaluation: str
+    findings: tuple[Finding, ...]
+    no_doctor: str
+    has_adapter: bool
+    last_words: str
+    sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
+
+    def event(self, kind: str) -> Event:
+        """The latest event of a kind; {} where there is none."""
+        return last(list(self.events), kind) or {}
+
+    def of_all(self, count: int, kind: str) -> str:
+        """So many events, and of how many where a long run was thinned."""
+        every = (self.event("thinned").get("counts") or {}).get(kind)
+        return f"{count:,} of {every:,}" if every else f"{count:,}"
+
+    def held_out(self) -> list[Event]:
+        """The held-out measurements that gave a number, by rising step."""
+        return [event for event in by_step(self.events, "eval") if event["loss"] is not None]
+
+    @property
+    def ending(self) -> Event:
+        """The last word of the run; {} while it has none since it was last started."""
+        found = last(list(self.events), "started", *FINAL) or {}
+        return found if found.get("kind") in FINAL else {}
+
+    @property
+    def autopsy(self) -> dict[str, Any] | None:
+        """What is known of a run that died of memory."""
+        found = self.ending.get("autopsy")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def went_wrong(self) -> bool:
+        """Whether it failed, or died without a word."""
+        return self.state in ("failed", "died")
+
+    @property
+    def size(self) -> str:
+        """The base's parameters, like 0.56B or 12M; "" where they are not known."""
+        if self.parameters is None:
+            return ""
+        return f"{self.parameters / 1e9:.2g}B" if self.parameters >= 1e8 else f"{self.parameters / 1e6:.2g}M"
+
+    @property
+    def model(self) -> str:
+        """The base with its size."""
+        return f"{self.base} ({self.size})" if self.size else self.base
+
+    def remembered(self, kind: Kind) -> Figure | None:
+        """The memory that was measured or predicted, by what says most: the longest batch, else the most seen."""
+        return next((figure for figure in self.memory if figure.kind == kind), None)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A report: its experiments, the machine it is written on, the votes, and when (seconds since the epoch).
+
+    `gone` are runs that were deleted while it was written.
+    """
+
+    experiments: tuple[Experiment, ...]
+    machine: Device
+    ballots: Ballots
+    made: float
+    gone: tuple[str, ...] = ()
+
+    def of(self, run_id: str) -> Experiment:
+        """The experiment of a run's id."""
+        return next(one for one in self.experiments if one.id == run_id)

@@ -1,0 +1,79 @@
+"""How the report words numbers and runs: `[-0.51, -0.37]`, and "the 0.56B model with rank 20 (calm-lynx)"."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qlora_gui.report import comparability
+from qlora_gui.report.facts import Experiment
+from qlora_gui.system import console
+
+VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
+_MOST = 3  # settings that are named in a sentence
+_APART = ("base_model", "dataset")  # named in words of their own
+
+
+def clean(text: str) -> str:
+    """Text that can be written and read: line ends alike, and a mark for characters that are no text or turn it round."""
+    return console.printable(text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4))
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many characters, and how many were left out."""
+    left = len(text) - most
+    return text if left <= 0 else f"{text[:most]}… [{left:,} more characters]"
+
+
+def and_(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def shortened(text: str, one: Experiment) -> str:
+    """Text of a run with the short names of its base and data in place of their paths on this machine."""
+    if one.config is None:
+        return text
+    for path, name in ((one.config.base_model, one.base), (one.config.dataset, one.data)):
+        text = text.replace(path, name) if Path(path).is_absolute() else text
+    return text
+
+
+def begun(text: str) -> str:
+    """A sentence that begins with "the" with its capital; the id of a run stays as it is."""
+    return f"T{text[1:]}" if text.startswith("the ") else text
+
+
+def knob(name: str) -> str:
+    """A knob's name as words."""
+    return {"base_model": "the base", "dataset": "the data"}.get(name, name.replace("_", " "))
+
+
+def change(value: float) -> str:
+    """A difference with its sign."""
+    return f"{value:+.3f}"
+
+
+def interval(low: float, high: float, sign: bool = False) -> str:
+    """An interval: of shares `0.61-0.86`, of differences `[-0.510, -0.370]`."""
+    return f"[{low:+.3f}, {high:+.3f}]" if sign else f"{low:.2f}-{high:.2f}"
+
+
+def called(one: Experiment, other: Experiment) -> str:
+    """A run by what makes it differ from another, then its id: "the 0.56B model with rank 20 (calm-lynx)"."""
+    mine, others = comparability.settings(one), comparability.settings(other)
+    if not mine or not others:
+        return one.id
+    differ = [name for name in comparability.knobs() if mine[name] != others[name]]
+    noun = _model(one, other) if "base_model" in differ else "the adapter"
+    named = [f"{knob(name)} {mine[name]}" for name in differ if name not in _APART]
+    if "dataset" in differ:
+        named.insert(0, f"the data {mine['dataset']}")
+    if not named:
+        return one.id if noun == "the adapter" else f"{noun} ({one.id})"
+    if len(named) > _MOST:
+        named = [*named[: _MOST - 1], f"{len(named) - _MOST + 1} other settings"]
+    return f"{noun} with {and_(named)} ({one.id})"
+
+
+def _model(one: Experiment, other: Experiment) -> str:
+    """A base by its size where that tells it from the other, else by its name."""
+    return f"the {one.size} model" if one.size and one.size != other.size else f"the base {one.base}"

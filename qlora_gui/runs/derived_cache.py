@@ -1,0 +1,46 @@
+"""What can be made again from the folders of runs, kept in the cache to save time. It is never the truth.
+
+A file that is gone, damaged, or of another version is as none; one that cannot be written costs time and nothing else.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from qlora_gui import hub
+from qlora_gui.files import write_whole
+
+_VERSION = "1"
+
+
+def folder() -> Path:
+    """Where it lies; readable by its owner alone, for it quotes data."""
+    return hub.private("index")
+
+
+def name_of(what: str, path: Path) -> str:
+    """The file's name for something made of a path."""
+    return f"{what}-{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.json"
+
+
+def load(name: str) -> Any:
+    """What was kept under a name, None where there is nothing that can be trusted."""
+    try:
+        head, _, body = (folder() / name).read_bytes().partition(b"\n")
+        if head.decode() != f"{_VERSION} {xxhash.xxh3_128_hexdigest(body)}":
+            return None
+        return json.loads(body)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def keep(name: str, value: Any) -> None:
+    """Keep a JSON value, if there is room for it."""
+    body = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    digest = xxhash.xxh3_128_hexdigest(body.encode())
+    with contextlib.suppress(OSError):
+        write_whole(folder() / name, f"{_VERSION} {digest}\n{body}")

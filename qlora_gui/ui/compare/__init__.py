@@ -1,0 +1,1 @@
+"""The Compare tab: columns side by side in a chat, and blind votes."""

@@ -1,0 +1,279 @@
+"""One sitting of blind votes: prompts answered ahead in a thread, judged one after the other, then revealed."""
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.errors import UserError
+from qlora_gui.preferences.votes import Choice, Column, Vote, VoteLog
+from qlora_gui.config import RunConfig
+from qlora_gui.runs.store import Run
+from qlora_gui.ui.compare import asking
+from qlora_gui.ui.compare.session import Messages, Session
+
+SEEDS = 2**32
+_DICE = random.SystemRandom()
+_BUG = "The answers could not be written: the terminal says why. Press Go on to try again."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is judged: the base and these runs, or with `aa` the base twice, on these prompts."""
+
+    base: RunConfig
+    runs: list[Run]
+    prompts: list[str]
+    system: str
+    decoding: Decoding
+    aa: bool = False
+
+    @property
+    def count(self) -> int:
+        """Answers to a prompt."""
+        return 2 if self.aa else len(self.runs) + 1
+
+
+@dataclass
+class Round:
+    """One prompt: its answers by column once they are written, the places they are shown at, the vote on them."""
+
+    messages: Messages
+    order: list[int]
+    decoding: Decoding
+    retries: int = 0
+    answers: list[asking.Answer] = field(default_factory=list)
+    since: float = 0.0  # when the judge could see them, on the monotonic clock
+    vote: Vote | None = None
+
+
+class Sitting:
+    """The rounds and the judge's way through them. Safe to share between the page's threads and the one that answers.
+
+    `version` changes whenever there is something new to draw.
+    """
+
+    def __init__(self, session: Session, log: VoteLog, plan: Plan):
+        self.id = uuid.uuid4().hex[:12]
+        self.plan = plan
+        self.rounds = [Round([_asked(prompt)], *self._shuffled(number)) for number, prompt in enumerate(plan.prompts)]
+        self.current = 0
+        self.revealed = False
+        self.proofs: list[dict[str, Any]] = []
+        self.status, self.error = "", ""
+        self.version = 0
+        self._session, self._log = session, log
+        self._lock = threading.RLock()
+        self._working = self._asking = self._over = False
+        self.write_on()
+
+    @property
+    def written(self) -> int:
+        """Prompts whose answers are ready."""
+        return sum(bool(one.answers) for one in self.rounds)
+
+    @property
+    def voted(self) -> list[Round]:
+        """The rounds that have a vote."""
+        return [one for one in self.rounds if one.vote]
+
+    @property
+    def shown(self) -> Round | None:
+        """What the columns show: the current round; once revealed the last one that was voted on."""
+        if not self.revealed:
+            return self.rounds[self.current]
+        return self.voted[-1] if self.voted else None
+
+    def decoding(self, one: Round, column: int) -> Decoding:
+        """How a round's column was asked: the second of an A/A with another seed."""
+        seed = one.decoding.seed + (SEEDS // 2 if self.plan.aa and column else 0)
+        return one.decoding.model_copy(update={"seed": seed % SEEDS})
+
+    def write_on(self) -> None:
+        """Have the answers written that are missing, in a thread of its own."""
+        with self._lock:
+            if self._over or self._working or self._missing() is None:
+                return
+            self._working, self.error = True, ""
+            self.version += 1
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def vote(self, number: int, said: Choice) -> None:
+        """Vote on the round of this number: the best place, a tie, or all bad. Any other number is of a page that lags.
+
+        Raises UserError when the vote cannot be kept; then nothing has changed.
+        """
+        with self._lock:
+            if self.revealed or number != self.current or not self.rounds[number].answers:
+                return
+            one = self.rounds[number]
+            vote = self._vote(one, one.order[said] if isinstance(said, int) else said)
+            self._log.add(vote)
+            one.vote = vote
+            if number + 1 < len(self.rounds):
+                self.current += 1
+                self.rounds[self.current].since = time.monotonic()
+            else:
+                self.reveal()
+            self.version += 1
+
+    def undo(self) -> None:
+        """Take the last vote back: before the reveal to vote anew, after it only to have it not counted.
+
+        Raises UserError when that cannot be kept.
+        """
+        with self._lock:
+            if not self.voted:
+                return
+            last = self.voted[-1]
+            assert last.vote
+            self._log.take_back(last.vote.id, after_reveal=self.revealed)
+            last.vote = None
+            if not self.revealed:
+                self.current = self.rounds.index(last)
+                last.since = time.monotonic()
+            self.version += 1
+
+    def retry(self, number: int) -> None:
+        """Have the round's answers written anew, with another seed and at other places."""
+        with self._lock:
+            if self.revealed or number != self.current or not self.rounds[number].answers:
+                return
+            one = self.rounds[number]
+            one.answers, one.retries = [], one.retries + 1
+            one.order, one.decoding = self._shuffled(number + one.retries * len(self.rounds))
+            self.version += 1
+        self.write_on()
+
+    def reveal(self) -> None:
+        """Say who was who; that ends the sitting."""
+        with self._lock:
+            self.revealed = True
+            self.version += 1
+        self.end()
+
+    def end(self) -> None:
+        """Write no more answers."""
+        with self._lock:
+            self._over = True
+            asking_now = self._asking
+        if asking_now:
+            self._session.stop()
+
+    def _shuffled(self, number: int) -> tuple[list[int], Decoding]:
+        """Places by chance, and the settings with a seed of their own: prompts must not share their dice."""
+        order = _DICE.sample(range(self.plan.count), self.plan.count)
+        seed = (self.plan.decoding.seed + number) % SEEDS
+        return order, self.plan.decoding.model_copy(update={"seed": seed})
+
+    def _missing(self) -> int | None:
+        """The round to answer next: the one being judged first."""
+        waiting = [n for n, one in enumerate(self.rounds) if not one.answers and n >= self.current]
+        return waiting[0] if waiting else None
+
+    def _next(self) -> Round | None:
+        with self._lock:
+            number = None if self._over else self._missing()
+            self._working = number is not None
+            return None if number is None else self.rounds[number]
+
+    def _work(self) -> None:
+        error = _BUG
+        try:
+            while one := self._next():
+                self._answer(one)
+            error = ""
+        except UserError as told:
+            error = str(told)
+        finally:
+            with self._lock:
+                self._asking, self._working = False, self._working and not error
+            self._tell("", "" if self._over else error)
+
+    def _answer(self, one: Round) -> None:
+        retries, plan = one.retries, self.plan
+        with self._session.turn:
+            for said in self._session.load(plan.base, [] if plan.aa else plan.runs):
+                self._tell(said)
+            self._tell("")
+            self._asking = True
+            proofs = self._session.columns * (2 if plan.aa else 1)
+            if plan.aa:  # dice of their own: with shared ones the base would repeat itself word for word
+                answers = [self._ask(one.messages, 1, self.decoding(one, column))[0] for column in (0, 1)]
+            else:
+                answers = self._ask(one.messages, plan.count, one.decoding)
+            self._asking = False
+        with self._lock:
+            if one.retries == retries and not self._over:
+                one.answers, self.proofs, one.since = answers, proofs, time.monotonic()
+                self.version += 1
+
+    def _ask(self, messages: Messages, columns: int, decoding: Decoding) -> list[asking.Answer]:
+        answers: list[asking.Answer] = []
+        for grown in asking.ask(self._session, [messages] * columns, self.plan.system, decoding):
+            answers = grown
+            if self._over:
+                break
+        if any(answer.reason in ("", "stopped") for answer in answers) and not self._over:
+            raise UserError("The answers were stopped: press Go on to have them written.")
+        return answers or [asking.Answer() for _ in range(columns)]
+
+    def _tell(self, status: str, error: str = "") -> None:
+        with self._lock:
+            self.status, self.error = status, error
+            self.version += 1
+
+    def _vote(self, one: Round, choice: Choice) -> Vote:
+        base, plan = self.proofs[0], self.plan
+        system = [{"role": "system", "content": plan.system}] if plan.system else []
+        names = {
+            "name": "base",
+            "revision": "revision",
+            "fingerprint": "base_fingerprint",
+            "quantization": "quantization",
+        }
+        return Vote(
+            session=self.id,
+            prompt=one.messages[-1]["content"],
+            messages=[*system, *one.messages],
+            columns=tuple(Column(str(proof["name"]), proof.get("sha256")) for proof in self.proofs),
+            order=tuple(one.order),
+            choice=choice,
+            answers=tuple(answer.text for answer in one.answers),
+            tokens=tuple(answer.tokens for answer in one.answers),
+            seconds=round(time.monotonic() - one.since, 1),
+            retries=one.retries,
+            decoding=one.decoding.model_dump(),
+            same_dice=one.decoding.same_dice and not plan.aa and not one.decoding.greedy,
+            aa=plan.aa,
+            base={name: base.get(key) for name, key in names.items()},
+        )
+
+
+def _asked(prompt: str) -> dict[str, str]:
+    return {"role": "user", "content": prompt}
+
+
+def parse(text: str) -> list[str]:
+    """Prompts of a text: one a line; or, where lines are `---`, one between every two of them."""
+    lines = text.splitlines()
+    if "---" not in (line.strip() for line in lines):
+        return [line.strip() for line in lines if line.strip()]
+    blocks = [""]
+    for line in lines:
+        if line.strip() == "---":
+            blocks.append("")
+        else:
+            blocks[-1] += line + "\n"
+    return [block.strip() for block in blocks if block.strip()]
+
+
+def as_text(prompts: Sequence[str]) -> str:
+    """The text that `parse` reads these prompts from."""
+    if all(len(prompt.splitlines()) == 1 for prompt in prompts):
+        return "\n".join(prompts)
+    return "\n---\n".join(prompts) + "\n---"

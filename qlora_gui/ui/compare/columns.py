@@ -1,0 +1,141 @@
+"""The columns of the Compare tab: what each is called, what it said, and the proof that it is what it says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
+from qlora_gui.data import reasoning
+from qlora_gui.ui.rendering import html
+
+MOST = MAX_ADAPTERS + 1
+NO_PROOF = html.hint("Comes with the first answer.")
+_TITLES = {
+    "name": "column",
+    "base": "base",
+    "base_model": "base",
+    "adapter": "adapter folder",
+    "sha256": "adapter checksum (SHA-256)",
+    "checksum": "adapter checksum",
+    "template": "chat template (digest)",
+    "self_test": "self-test",
+}
+
+
+@dataclass
+class View:
+    """The components of one column."""
+
+    box: gr.Column
+    title: gr.HTML
+    chat: gr.Chatbot
+    proof_box: gr.Accordion
+    proof: gr.HTML
+
+    def parts(self) -> list[Any]:
+        return [self.box, self.title, self.chat, self.proof_box, self.proof]
+
+
+def build() -> list[View]:
+    """Draw all columns there can be; only those in use are visible."""
+    views = []
+    with gr.Row(equal_height=False, elem_id="columns"):
+        for number in range(MOST):
+            with gr.Column(visible=number == 0, min_width=280, elem_classes="tight", elem_id=f"column-{number}") as box:
+                title = gr.HTML(elem_id=f"column-title-{number}")
+                chat = gr.Chatbot(
+                    label=f"Answers of column {number + 1}",
+                    show_label=False,
+                    height=300,
+                    sanitize_html=True,
+                    render_markdown=False,  # an answer is judged as it was written
+                    latex_delimiters=[],
+                    buttons=[],
+                    feedback_options=None,
+                    layout="bubble",
+                    placeholder="Answers appear here.",
+                    elem_id=f"chat-{number}",
+                )
+                with gr.Accordion("Proof", open=False, elem_id=f"proof-{number}") as proof_box:
+                    proof = gr.HTML(NO_PROOF)
+            views.append(View(box, title, chat, proof_box, proof))
+    return views
+
+
+def emptied(shown: Sequence[View], names: Sequence[str], proofs: bool = True) -> dict[Any, Any]:
+    """Updates that give one empty column a name, and hide the others; without `proofs` for a blind judge."""
+    updates: dict[Any, Any] = {}
+    for number, view in enumerate(shown):
+        used = number < len(names)
+        updates[view.box] = gr.update(visible=used)
+        if used:
+            updates |= {view.title: title(names[number]), view.chat: [], view.proof: NO_PROOF}
+            updates[view.proof_box] = gr.update(visible=proofs)
+    return updates
+
+
+def messages(
+    history: Sequence[Mapping[str, str]], answer: str | None = None, prompt: str | None = None, writing: bool = False
+) -> list[dict[str, Any]]:
+    """A conversation for a Chatbot as it was written, each thought a folded message before its answer.
+
+    `prompt` is what the answer goes on from, as the model read it, None where that is not known; all answers of a
+    column go on from one that ends alike. `writing` while more of the answer comes.
+    """
+    shown: list[dict[str, Any]] = []
+    for turn in history:
+        role, text = turn["role"], turn["content"]
+        shown += _answered(text, prompt) if role == "assistant" else [_message(role, text)]
+    return shown + (_answered(answer, prompt, writing) if answer is not None else [])
+
+
+def _answered(text: str, prompt: str | None, writing: bool = False) -> list[dict[str, Any]]:
+    found = reasoning.parted(text, prompt)
+    above = []
+    if found.thought:
+        # "done" folds it, also while it is being written; unfolded by hand it stays so
+        folded = {"title": found.title(writing), "status": "done"}
+        above = [_message("assistant", found.thought) | {"metadata": folded}]
+        if not found.ended:
+            return above
+    return [*above, _message("assistant", found.answer, empty="…" if writing else "<em>(an empty answer)</em>")]
+
+
+def _message(role: str, content: str, empty: str = "") -> dict[str, Any]:
+    """A Chatbot takes text as HTML, so tags that a model writes are escaped; it strips text that is not in a part."""
+    return {"role": role, "content": [{"type": "text", "text": escape(content, quote=False) or empty}]}
+
+
+def title(name: str, line: str = "") -> str:
+    """A column's name, and below it a line of HTML about its last answer."""
+    return f'<div class="column-line"><b>{escape(name)}</b><br><span>{line or "no answer yet"}</span></div>'
+
+
+def length(tokens: int, reason: str) -> str:
+    """An answer's length as HTML, and whether it was cut: what a blind judge may know of it."""
+    return f"{tokens} tokens" + (' · <span class="limit">cut at the length limit!</span>' if reason == "length" else "")
+
+
+def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:
+    """What a column is: everything the worker says of it, the prompt as the model read it, how it was decoded."""
+    rows = [(_TITLES.get(name, name.replace("_", " ")), _said(value)) for name, value in column.items()]
+    settings = "greedy" if decoding.greedy else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
+    settings += f", at most {decoding.max_new_tokens} tokens"
+    dice = "the same dice for all" if decoding.same_dice else "dice of its own"
+    settings += "" if decoding.greedy else f", seed {decoding.seed}, {dice}"
+    rows.append(("decoding", settings))
+    literal = html.hint("The prompt as the model read it:") + html.literal(prompt) if prompt else ""
+    return '<div class="proof">' + html.table((), rows) + literal + "</div>"
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_said(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_said, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

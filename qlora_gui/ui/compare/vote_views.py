@@ -1,0 +1,117 @@
+"""Pure functions: votes -> HTML, each result with its interval, and A/A and LLM judges apart from people."""
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+
+from qlora_gui.preferences import llm_judge
+from qlora_gui.preferences.bradley_terry import Rating, rate
+from qlora_gui.preferences.pairwise import Tally, counted, tally
+from qlora_gui.preferences.votes import HUMAN, Contest, Vote, by_contest
+from qlora_gui.ui.rendering import html
+
+NO_VOTES = html.empty("No votes on these columns yet. Write prompts below, or add held-out examples, and press Start.")
+
+
+def of_columns(votes: Sequence[Vote], names: Sequence[str]) -> dict[Contest, list[Vote]]:
+    """The contests to show beside these columns: people's on all of them, an LLM's on pairs of them, A/A of their base."""
+    contests = by_contest(votes)
+    people = {key for key in contests if key.by == HUMAN and not key.aa and _names(key) == sorted(names)}
+    bases = {key.base for key in people}
+    pairs = {key for key in contests if key.by != HUMAN and key.base in bases and set(_names(key)) <= set(names)}
+    aa = {key for key in contests if key.aa and (key.base in bases or not bases)}
+    return {key: group for wanted in (people, pairs, aa) for key, group in contests.items() if key in wanted}
+
+
+def _names(contest: Contest) -> list[str]:
+    return sorted(column.name for column in contest.columns)
+
+
+def results(votes: Sequence[Vote], names: Sequence[str]) -> str:
+    """What all votes on these columns say."""
+    found = of_columns(votes, names)
+    people = [vote for contest, group in found.items() if contest.by == HUMAN for vote in group]
+    alike = Counter((contest.names, contest.by, contest.aa) for contest in found)
+    return (
+        "".join(
+            _result(contest, group, people, alike[contest.names, contest.by, contest.aa] > 1)
+            for contest, group in found.items()
+        )
+        or NO_VOTES
+    )
+
+
+def _result(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote], with_files: bool) -> str:
+    title = "A/A: the base against itself" if contest.aa else " against ".join(contest.names)
+    told = "" if contest.by == HUMAN else _agreement(contest, votes, people)
+    of_two = len(contest.columns) == 2
+    body = of_tally(tally(votes)) if of_two else of_rating(rate(votes))
+    who = "people" if contest.by == HUMAN else contest.by.removeprefix("llm:")
+    said = f"votes of {who}"
+    if with_files:  # the same names: an adapter was trained anew, or its base is another
+        files = [contest.base, *(column.sha256 or "" for column in contest.columns)]
+        said += " · files " + ", ".join(file[:8] for file in files if file)
+    head = f'<h3 class="part">{escape(title)} <span>· {escape(said)}</span></h3>'
+    return f'<section class="votes">{head}{told}{body}</section>'
+
+
+def _agreement(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote]) -> str:
+    agreed = sum(vote.orders_agree is True for vote in votes)
+    said = f"Both orders gave the same at {agreed} of {counted(len(votes), 'pair')}; the others count as ties."
+    same, both = llm_judge.with_people(people, votes)
+    if both:
+        said += f" Where it and people found one answer better, it chose theirs {same} of {both} times."
+    return html.hint(said)
+
+
+def of_tally(found: Tally) -> str:
+    """Two columns' votes: the sentence, the interval drawn, the counts."""
+    names = found.contest.names
+    share = found.wins[1] / sum(found.wins) if sum(found.wins) else None
+    rows = [(name, wins, f"{tokens:.0f}") for name, wins, tokens in zip(names, found.wins, found.tokens, strict=True)]
+    rows += [("tie", found.ties, ""), ("all bad", found.bad, "")]
+    drawn = interval(found.low, found.high, share, names[0], names[1]) if sum(found.wins) else ""
+    return html.note(found.sentence) + drawn + html.table(("", "prompts won", "mean tokens"), rows, numbers=(1, 2))
+
+
+def of_rating(found: Rating) -> str:
+    """Several columns' votes: the sentence, each adapter's chance against the base, the strengths."""
+    names, drawn, rows = found.names, "", []
+    for number, name in enumerate(names):
+        chance, spread, best = "", "", ""
+        if number:
+            pair = found.pair(0, number)
+            drawn += interval(pair.low, pair.high, pair.share, names[0], name)
+            chance, spread = f"{pair.share:.0%}", f"{pair.low:.0%} to {pair.high:.0%}"
+            best = f"{pair.wins[1]}-{pair.wins[0]}"
+        rows.append((name, f"{found.strengths[number]:+.2f}", chance, spread, best, f"{found.tokens[number]:.0f}"))
+    head = ("", "strength (log-odds)", "beats the base", "95% interval", "chosen against base", "mean tokens")
+    return html.note(found.sentence) + drawn + html.table(head, rows, numbers=range(1, 6))
+
+
+def interval(low: float, high: float, share: float | None, left: str, right: str) -> str:
+    """An interval of a share between 0 (all for the left) and 1 (all for the right), with one half marked."""
+    said = f"{right} against {left}: 95% interval {low:.0%} to {high:.0%}"
+    dot = "" if share is None else f'<b style="left:{100 * share:.1f}%"></b>'
+    bar = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
+    return (
+        f'<div class="interval" role="img" aria-label="{escape(said)}"><span>{escape(left)}</span>'
+        f"<div><u></u>{bar}{dot}</div><span>{escape(right)}</span></div>"
+    )
+
+
+def rounds(votes: Sequence[Vote]) -> str:
+    """The votes of one sitting, newest last: prompt, choice, lengths by column."""
+    if not votes:
+        return ""
+    rows = []
+    for number, vote in enumerate(votes, 1):
+        names = [column.name for column in vote.columns]
+        chosen = (
+            names[vote.choice] if isinstance(vote.choice, int) else {"bad": "all bad"}.get(vote.choice, vote.choice)
+        )
+        place = vote.order.index(vote.choice) + 1 if isinstance(vote.choice, int) else ""
+        lengths = ", ".join(f"{name} {tokens}" for name, tokens in zip(names, vote.tokens, strict=True))
+        rows.append((number, vote.prompt, chosen, place, lengths, f"{vote.seconds:.0f} s", vote.retries))
+    head = ("", "prompt", "your choice", "answer", "tokens", "looked", "retries")
+    return html.folded(f"The {counted(len(votes), 'vote')} of this sitting", html.table(head, rows, numbers=(0, 3, 6)))

@@ -1,0 +1,108 @@
+"""Pure functions: evaluations and probe answers -> HTML."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlora_gui.evaluation.job import State
+from qlora_gui.evaluation.wording import rows as figures
+from qlora_gui.runs.curves import by_step
+from qlora_gui.runs.events import Event
+from qlora_gui.ui.rendering import html
+from qlora_gui.ui.runs.summary import WORDS
+
+_STYLE = {"better": "good", "worse": "bad", "unclear": ""}
+_SHORT = 160
+
+
+def working(state: State) -> str:
+    """An evaluation that runs, or why it ended badly."""
+    if state.fault:
+        return html.note(f"Not evaluated: {state.fault}", bad=True)
+    if not state.running:
+        return ""
+    return html.hint(f"Evaluating: {state.text} · {state.share:.0%}") + html.bar(state.share)
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """The verdict as a box."""
+    style = _STYLE[found["verdict"]["kind"]]
+    return f'<div class="note verdict {style}"><p>{html.escape(found["verdict"]["text"])}</p></div>'
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """An evaluation: its verdict, figures of base and adapter, drift, and answers side by side."""
+    drift, loss, data = found["drift"], found["loss"], found["data"]
+    table = html.table(("", "base", "adapter"), figures(dict(found)), numbers=(1, 2))
+    same = f"{drift['same']:.0%} of the answers are the same"
+    first = drift["first_divergence"]
+    differ = f", the others differ from token {first:.0f} on (median)" if first is not None else ""
+    about = (
+        f"{data['rows']} rows ({data['source']}), {data['tokens']:,} tokens. Interval: 95%, BCa bootstrap of the paired "
+        f"differences; p = {loss['p_holm']:.2g}, sign-flip permutation, corrected for the adapters evaluated together. "
+        f"Drift from the base: KL {drift['kl']:.3f} nats a token; {same}{differ}. Unusual to the base is not wrong."
+    )
+    return (
+        f'<h3 class="part">Is it better than the base?</h3>{verdict(found)}'
+        + html.folded("Figures", table + html.hint(about))
+        + html.folded("Answers side by side", "".join(map(_side_by_side, found["examples"])))
+    )
+
+
+def _side_by_side(example: Mapping[str, str]) -> str:
+    answers = (("data's own answer", "reference"), ("base", "base"), ("adapter", "adapter"))
+    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.answer(example[key])}</dd>" for name, key in answers)
+    return f'<dl class="answer-pair"><dt>prompt</dt><dd>{html.escape(example["prompt"])}</dd>{told}</dl>'
+
+
+def several(found: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Evaluations of several runs in one table; "" where none was evaluated."""
+    known = {name: one for name, one in found.items() if one}
+    if not known:
+        return ""
+    lines = []
+    for name, one in found.items():
+        if one is None:
+            lines.append([name, "not evaluated", "", "", "", ""])
+            continue
+        loss, texts = one["loss"], one["texts"]
+        ends = f"{texts['adapter']['ended_by_eos']:.0%}" if texts else ""
+        interval = f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]"
+        where = f"{one['data']['source']}, {one['data']['rows']}"
+        lines.append([name, WORDS[one["verdict"]["kind"]], interval, f"{loss['p_holm']:.2g}", ends, where])
+    head = ("run", "against its base", "loss difference, 95% interval", "p", "end properly", "rows")
+    return '<h3 class="part">Are they better than their base?</h3>' + html.table(head, lines, numbers=(3, 4))
+
+
+def timeline(events: Sequence[Event]) -> str:
+    """Probe answers over the steps of a run: when they got better, or broke. "" where none were asked."""
+    probes = by_step(events, "probe")
+    if not probes:
+        return ""
+    parts = []
+    for number, first in enumerate(probes[0]["answers"]):
+        lines = [
+            (_step(event["step"]), html.answer(event["answers"][number]["answer"]), _ending(event["answers"][number]))
+            for event in probes
+            if number < len(event["answers"])
+        ]
+        parts.append(html.folded(_cut(first["prompt"]), html.table(("step", "answer", "end"), lines)))
+    ends = [probes[0], *probes[1:][-1:]]
+    said = ", ".join(
+        f"{sum(bool(one['ended']) for one in event['answers'])} of {len(event['answers'])} at {_step(event['step'])}"
+        for event in ends
+    )
+    head = f'<h3 class="part">Probe answers over time</h3>{html.hint(f"Answers that end by themselves: {said}.")}'
+    return head + "".join(parts)
+
+
+def _step(step: int) -> str:
+    return "the base" if step == 0 else f"step {step}"
+
+
+def _ending(answer: Mapping[str, Any]) -> str:
+    return "by itself" if answer["ended"] else "cut"
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"

@@ -1,0 +1,168 @@
+"""Pure functions: a memory plan, its changes and an autopsy -> HTML. Everything from outside is escaped here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from qlora_gui.memory.estimate import MemoryPlan, gigabytes
+from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.ui.rendering import html
+
+MOST_CHANGES, MOST_RETRIES = 5, 3
+_ALIKE = 2  # changes of the same knobs that are shown: the largest saving and the mildest
+_MARKS = {"fits": "✓", "tight": "!", "does not fit": "✗"}
+
+
+class Offer(NamedTuple):
+    """A change as a button offers it: the knobs it sets, its sentence, whether the run fits then."""
+
+    knobs: dict[str, Any]
+    text: str
+    fits: bool
+
+
+def offers(changes: Iterable[Mapping[str, Any]], most: int = MOST_CHANGES) -> list[Offer]:
+    """The changes (`Change.as_dict`) to show: those that fit first, of them those that only cost time, then by bytes."""
+    ranked = sorted(changes, key=lambda one: (not one["fits"], not one.get("learns_the_same"), -one["saves"]))
+    groups: dict[frozenset[str], list[Mapping[str, Any]]] = {}
+    for change in ranked:
+        groups.setdefault(frozenset(change["knobs"]), []).append(change)
+    left_out = [change for alike in groups.values() for change in alike[1 : 1 - _ALIKE]]
+    return [Offer(one["knobs"], one["text"], one["fits"]) for one in ranked if one not in left_out][:most]
+
+
+def caption(offer: Offer, mark: bool) -> str:
+    """What a change's button says; `mark` says of the ones that fit that they do."""
+    return f"✓ {offer.text} · fits then" if mark and offer.fits else offer.text
+
+
+def headline(plan: MemoryPlan) -> str:
+    """The verdict in words, with the numbers it rests on."""
+    said = plan.figures + (f" free on {plan.budget.name}" if plan.budget.is_here else "")
+    tail = f"; {plan.remark}" if plan.remark else ""
+    return f'<p class="fit-verdict {_style(plan)}"><b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(said + tail)}</p>'
+
+
+def line(plan: MemoryPlan) -> str:
+    """The verdict in one short line."""
+    words = f"<b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(plan.figures)}"
+    return f'<p class="fit-verdict {_style(plan)}">{words}</p>'
+
+
+def unknown(sentence: str) -> str:
+    """Why there is no plan."""
+    return html.hint(f"No estimate of the memory: {sentence}")
+
+
+def panel(plan: MemoryPlan, source: str = "") -> str:
+    """The verdict, the bar with its key, the moment of the peak, and where the figures come from: an estimate."""
+    rows = f"{plan.rows} × {plan.length:,} tokens"
+    moment = f"Peak {plan.moment}, with the longest batch ({rows}); gradient checkpointing: {plan.checkpointing}."
+    estimate = source or "An estimate from the shape of the base, not a measurement."
+    seen = plan.correction
+    if seen.runs and not source:
+        estimate = (
+            f"An estimate, corrected by {seen.factor:.2f}: so far {_count(seen.runs, 'run')} of this size on this "
+            f"GPU had been predicted {seen.error:.0%} off."
+        )
+    return headline(plan) + bar(plan) + f'<p class="hint">{escape(moment)} {escape(estimate)}</p>'
+
+
+def bar(plan: MemoryPlan) -> str:
+    """Terms side by side against the card's memory, after what others hold; a line where the card ends."""
+    budget = plan.budget
+    others = max(budget.total - budget.free, 0)
+    scale = 100 / max(others + plan.total, budget.total, 1)
+    held = [("others", "In use by others", others)] if others else []
+    parts = [*held, *((term.key, term.label, term.bytes) for term in plan.terms)]
+    pieces = "".join(
+        f'<i class="term t-{escape(key)}" style="width:{size * scale:.2f}%" '
+        f'title="{escape(label)}: {gigabytes(size)}"></i>'
+        for key, label, size in parts
+        if size > 0
+    )
+    end = budget.total * scale
+    mark = f'<u style="left:{end:.2f}%"></u>' if end < 99.9 else ""
+    label = escape(f"{gigabytes(plan.total)} needed, {gigabytes(budget.free)} free of {gigabytes(budget.total)}")
+    key_line = "".join(
+        f'<span class="t-{escape(key)}">{escape(name)}</span>' for key, name, size in parts if size * scale >= 3
+    )
+    return (
+        f'<div class="fit-bar" role="img" aria-label="{label}">{pieces}{mark}</div>'
+        f'<div class="fit-scale"><span>0</span><span>{gigabytes(max(others + plan.total, budget.total))}</span></div>'
+        f'<div class="fit-key">{key_line}</div>'
+    )
+
+
+def table(plan: MemoryPlan) -> str:
+    """Every term with its GB and its share, the total, and what the card has."""
+    rows = "".join(
+        f'<tr><td class="t-{escape(term.key)} swatch">{escape(term.label)}</td><td class="n">{term.bytes / 2**30:.2f}</td>'
+        f'<td class="n">{term.bytes / max(plan.total, 1):.0%}</td></tr>'
+        for term in plan.terms
+    )
+    budget = plan.budget
+    sums = [("Peak", plan.total), ("Free", budget.free), ("The card has", budget.total)]
+    if budget.total > budget.free:
+        sums.insert(2, ("In use by others", budget.total - budget.free))
+    foot = "".join(
+        f'<tr><th>{name}</th><td class="n">{size / 2**30:.2f}</td><td class="n"></td></tr>' for name, size in sums
+    )
+    head = '<tr><th>What</th><th class="n">GB</th><th class="n">share</th></tr>'
+    return (
+        '<div class="scroll" tabindex="0"><table class="plain">'
+        f"<thead>{head}</thead><tbody>{rows}{foot}</tbody></table></div>"
+    )
+
+
+def told(events: Sequence[Event]) -> str:
+    """What a run said of its memory: that preflight changed it, and how far the prediction was off."""
+    fitted = dict.fromkeys(str(event.get("text", "")) for event in events if event["kind"] == "fit")
+    body = html.note(*fitted)
+    seen = last(list(events), "memory")
+    if seen and seen.get("predicted") and seen.get("measured"):
+        off = abs(seen["measured"] - seen["predicted"]) / seen["predicted"]
+        on = f" on {seen['gpu']}" if seen.get("gpu") else ""
+        numbers = f"predicted {gigabytes(seen['predicted'])}, measured {gigabytes(seen['measured'])}"
+        body += html.hint(f"Memory{on}: {numbers} ({off:.0%} off).")
+    return body
+
+
+def autopsy_of(events: Sequence[Event]) -> dict[str, Any] | None:
+    """What is known of a run that died of memory, where its last word says so."""
+    found = (last(list(events), "started", *FINAL) or {}).get("autopsy")
+    return found if isinstance(found, dict) else None
+
+
+def autopsy(found: Mapping[str, Any]) -> str:
+    """Why a run died of memory: when, how much was expected and taken, and who else held the GPU."""
+    values = [("when", str(found.get("phase") or "")), ("step", _plain(found.get("step")))]
+    values += [(key, _size(found.get(key))) for key in ("predicted", "measured")]
+    values += [("the card has", _size(found.get("total"))), ("free at the end", _size(found.get("free")))]
+    body = '<h3 class="part">Out of memory: what happened</h3>' + html.tiles([value for value in values if value[1]])
+    held = [one for one in found.get("held_by") or [] if isinstance(one, dict)]
+    if not held:
+        return body + html.hint("No other program was seen holding memory of the GPU.")
+    rows = [(one.get("name", ""), one.get("pid", ""), _size(one.get("bytes"))) for one in held]
+    return body + html.hint("What else held the GPU:") + html.table(("program", "pid", "memory"), rows, numbers=(1, 2))
+
+
+def retries(found: Mapping[str, Any]) -> list[Offer]:
+    """The changes of an autopsy to show, best first."""
+    return offers(found.get("changes") or [], MOST_RETRIES)
+
+
+def _style(plan: MemoryPlan) -> str:
+    return {"fits": "fits", "tight": "tight", "does not fit": "over"}[plan.verdict]
+
+
+def _size(value: Any) -> str:
+    return gigabytes(value) if isinstance(value, int) and value > 0 else ""
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

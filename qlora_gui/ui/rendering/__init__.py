@@ -1,0 +1,1 @@
+"""What several views draw: HTML with everything escaped, and line charts."""

@@ -1,0 +1,103 @@
+"""What the panel of a run shows, as HTML: drawn once a second at most, for all pages that follow the run."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from qlora_gui.errors import UserError
+from qlora_gui.diagnostics import Finding
+from qlora_gui.runs import events
+from qlora_gui.runs.events import Event
+from qlora_gui.runs.store import Run
+from qlora_gui.ui import evaluation_views, findings, memory_views, views
+from qlora_gui.ui.rendering import html
+from qlora_gui.ui.runs import index
+
+_LOG_LINES = 40
+_MOST_RUNS = 8
+
+
+class Drawing:
+    """One run as it was in one moment; what is drawn of it is made when it is first asked for.
+
+    `face` and `log_size` change with what there is to draw: without and with the log.
+    """
+
+    def __init__(self, run: Run, state: str):
+        self.run, self.state, self.live = run, state, state in views.LIVE
+        events_size, self.log_size = (
+            path.stat().st_size if path.exists() else 0 for path in (run.events_file, run.log_file)
+        )
+        self.reading = index.reading(run)
+        self.face = f"{run.id} {state} {events_size} {self.reading}"
+        self.can_resume = state != "finished" and run.last_checkpoint() is not None
+        self.has_adapter = run.has_adapter()
+
+    @cached_property
+    def events(self) -> Sequence[Event]:
+        return events.tail(self.run.events_file) if self.reading else self.run.events()[0]
+
+    @cached_property
+    def log(self) -> str:
+        return html.log(self.run.log_tail(_LOG_LINES))
+
+    @cached_property
+    def head(self) -> str:
+        return views.headline(self.run.id, self.state, self.events)
+
+    @cached_property
+    def told(self) -> str:
+        """What it does or how it ended, whether it fits, its latest numbers."""
+        doing = html.hint(views.stage(self.state, self.events)) if self.live else self._outcome()
+        told = (
+            html.hint(self.reading)
+            + memory_views.told(self.events)
+            + views.notes(self.events)
+            + views.not_all_told(self.events)
+        )
+        return self._strange() + doing + told + views.tiles(self.events)
+
+    @cached_property
+    def data(self) -> str:
+        return views.data_told(self.events)
+
+    @cached_property
+    def plots(self) -> str:
+        return views.curves(self.events)
+
+    @cached_property
+    def probes(self) -> str:
+        return evaluation_views.timeline(self.events)
+
+    @cached_property
+    def numbers(self) -> str:
+        return views.numbers(self.events)
+
+    @cached_property
+    def found(self) -> list[Finding]:
+        """What the doctor says."""
+        return [] if self.reading else findings.of_run(self.run, self.events)
+
+    def _strange(self) -> str:
+        """Why nothing is written into this run, and perhaps not all of it is read."""
+        try:
+            self.run.check_writable()
+        except UserError as error:
+            return html.note(str(error), bad=True)
+        return ""
+
+    def _outcome(self) -> str:
+        return views.outcome(
+            self.state, self.events, self.run.log_tail(1), self.can_resume, self.has_adapter, self.run.is_held_back()
+        )
+
+
+def of(run: Run) -> Drawing:
+    """The run as it is now, or while its state is the same as it was up to a second ago."""
+    return _of(run.path, run.state(), int(time.monotonic()))
+
+
+@lru_cache(_MOST_RUNS)
+def _of(path: Path, state: str, second: int) -> Drawing:
+    return Drawing(Run(path), state)

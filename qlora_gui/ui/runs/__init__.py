@@ -1,0 +1,1 @@
+"""The Runs tab: all runs in a table, one opened, several against each other."""

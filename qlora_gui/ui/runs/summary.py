@@ -1,0 +1,107 @@
+"""A run in one line, read from its folder; `index` keeps it until the run's files have changed."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation import job
+from qlora_gui.config import RunConfig
+from qlora_gui.runs.events import last
+from qlora_gui.runs.scan import Seen
+from qlora_gui.runs.store import Run
+
+WORDS = {"better": "better", "worse": "worse", "unclear": "not sure"}
+UNREAD = "…"
+COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Against its base", "Made")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a table shows of a run. `config` is None when its run.json cannot be read."""
+
+    id: str
+    state: str
+    config: RunConfig | None
+    step: int
+    before: float | None
+    after: float | None
+    adapter: bool
+    checkpoint: bool
+    place: int  # in the queue, 1 is next; 0 where it does not wait
+    verdict: str  # better, worse or unclear; "" where it was not evaluated
+    made: float
+    sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
+    read: bool = True  # else nothing is known yet but that it is there
+
+    @property
+    def change(self) -> float | None:
+        """From the loss before to the one after, in percent."""
+        return 100 * (self.after - self.before) / self.before if self.before and self.after is not None else None
+
+    @cached_property
+    def text(self) -> str:
+        """All cells, to be searched."""
+        return " ".join(map(str, self.row())).casefold()
+
+    def row(self) -> list[object]:
+        """The cells of `COLUMNS`."""
+        unknown = "(run.json is damaged)" if self.read else "…"
+        base, data = (self.config.base_model, self.config.dataset) if self.config else (unknown, "")
+        return [
+            self.id,
+            f"queued, {self.place}." if self.place else self.state,
+            Path(base).name,
+            Path(data).name,
+            self.step,
+            _rounded(self.before, 3),
+            _rounded(self.after, 3),
+            _rounded(self.change, 1),
+            WORDS.get(self.verdict, ""),
+            _made(self.made),
+        ]
+
+
+def _made(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OSError, OverflowError, ValueError):  # a file system may keep times that no calendar has
+        return ""
+
+
+def read(run: Run, seen: Seen) -> Summary:
+    """One run, read from its folder."""
+    events, _ = run.events()
+    try:
+        config = run.config()
+    except UserError:
+        config = None
+    evals = [event for event in events if event["kind"] == "eval"]
+    step = last(events, "step", "finished", "stopped")
+    evaluated = job.result(run)
+    return Summary(
+        id=run.id,
+        state=run.state(),
+        config=config,
+        step=step.get("step", 0) if step else 0,
+        before=evals[0]["loss"] if evals else None,
+        after=evals[-1]["loss"] if len(evals) > 1 else None,
+        adapter=run.has_adapter(),
+        checkpoint=run.last_checkpoint() is not None,
+        place=0,
+        verdict=evaluated["verdict"]["kind"] if evaluated else "",
+        made=seen.made,
+        sweep=run.sweep(),
+    )
+
+
+def unread(seen: Seen) -> Summary:
+    """What is known of a run before it is read."""
+    state = "stopping" if seen.stopping else "running"
+    state = state if seen.locked else "queued" if seen.queued else UNREAD
+    return Summary(seen.id, state, None, 0, None, None, False, False, 0, "", seen.made, read=False)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
