@@ -31,11 +31,11 @@ from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList  # noqa: E402
 from transformers.utils import logging as chatter  # noqa: E402
 
+from qlora_gui.data.special_tokens import Text  # noqa: E402
 from qlora_gui.inference import generate  # noqa: E402
 from qlora_gui.inference.columns import Columns  # noqa: E402
 from qlora_gui.inference.multi_lora import BASE  # noqa: E402
 from qlora_gui.inference.sampling import Decoding  # noqa: E402
-from qlora_gui.data.special_tokens import Text  # noqa: E402
 from qlora_gui.models import base as bases  # noqa: E402
 from qlora_gui.models import demo  # noqa: E402
 from qlora_gui.models import device as devices  # noqa: E402

@@ -25,12 +25,13 @@ warnings.filterwarnings("ignore")
 from machine import hardware, versions  # noqa: E402
 from transformers.utils import logging as chatter  # noqa: E402
 
+from qlora_gui.config import make  # noqa: E402
+from qlora_gui.data import load  # noqa: E402
+from qlora_gui.evaluation import job  # noqa: E402
+from qlora_gui.evaluation import run as evaluate  # noqa: E402
 from qlora_gui.inference import evidence  # noqa: E402
 from qlora_gui.inference.columns import Columns  # noqa: E402
-from qlora_gui.data import load  # noqa: E402
-from qlora_gui.evaluation import run as evaluate, job  # noqa: E402
 from qlora_gui.runs import launch  # noqa: E402
-from qlora_gui.config import make  # noqa: E402
 from qlora_gui.runs.store import RunStore  # noqa: E402
 
 TARGET = 2.0

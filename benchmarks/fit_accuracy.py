@@ -26,12 +26,12 @@ import torch  # noqa: E402
 from machine import hardware, versions  # noqa: E402
 from transformers.utils import logging as chatter  # noqa: E402
 
+from qlora_gui.config import make  # noqa: E402
 from qlora_gui.memory import budget, known_models  # noqa: E402
 from qlora_gui.memory import estimate as plans  # noqa: E402
 from qlora_gui.memory import model_shape as shapes  # noqa: E402
 from qlora_gui.models import base as bases  # noqa: E402
-from qlora_gui.config import make  # noqa: E402
-from qlora_gui.simulation import fake_model, __main__  # noqa: E402
+from qlora_gui.simulation import __main__, fake_model  # noqa: E402
 from qlora_gui.simulation.cuda_emulation import cuda_rules  # noqa: E402
 from qlora_gui.simulation.step import peak_of_step  # noqa: E402
 from tests import models  # noqa: E402

@@ -31,8 +31,8 @@ from torch import nn  # noqa: E402
 from transformers.loss.loss_utils import ForCausalLMLoss  # noqa: E402
 
 from qlora_gui.data.tokenization import IGNORED  # noqa: E402
-from qlora_gui.models import device as devices  # noqa: E402
 from qlora_gui.models import chunked_loss  # noqa: E402
+from qlora_gui.models import device as devices  # noqa: E402
 
 VOCABULARY = 250_880
 WAYS = ("stock", "trl", "ours")

@@ -31,8 +31,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the trainer's: a core is left for the pag
 import httpx  # noqa: E402
 from machine import hardware, versions  # noqa: E402
 
-from qlora_gui.runs import launch  # noqa: E402
 from qlora_gui.config import make  # noqa: E402
+from qlora_gui.runs import launch  # noqa: E402
 from qlora_gui.runs.store import Run, RunStore  # noqa: E402
 from tests.models import make_llama  # noqa: E402
 

@@ -11,13 +11,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from qlora_gui import hub
-from qlora_gui.data.formats import FormatName
+from qlora_gui import hub, settings_yaml
 from qlora_gui.errors import UserError
-from qlora_gui import settings_yaml
 from qlora_gui.system import files
 
 Settings = TypeVar("Settings", bound=BaseModel)
+FormatName = Literal[
+    "auto", "alpaca", "messages", "sharegpt", "prompt-completion", "text"
+]  # data/formats.py reads them
 PRESETS = Path(__file__).parent / "presets"
 GROUPS = ("What to train", "LoRA", "Quantization", "Schedule", "Optimizer", "Memory", "Several GPUs", "Logging")
 

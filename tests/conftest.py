@@ -16,8 +16,8 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from qlora_gui import hub
-from qlora_gui.runs import launch
 from qlora_gui.config import make
+from qlora_gui.runs import launch
 from qlora_gui.runs.store import Run, RunStore
 from tests import attacks
 

@@ -12,17 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qlora_gui import config as configs
+from qlora_gui import report
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
-from qlora_gui import report
 from qlora_gui.memory import known_models
-from qlora_gui import config as configs
 from qlora_gui.runs import bounded_reading, sweep
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import run_view
-from qlora_gui.ui.train import form, preview
-from qlora_gui.ui.runs import index
 from qlora_gui.ui.app import build_app
+from qlora_gui.ui.runs import index
+from qlora_gui.ui.train import form, preview
 
 
 class Watch:

@@ -6,10 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from qlora_gui import config as configs
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
 from qlora_gui.memory.estimate import plan
-from qlora_gui import config as configs
 from tests import on_null_card
 
 ROOT = Path(__file__).parents[1]

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Bits
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qlora_gui.cli import main
+from qlora_gui.config import RunConfig, make
 from qlora_gui.data import collate, tokenization
 from qlora_gui.data.tokenization import IGNORED
 from qlora_gui.errors import UserError
-from qlora_gui.models import attention, causality, context, lora, lora_targets, chunked_loss, norms, supported
+from qlora_gui.models import attention, causality, chunked_loss, context, lora, lora_targets, norms, supported
 from qlora_gui.models import base as bases
-from qlora_gui.config import RunConfig, make
-from qlora_gui.training import setup
 from qlora_gui.simulation import __main__
+from qlora_gui.training import setup
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

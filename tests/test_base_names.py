@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui.cli import compare
-from qlora_gui.inference.columns import Columns
 from qlora_gui.errors import UserError
+from qlora_gui.inference.columns import Columns
 from qlora_gui.runs import base_names
 from qlora_gui.runs.store import Run
 
@@ -84,8 +83,8 @@ def from_elsewhere(run: Run, folder: Path, named: str) -> Path:
 def test_the_base_is_the_one_that_was_named(bloom: Path, bloom_runs: dict[str, Run], tmp_path: Path) -> None:
     lost = from_elsewhere(bloom_runs["none"], tmp_path / "lost", "/home/other/my-base")
     with pytest.raises(UserError, match=r"'/home/other/my-base', a folder that is not on this machine: .*--base"):
-        compare.base_of([lost])
-    found = compare.base_of([lost], str(bloom))
+        client.base_of([lost])
+    found = client.base_of([lost], str(bloom))
     assert found == {"base_model": str(bloom), "revision": "", "chosen": True}
     key = (str(bloom), "", "nf4", True)
     with pytest.raises(UserError, match=r"was trained on /home/other/my-base, not on .*--base"):

@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qlora_gui.inference import adapter_file
-from qlora_gui.data import load, turns
-from qlora_gui.errors import UserError
-from qlora_gui.memory import model_shape
-from qlora_gui.models import base as bases
 from qlora_gui import config as configs
 from qlora_gui import settings_yaml
-from qlora_gui.runs import sweep
 from qlora_gui.config import make
+from qlora_gui.data import load, turns
+from qlora_gui.errors import UserError
+from qlora_gui.inference import adapter_file
+from qlora_gui.memory import model_shape
+from qlora_gui.models import base as bases
+from qlora_gui.runs import sweep
 from qlora_gui.runs.launch import child_environment
 from qlora_gui.runs.store import RunStore
 from tests.attacks import Attempts

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui.cli import main
 from qlora_gui import hardware, hub, nvidia
-from qlora_gui.check import client, tolerances, machine
+from qlora_gui.check import client, machine, tolerances
 from qlora_gui.check.lines import Line, for_an_issue, verdict, without_names
 from qlora_gui.check.numbers import Numbers
+from qlora_gui.cli import main
+from qlora_gui.config import make
 from qlora_gui.memory import budget, known_models, run_time
 from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.run_time import LayerSpeed, Speed
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui.train import check_panel
 
@@ -170,7 +170,9 @@ def test_an_estimate_follows_from_the_speed_of_a_layer(monkeypatch: pytest.Monke
     assert found.tokens and found.seconds == pytest.approx(found.tokens / found.tokens_per_second, rel=1e-3)
     again = run_time.estimate(config, shape, plan(config, shape, here, checkpointing="all"))
     assert again is not None and 1.4 < found.tokens_per_second / again.tokens_per_second < 1.5
-    assert run_time.estimate(config, shape, plan(config, shape, budget.card(16))) is None  # another card was not measured
+    assert (
+        run_time.estimate(config, shape, plan(config, shape, budget.card(16))) is None
+    )  # another card was not measured
     assert str(found).startswith("Time: about ") and "tokens/s" in str(found)
     assert LayerSpeed(4096, 1, 100.0, 1.0).at(100) == pytest.approx(50)
     hub_data = config.model_copy(update={"dataset": "owner/rows"})

@@ -18,13 +18,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
+from qlora_gui.data.special_tokens import Text
+from qlora_gui.errors import UserError
 from qlora_gui.inference import adapter_file, clean_base, generate, priority
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE, _blocks
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data.special_tokens import Text
-from qlora_gui.errors import UserError
 from qlora_gui.models import base as bases
 from qlora_gui.runs.store import Run
 

@@ -13,12 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from qlora_gui.cli import compare
+from qlora_gui.data import chat_template
+from qlora_gui.errors import UserError
 from qlora_gui.inference import peft_lane
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data import chat_template
-from qlora_gui.errors import UserError
 from qlora_gui.models import base as bases
 
 GREEDY = Decoding(greedy=True, max_new_tokens=24)

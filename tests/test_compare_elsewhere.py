@@ -10,8 +10,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_gui.inference.columns import Columns
 from qlora_gui.errors import UserError
+from qlora_gui.inference.columns import Columns
 from qlora_gui.models import base as bases
 from qlora_gui.models import text_part
 from tests.models import CHATML, make_tokenizer

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedTokenizerFast
 
-from qlora_gui.inference import score, model_probe as reading
-from qlora_gui.inference.columns import Columns
-from qlora_gui.inference.sampling import Decoding
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
+from qlora_gui.inference import model_probe, score
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
 from tests.models import CHATML, make_tokenizer
 
 NEW = 10
@@ -328,4 +328,4 @@ def test_rounding_is_judged_by_the_weights_where_logits_are_of_a_finer_format() 
     logits = model(input_ids=torch.arange(1, 9)[None]).logits[0, -1]
     assert logits.dtype == torch.float32
     nearly, other = logits * (1 + 1e-3), logits * 1.1
-    assert reading._equal(model, nearly, logits) and not reading._equal(model, other, logits)
+    assert model_probe._equal(model, nearly, logits) and not model_probe._equal(model, other, logits)

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_gui.data import collate, row_stats, load, splits, tokenization
+from qlora_gui.data import collate, load, row_stats, splits, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
 from qlora_gui.models.base import load_tokenizer
@@ -140,7 +140,9 @@ def test_the_shipped_demo_has_rows_enough_and_no_row_twice() -> None:
         assert ticket["order"] is None or ticket["order"] in row["messages"][0]["content"]
 
 
-def encode(example: dict[str, Any], tokenizer: Any, max_length: int = 512, control: bool = False) -> tokenization.Encoded:
+def encode(
+    example: dict[str, Any], tokenizer: Any, max_length: int = 512, control: bool = False
+) -> tokenization.Encoded:
     """The one row of an example."""
     (row,) = tokenization.encode(example, Chat(tokenizer, control=control), max_length, tokenization.Report())
     return row
@@ -178,7 +180,8 @@ def test_only_the_assistants_tokens_and_their_eos_are_learned_in_every_turn(llam
         encoded = encode({"messages": CONVERSATION, "row": 1}, tokenizer)
         assert supervised_text(encoded, tokenizer) == [f"It ships today.{eos}", f"Tomorrow, as promised.{eos}"]
         assert all(
-            label in (tokenization.IGNORED, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
+            label in (tokenization.IGNORED, token)
+            for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
         )
 
 

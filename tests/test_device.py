@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui.cli import main
 from qlora_gui import hardware, nvidia, torch_view
+from qlora_gui.cli import main
+from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.memory import budget, cpu_guard
 from qlora_gui.nvidia import Gpu
 from qlora_gui.runs import gpus, launch
-from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.torch_view import Card, View
-from qlora_gui.ui.train import memory_panel, form
 from qlora_gui.ui import header as headers
+from qlora_gui.ui.train import form, memory_panel
 
 GIB = 2**30
 T4 = Card(0, "Tesla T4", 15 * GIB, 14 * GIB, "aaaa1111-0000", "0000:04:00.0", "7.5")

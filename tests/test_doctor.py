@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from qlora_gui import config as configs
 from qlora_gui import diagnostics
+from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import Finding, adapter, answers, curves, data, settings
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
 from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui import config as configs
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, findings
 from tests.conftest import train, wait_until_ended

@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from qlora_gui.inference.client import CompareClient
-from qlora_gui.inference.sampling import Decoding
+from qlora_gui.config import make
 from qlora_gui.data import template_renderer
 from qlora_gui.data.template_renderer import EndlessTemplate, Renderer, TemplateError
 from qlora_gui.errors import UserError
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs import launch
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui.train import preview
 from tests.attacks import Attempts

@@ -13,13 +13,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from qlora_gui.cli import main
-from qlora_gui.inference import decode, evidence, generate, score, model_probe
+from qlora_gui.data import load, tokenization
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation import job, metrics, verdict, wording
+from qlora_gui.evaluation import run as evaluate
+from qlora_gui.inference import decode, evidence, generate, model_probe, score
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data import load as read, tokenization
-from qlora_gui.errors import UserError
-from qlora_gui.evaluation import run as evaluate, job, metrics, verdict, wording
 from qlora_gui.models import base as bases
 from qlora_gui.runs import launch
 from qlora_gui.runs.events import EventLog
@@ -42,7 +43,7 @@ def columns(bloom: Path, bloom_runs: dict[str, Run]) -> Columns:
 @pytest.fixture(scope="module")
 def encoded(columns: Columns) -> list[tokenization.Encoded]:
     assert columns.base
-    found, _ = tokenization.encode_all((read.load("demo").held_out or [])[:ROWS], columns.chat(None), 256)
+    found, _ = tokenization.encode_all((load.load("demo").held_out or [])[:ROWS], columns.chat(None), 256)
     assert len(found) == ROWS
     return found
 
@@ -114,7 +115,7 @@ def test_mixed_losses_equal_those_of_clean_models(
 
 def test_answers_are_those_of_compare(columns: Columns, measured: dict[int, dict[str, Any]]) -> None:
     """Rows that leave the batch, and prompts read together with their references, change no answer."""
-    examples = (read.load("demo").held_out or [])[:ROWS]
+    examples = (load.load("demo").held_out or [])[:ROWS]
     differ = 0
     for number, example in enumerate(examples):
         said = [""] * 4
@@ -195,7 +196,7 @@ def test_probes_are_answered_at_every_measurement(llama_run: Run) -> None:
         == [event["step"] for event in events if event["kind"] == "eval"]
         == [0, 3, 6]
     )
-    held_out = read.load("demo").held_out or []
+    held_out = load.load("demo").held_out or []
     for event in probes:
         assert [one["prompt"] for one in event["answers"]] == [row["messages"][-2]["content"] for row in held_out[:2]]
     assert len({json.dumps(event["answers"]) for event in probes}) > 1  # six steps at 3e-3 change a small model
@@ -219,7 +220,7 @@ def test_evaluating_in_a_child_writes_beside_the_adapter(llama_run: Run, tmp_pat
         time.sleep(0.2)
     assert job.state(llama_run) == job.State(False, share=1.0), (llama_run.path / "evaluate.log").read_text()
     found = job.result(llama_run)
-    assert found and found["loss"]["rows"] == len(read.load("demo").held_out or [])
+    assert found and found["loss"]["rows"] == len(load.load("demo").held_out or [])
     assert found["loss"]["low"] <= found["loss"]["difference"] <= found["loss"]["high"]
     end = llama_run.events()[0][-1]
     assert (found["loss"]["difference"] < 0) == (end["loss_after"] < end["loss_before"])
@@ -294,7 +295,7 @@ def test_faulty_rows_of_other_data_are_left_out_where_one_asks_and_what_is_not_u
 
 
 def test_foreign_answers_follow_other_prompts() -> None:
-    examples = read.load("demo").held_out or []
+    examples = load.load("demo").held_out or []
     found = evaluate.foreign(examples)
     assert len(found) == len(examples)
     for own, other in zip(examples, found, strict=True):

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.cli import sweep
-from qlora_gui.inference import adapter_file
-from qlora_gui.errors import UserError
 from qlora_gui import diagnostics, report
-from qlora_gui.evaluation import job
-from qlora_gui.runs import event_shapes, events
+from qlora_gui.cli import sweep
 from qlora_gui.config import make
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation import job
+from qlora_gui.inference import adapter_file
+from qlora_gui.runs import event_shapes, events
+from qlora_gui.runs.event_text import describe
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.runs.event_text import describe
-from qlora_gui.ui import run_view, evaluation_views, findings, memory_views, views
+from qlora_gui.ui import evaluation_views, findings, memory_views, run_view, views
 from qlora_gui.ui.runs import comparison
 from qlora_gui.ui.runs.index import summaries
 from tests.attacks import Attempts

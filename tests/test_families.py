@@ -18,9 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from qlora_gui.evaluation import job
+from qlora_gui.evaluation import run as evaluate
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.evaluation import run as evaluate, job
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from tests import tokenizers

@@ -10,19 +10,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from qlora_gui.inference.columns import Columns
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data import load, tokenization as tokens
+from qlora_gui.config import make
+from qlora_gui.data import load, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
-from qlora_gui.training import preview
 from qlora_gui.models import vocabulary
 from qlora_gui.runs import launch
-from qlora_gui.config import make
 from qlora_gui.runs.events import Silent
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.training import setup
+from qlora_gui.training import preview, setup
 from tests.conftest import TINY, train, wait_until_ended
 
 
@@ -92,7 +91,7 @@ def test_a_token_without_an_embedding_is_a_sentence(llama: Path, store: RunStore
     assert not [event for event in run.events()[0] if event["kind"] in ("base", "eval", "step")]
 
     found, tokenizer = bases.locate(str(base)), bases.load_tokenizer(base)
-    rows, _ = tokens.encode_all(load.load("demo", limit=3).train, Chat(tokenizer, control=True), 192, "<|new|>")
+    rows, _ = tokenization.encode_all(load.load("demo", limit=3).train, Chat(tokenizer, control=True), 192, "<|new|>")
     with pytest.raises(UserError) as again:
         setup.prepare(config, found, tokenizer, rows, torch.device("cpu"), Silent(), print)
     assert str(again.value) == str(error.value)

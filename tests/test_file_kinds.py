@@ -10,12 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from qlora_gui.config import make
 from qlora_gui.data import load
 from qlora_gui.data.bad_rows import FaultyRows
 from qlora_gui.errors import UserError
-from qlora_gui.config import make
-from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.runs.event_text import data_remarks, data_warnings
+from qlora_gui.runs.training_rows import rows_of
 
 ROW = {"instruction": "Hi", "output": "Hello"}
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.errors import UserError
+from qlora_gui import config as configs
 from qlora_gui.cache import Entry
+from qlora_gui.errors import UserError
 from qlora_gui.memory import advice, budget, known_models
 from qlora_gui.memory.calibration import Calibration
 from qlora_gui.memory.estimate import MemoryPlan, plan
-from qlora_gui import config as configs
-from qlora_gui.ui.runs import cache
 from qlora_gui.ui import memory_views, views
+from qlora_gui.ui.runs import cache
 from qlora_gui.ui.train.memory_panel import Shapes
 
 NASTY = "<script>alert('x')</script> & \"q\""

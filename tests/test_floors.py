@@ -10,50 +10,53 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors"},
     {"system"},
-    {"hub", "nvidia", "plain_files", "children"},
-    {"torch_view"},
+    {"hub", "nvidia", "plain_files", "children", "settings_yaml"},
+    {"files", "locks", "cache", "torch_view", "config"},
     {"hardware"},
-    {"kept"},
     {"data"},
-    {"runs", "compare.settings"},
+    {"runs", "inference.sampling"},
+    {"simulation.client"},
     {"memory"},
-    {"model"},
-    {"training", "compare"},
-    {"compare.client"},
-    {"compare.batch"},
-    {"judge", "check.lines"},
-    {"check", "check.machine"},
+    {"models"},
+    {"simulation"},
+    {"training", "inference"},
+    {"inference.client"},
+    {"evaluation", "check.lines"},
+    {"diagnostics", "preferences"},
+    {"check", "check.machine", "report"},
     {"check.client"},
-    {"headless", "headless_check", "headless_evaluate", "headless_report", "headless_sweep", "fit", "ui"},
-    {"cli"},
+    {"cli", "ui"},
+    {"cli.main"},
 ]
 FRONT = {
     "errors",
     "system",
     "hub",
     "nvidia",
-    "torch_view",
-    "hardware",
-    "kept",
     "plain_files",
     "children",
+    "settings_yaml",
+    "files",
+    "locks",
+    "cache",
+    "torch_view",
+    "config",
+    "hardware",
     "runs",
+    "inference.sampling",
+    "simulation.client",
     "memory",
-    "compare.settings",
-    "compare.client",
-    "compare.batch",
+    "inference.client",
+    "evaluation",
+    "diagnostics",
+    "preferences",
+    "report",
     "check.lines",
     "check.machine",
     "check.client",
-    "judge",
-    "headless",
-    "headless_check",
-    "headless_evaluate",
-    "headless_report",
-    "headless_sweep",
-    "fit",
     "ui",
     "cli",
+    "cli.main",
 }
 MODEL_STACK = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 
@@ -127,7 +130,7 @@ def test_front_and_back_keep_apart() -> None:
         if place(module) in FRONT | {"data"} and module != "qlora_gui.data.collate" and packages & MODEL_STACK:
             wrong.append(f"{module} imports {packages & MODEL_STACK}")
         if place(module) in FRONT:
-            back = {other for other in inner(names) if place(other) in {"model", "training", "compare"}}
+            back = {other for other in inner(names) if place(other) in {"models", "training", "inference", "simulation", "check"}}
             back |= inner(names) & {"qlora_gui.data.collate"}
             back -= {"qlora_gui.inference"}
             wrong += [f"{module} imports {other}" for other in back]
@@ -148,7 +151,7 @@ def test_files_stay_small() -> None:
 def test_the_pages_process_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from qlora_gui import cli, headless\n"
+        "from qlora_gui.cli import main, train\n"
         "from qlora_gui.runs.store import RunStore\n"
         "from qlora_gui.ui.app import build_app\n"
         f"build_app(RunStore({str(tmp_path)!r}))\n"

@@ -19,18 +19,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from qlora_gui import config as configs
+from qlora_gui.config import RunConfig
+from qlora_gui.data import load, row_stats, tokenization
+from qlora_gui.data.chat import Chat
+from qlora_gui.errors import UserError
 from qlora_gui.inference import adapter_file, clean_base
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import RowAdapters
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data import row_stats, load, tokenization
-from qlora_gui.data.chat import Chat
-from qlora_gui.errors import UserError
-from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.models.base import load_tokenizer
-from qlora_gui import config as configs
+from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs import events, sweep
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import train
 
@@ -213,7 +213,9 @@ def test_data_files(
         assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
     turns = report.turns()
     assert turns["present"] == sum(turns[name] for name in ("learned", "context_only", "cut", "lost"))
-    assert all(isinstance(sentence, str) for sentence in row_stats.sentences(row_stats.of(kept, report, chat, found.format)))
+    assert all(
+        isinstance(sentence, str) for sentence in row_stats.sentences(row_stats.of(kept, report, chat, found.format))
+    )
 
 
 @many

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from qlora_gui.config import RunConfig, make
 from qlora_gui.errors import UserError
 from qlora_gui.runs import accelerate_config, launch, queue
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import RunStore
 from tests.attacks import Attempts
 from tests.conftest import TINY
@@ -161,7 +161,9 @@ def test_only_known_settings_are_passed_on(tmp_path: Path, attempt: Attempts) ->
     file = tmp_path / "config.yaml"
     plain = {"distributed_type": "MULTI_GPU", "num_processes": 2}
     hostile = _hostile(1)
-    assert len(hostile) > 50 and accelerate_config._PASSED_ON.keys() | accelerate_config._IDLE.keys() <= hostile.keys() | {
+    assert len(
+        hostile
+    ) > 50 and accelerate_config._PASSED_ON.keys() | accelerate_config._IDLE.keys() <= hostile.keys() | {
         "dynamo_backend"
     }
     for name, value in hostile.items():

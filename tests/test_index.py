@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qlora_gui.runs import derived_cache, events, queue, scan
 from qlora_gui.config import make
+from qlora_gui.runs import derived_cache, events, queue, scan
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import header
 from qlora_gui.ui.app import build_app
-from qlora_gui.ui.runs import index, table as runs_table
+from qlora_gui.ui.runs import index
+from qlora_gui.ui.runs import table as runs_table
 from qlora_gui.ui.runs.index import summaries
 from tests.many import LONG, make_runs
 
@@ -74,7 +75,9 @@ def test_with_and_without_the_cache_it_says_the_same(runs: RunStore, monkeypatch
         assert anew(runs) == whole and len(read) == 60
     derived_cache.keep(file.name, {"knobs": ["of another version"], "runs": {}})
     assert anew(runs) == whole
-    derived_cache.keep(file.name, {"knobs": list(make({}).model_dump()), "runs": {"run-0001": [[1], {"id": 3}], "x": 5}})
+    derived_cache.keep(
+        file.name, {"knobs": list(make({}).model_dump()), "runs": {"run-0001": [[1], {"id": 3}], "x": 5}}
+    )
     assert anew(runs) == whole
     place = derived_cache.folder()
     shutil.rmtree(place)

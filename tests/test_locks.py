@@ -12,10 +12,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from qlora_gui.errors import UserError
-from qlora_gui.runs import launch
 from qlora_gui import locks
 from qlora_gui.config import make
+from qlora_gui.errors import UserError
+from qlora_gui.runs import launch
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import files
 from tests.conftest import TINY, wait_until_ended

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from qlora_gui.inference import score
-from qlora_gui.inference.sampling import Decoding
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import Prompt
+from qlora_gui.inference import score
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
 from qlora_gui.models import rope
 from qlora_gui.runs.store import RunStore

@@ -13,19 +13,20 @@ from pathlib import Path
 import filelock
 import pytest
 
+from qlora_gui import locks
+from qlora_gui import report as reports
 from qlora_gui.check import machine
+from qlora_gui.cli.report import report
+from qlora_gui.config import make
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation import job
+from qlora_gui.evaluation import run as evaluate
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
-from qlora_gui.cli.report import report
-from qlora_gui.evaluation import run as evaluate, job
-from qlora_gui import report as reports
-from qlora_gui.report import collect
-from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.memory import calibration
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
+from qlora_gui.report import collect
 from qlora_gui.runs import events, launch, queue, scan
-from qlora_gui import locks
-from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions, header

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_gui import hub
+from qlora_gui.config import RunConfig, make, resolve
 from qlora_gui.errors import UserError
 from qlora_gui.memory import advice, budget, calibration, known_models, model_shape, step_sizes, terms
-from qlora_gui.simulation import client
 from qlora_gui.memory.estimate import LEVELS, choose_checkpointing, plan, verdict_of
-from qlora_gui.config import RunConfig, make, resolve
+from qlora_gui.simulation import client
 
 GIB = 2**30
 HUGE = budget.card(10_000)
@@ -168,7 +168,9 @@ def test_a_size_per_layer_counts_by_its_largest() -> None:
         model_shape.read({"model_type": "llama", **TINY, "intermediate_size": ["wide"]})
 
 
-def a_step(config: RunConfig, of: model_shape.Shape, way: step_sizes.Way = "ours", checkpointing: str = "all") -> step_sizes.Step:
+def a_step(
+    config: RunConfig, of: model_shape.Shape, way: step_sizes.Way = "ours", checkpointing: str = "all"
+) -> step_sizes.Step:
     return step_sizes.of(config, of, HUGE, config.batch_size, config.max_length, way, checkpointing)
 
 
@@ -480,7 +482,10 @@ def test_a_shape_comes_from_a_folder_the_cache_or_the_table(
 
 
 def test_smaller_bases_keep_their_kind() -> None:
-    assert known_models.smaller("Qwen/Qwen2.5-3B-Instruct") == ["Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"]
+    assert known_models.smaller("Qwen/Qwen2.5-3B-Instruct") == [
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+    ]
     assert known_models.smaller("bigscience/bloom-560m") == known_models.smaller("demo") == []
 
 

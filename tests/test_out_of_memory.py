@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qlora_gui.config import RunConfig, make
 from qlora_gui.data import collate
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import GIB, card
 from qlora_gui.memory.estimate import choose_checkpointing
 from qlora_gui.models import device as devices
 from qlora_gui.runs import events, launch
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training import __main__ as program
-from qlora_gui.training import oom, preflight, limit
+from qlora_gui.training import limit, oom, preflight
 from qlora_gui.training.trainer import arguments
 from tests.conftest import TINY, train, wait_until_ended
 from tests.test_step import config_of, rows_of, trainable

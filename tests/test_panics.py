@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from qlora_gui.runs import launch
 from qlora_gui.config import make
+from qlora_gui.runs import launch
 from qlora_gui.runs.store import RunStore
 from tests.conftest import TINY, wait_until_ended
 

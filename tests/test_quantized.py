@@ -13,8 +13,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from qlora_gui.cli import main
 from qlora_gui import cache as kept
+from qlora_gui.cli import main
 from qlora_gui.errors import UserError
 from qlora_gui.models import base as bases
 from qlora_gui.models import demo, quantized_cache

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qlora_gui import locks
 from qlora_gui.cli import sweep
+from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch, queue
-from qlora_gui import locks
-from qlora_gui.config import make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import run_view
 from qlora_gui.ui.runs import index

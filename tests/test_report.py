@@ -12,14 +12,15 @@ import gradio as gr
 import pytest
 from markdown_it import MarkdownIt
 
-from qlora_gui.errors import UserError
 from qlora_gui.cli.report import report
+from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
 from qlora_gui.evaluation import stats, stored, verdict
-from qlora_gui.report import comparability, collect, markdown, observations, html, plot, text as words, written
+from qlora_gui.preferences.votes import Column, Vote, VoteLog
+from qlora_gui.report import collect, comparability, html, markdown, observations, plot, written
+from qlora_gui.report import text as words
 from qlora_gui.report.blocks import Answer, SideBySide, Table
 from qlora_gui.report.facts import Experiment, Observation
-from qlora_gui.preferences.votes import Column, Vote, VoteLog
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.curves import Series
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore

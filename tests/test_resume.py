@@ -13,7 +13,8 @@ import pytest
 
 from qlora_gui.data.load import DEMO
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import run as evaluate, job
+from qlora_gui.evaluation import job
+from qlora_gui.evaluation import run as evaluate
 from qlora_gui.runs import changes, checkpoints, launch, queue
 from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, last

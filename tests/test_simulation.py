@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_gui.errors import UserError
-from qlora_gui.simulation import client
-from qlora_gui.models import attention, lora_kernel, lora, chunked_loss as loss, norms
-from qlora_gui.models import base as bases
 from qlora_gui.config import RunConfig, make
-from qlora_gui.simulation import fake_model, __main__
+from qlora_gui.errors import UserError
+from qlora_gui.memory import simulated_step
+from qlora_gui.models import attention, lora, lora_kernel, norms
+from qlora_gui.models import base as bases
+from qlora_gui.models import chunked_loss as loss
+from qlora_gui.simulation import __main__, client, fake_model
 from qlora_gui.simulation.cuda_emulation import cuda_rules
-from qlora_gui.simulation.step import backward, make_optimizer, peak_of_step
 from qlora_gui.simulation.live_bytes import LiveBytes
+from qlora_gui.simulation.step import backward, make_optimizer, peak_of_step
 
 ROWS, LENGTH, LAYERS = 2, 96, 3
 MANY = 9  # layers; few are up to 7
@@ -197,10 +198,10 @@ def test_lora_costs_16_bytes_a_parameter_while_gradients_exist() -> None:
 def test_experiment_2_the_stock_way_and_ours() -> None:
     """BLOOM-7B1 at 4 x 1024 in the real child: 16 GB are too little for the stock way, and enough for ours."""
     config = make({"rank": 20, "bias": "all", "gradient_checkpointing": "all"})
-    ours = client.simulate(BLOOM_7B, config, 4, 1024)
+    ours = simulated_step.simulate(BLOOM_7B, config, 4, 1024)
     assert ours.resident < ours.peak == max(ours.phases.values()) == ours.phases[ours.peak_in] < 8 * 2**30
     question = {"base": BLOOM_7B, "config": config.model_dump(), "rows": 4, "length": 1024, "way": "stock"}
-    stock = json.loads(client._start("simulate", question).stdout)
+    stock = json.loads(client._start(client.STEP, question).stdout)
     assert stock["peak"] > 20 * 2**30 and stock["peak_in"] == "loss"
     assert stock["ram"] < 2e9  # of the child itself
 
@@ -208,15 +209,15 @@ def test_experiment_2_the_stock_way_and_ours() -> None:
 @pytest.mark.slow
 def test_an_answer_is_kept_by_all_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     base = SIZES | KINDS["llama"]
-    first = client.simulate(base, run_of(), ROWS, LENGTH)
+    first = simulated_step.simulate(base, run_of(), ROWS, LENGTH)
     (kept,) = client.folder().iterdir()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/no/such/python")
-        assert client.simulate(base, run_of(name="another", learning_rate=1e-5), ROWS, LENGTH) == first
+        assert simulated_step.simulate(base, run_of(name="another", learning_rate=1e-5), ROWS, LENGTH) == first
         with pytest.raises(OSError):
-            client.simulate(base, run_of(rank=8), ROWS, LENGTH)
+            simulated_step.simulate(base, run_of(rank=8), ROWS, LENGTH)
     kept.write_text("{")
-    assert client.simulate(base, run_of(), ROWS, LENGTH) == first
+    assert simulated_step.simulate(base, run_of(), ROWS, LENGTH) == first
     assert json.loads(kept.read_text())["peak"] == first.peak
 
 
@@ -226,5 +227,5 @@ def test_what_cannot_be_simulated_is_a_sentence() -> None:
     with pytest.raises(UserError, match="query_key_value"):
         __main__.simulate(KINDS["bloom"], run_of(target_modules="q_proj"), 1, 32)
     with pytest.raises(UserError, match="divisible") as caught:
-        client.simulate(KINDS["bloom"] | {"n_head": 7}, run_of(), 1, 32)
+        simulated_step.simulate(KINDS["bloom"] | {"n_head": 7}, run_of(), 1, 32)
     assert "\n" not in str(caught.value) and not list(client.folder().glob("*"))

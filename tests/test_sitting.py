@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
-from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import Run
 from qlora_gui.ui.compare import vote_views
-from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.compare.blind_session import Plan, Sitting, as_text, parse
+from qlora_gui.ui.compare.session import Session
 from tests.test_statistics import BASE, LYNX, OTTER, vote
 
 NASTY = "<script>alert('x')</script> & \"q\""

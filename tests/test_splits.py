@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.data import splits
 from qlora_gui.config import make
+from qlora_gui.data import splits
 from qlora_gui.runs.training_rows import rows_of
 
 

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import stats as statistics, verdict
+from qlora_gui.evaluation import stats as statistics
+from qlora_gui.evaluation import verdict
 from qlora_gui.preferences.bradley_terry import rate
 from qlora_gui.preferences.pairwise import more_votes, tally
 from qlora_gui.preferences.votes import BAD, TIE, Column, Vote

@@ -14,12 +14,14 @@ from torch.nn import functional
 from transformers import GenerationConfig, TrainingArguments, set_seed
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
-from qlora_gui.data import collate as batches, load as read, tokenization
+from qlora_gui.config import RunConfig, make
+from qlora_gui.data import collate as batches
+from qlora_gui.data import load as read
+from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
-from qlora_gui.models import attention, lora_kernel, lora, chunked_loss, norms
+from qlora_gui.models import attention, chunked_loss, lora, lora_kernel, norms
 from qlora_gui.models import base as bases
 from qlora_gui.runs import events
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.conftest import TINY
@@ -156,7 +158,9 @@ def test_the_chunked_loss_equals_cross_entropy(vocabulary: int, monkeypatch: pyt
     one, other = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
     ours = chunked_loss.summed_loss(one, weight, bias, labels)
     logits = functional.linear(other, weight.double(), bias.double())[:, :-1].flatten(0, 1)
-    theirs = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=tokenization.IGNORED, reduction="sum")
+    theirs = functional.cross_entropy(
+        logits, labels[:, 1:].flatten(), ignore_index=tokenization.IGNORED, reduction="sum"
+    )
     (ours * 3).backward()
     (theirs * 3).backward()
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from qlora_gui import hardware, hub
+from qlora_gui.config import make
 from qlora_gui.data import load
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.runs import disk_reserve
 from qlora_gui.runs import store as stores
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui.train import form
 from qlora_gui.ui.runs.index import summaries
+from qlora_gui.ui.train import form
 
 
 @pytest.mark.parametrize("named", ["/" + "x" * 300, "~nobody-at-all/x", "/a\0b", "x" * 5000])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from qlora_gui.config import make
 from qlora_gui.memory import model_shape as shapes
 from qlora_gui.memory import step_sizes as steps
 from qlora_gui.memory import terms
 from qlora_gui.memory.budget import Budget
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from tests.conftest import TINY, train
 from tests.test_compare_elsewhere import proof

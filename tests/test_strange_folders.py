@@ -13,15 +13,14 @@ from typing import Any
 
 import pytest
 
-from qlora_gui import plain_files
+from qlora_gui import plain_files, report
 from qlora_gui.cli import compare
-from qlora_gui.inference.client import CompareClient
+from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
-from qlora_gui import report
+from qlora_gui.inference.client import CompareClient
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs import launch, queue
-from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import run_view

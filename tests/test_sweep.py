@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.cli import sweep
-from qlora_gui.errors import UserError
 from qlora_gui import report
-from qlora_gui.report import markdown
-from qlora_gui.memory import budget, sweeps
-from qlora_gui.runs import queue, sweep
+from qlora_gui.cli import sweep as queued
 from qlora_gui.config import make
+from qlora_gui.errors import UserError
+from qlora_gui.memory import budget, sweeps
+from qlora_gui.report import markdown
+from qlora_gui.runs import queue, sweep
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from tests.conftest import TINY
@@ -99,7 +99,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_that_diverged_is_told_without_a_loss(store: RunStore) -> None:
     run = store.create(make({"name": "nan"}))
     EventLog(run.events_file).append("finished", step=3, seconds=1, loss_before=2.0, loss_after=float("nan"))
-    assert sweep._losses(run, "finished") == ""
+    assert queued._losses(run, "finished") == ""
 
 
 def test_a_sweep_of_knobs_there_are_not_is_none(store: RunStore) -> None:

@@ -18,12 +18,12 @@ import filelock
 import psutil
 import pytest
 
-from qlora_gui.errors import UserError
-from qlora_gui.runs import launch, several
 from qlora_gui import locks
 from qlora_gui.config import make
-from qlora_gui.runs.events import EventLog
+from qlora_gui.errors import UserError
 from qlora_gui.files import write_whole
+from qlora_gui.runs import launch, several
+from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import console, files, kind, processes, signals
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qlora_gui import diagnostics
-from qlora_gui.runs import derived_cache, curves, events
 from qlora_gui.config import make
+from qlora_gui.runs import curves, derived_cache, events
 from qlora_gui.runs.thinning import PEAK, Thinned
 
 COUNT = 40_000

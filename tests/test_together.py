@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from qlora_gui.config import RunConfig, make
 from qlora_gui.data import collate as batches
 from qlora_gui.errors import UserError
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
 from qlora_gui.memory.estimate import plan
 from qlora_gui.runs import launch, several
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY, wait_until_ended
 
@@ -302,7 +302,7 @@ def test_what_fits_on_the_smallest_gpu_is_for_all(monkeypatch: pytest.MonkeyPatc
     from types import SimpleNamespace
 
     from qlora_gui.runs.events import Silent
-    from qlora_gui.training import setup, distributed
+    from qlora_gui.training import distributed, setup
 
     mine, other = (
         RunConfig(batch_size=4),
@@ -319,7 +319,7 @@ def test_what_fits_on_the_smallest_gpu_is_for_all(monkeypatch: pytest.MonkeyPatc
 
 def test_processes_that_compute_in_different_formats_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An RTX 2080 Ti beside a 3090: gradients of fp16 are scaled, those of bf16 are not, and DDP would average them."""
-    from qlora_gui.training import run, distributed
+    from qlora_gui.training import distributed, run
 
     monkeypatch.setattr(
         distributed, "gathered", lambda given: [given, ("float16", "RTX 2080 Ti"), ("bfloat16", "RTX 3090")]

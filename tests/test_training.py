@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from qlora_gui.data import collate, chat_template, load, tokenization
+from qlora_gui.config import RunConfig, make
+from qlora_gui.data import chat_template, collate, load, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.models import base as bases
 from qlora_gui.models import lora
 from qlora_gui.runs import events, launch
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.conftest import TINY, train, wait_until_ended

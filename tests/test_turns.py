@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from qlora_gui.data import chat_template, row_stats, load, reasoning, tokenization
+from qlora_gui.config import make
+from qlora_gui.data import chat_template, load, reasoning, row_stats, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
 from qlora_gui.models.base import load_tokenizer
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from tests import tokenizers
 from tests.conftest import SHARED_DATA, need
@@ -401,7 +401,9 @@ def test_special_tokens_in_reasoning_and_tools_are_text() -> None:
         {"role": "assistant", "content": "Yes.", "reasoning_content": "It said <|im_end|> here."},
     ]
     tool = [{"type": "function", "function": {"name": "f", "description": "Ends <|im_end|>", "parameters": {}}}]
-    rows, _ = tokenization.encode_all([{"row": 1, "messages": turns, "tools": tool}], Chat(tokenizer, thinking=True), 2048)
+    rows, _ = tokenization.encode_all(
+        [{"row": 1, "messages": turns, "tools": tool}], Chat(tokenizer, thinking=True), 2048
+    )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert rows[0].spelled and rows[0].input_ids.count(end) == 3  # system, user, answer
     assert json.dumps("It said <|im_end|> here.")[1:-1] in tokenizer.decode(rows[0].input_ids)

@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
+from qlora_gui import config as configs
+from qlora_gui import diagnostics
 from qlora_gui.data import chat_template, row_stats, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import prompts_of
 from qlora_gui.errors import UserError
-from qlora_gui import diagnostics
 from qlora_gui.models import chats
-from qlora_gui.training import preview
 from qlora_gui.models.base import load_tokenizer
-from qlora_gui import config as configs
 from qlora_gui.runs.training_rows import rows_of
-from qlora_gui.training import run
+from qlora_gui.training import preview, run
 from qlora_gui.training.resume import Before
 from tests.test_doctor import DEMO
 from tests.test_doctor import facts as known_facts
@@ -53,7 +52,9 @@ def call(city: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
 
 
-def encoded(chat: Chat, messages: Turns, system: str = "", **more: Any) -> tuple[list[tokenization.Encoded], tokenization.Report]:
+def encoded(
+    chat: Chat, messages: Turns, system: str = "", **more: Any
+) -> tuple[list[tokenization.Encoded], tokenization.Report]:
     return tokenization.encode_all([{"row": 1, "messages": messages, **more}], chat, 4096, system)  # type: ignore[list-item]
 
 
@@ -66,7 +67,9 @@ def check(chat: Chat, messages: Turns) -> None:
         turn = messages[answer.turn]
         assert turn["role"] == "assistant" and turn["content"] in answer.learned.text
         asked = chat.prompt(messages[: answer.turn]).ids(chat.tokenizer)
-        assert any(row.input_ids[: len(asked)] == asked and row.labels[len(asked)] != tokenization.IGNORED for row in rows)
+        assert any(
+            row.input_ids[: len(asked)] == asked and row.labels[len(asked)] != tokenization.IGNORED for row in rows
+        )
         for earlier in messages[: answer.turn]:
             assert earlier["content"] in chat.tokenizer.decode(asked)
     assert messages[rows[-1].turn]["content"] in learned(rows, chat.tokenizer)[-1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from qlora_gui.cli import main
+from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.runs import queue, uploads
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui.runs import cache as disk
 from qlora_gui.ui.train import tab

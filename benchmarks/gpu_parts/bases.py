@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from qlora_gui.memory import known_models
-from qlora_gui.models import device as devices
-from qlora_gui.models import lora, chunked_loss
 from qlora_gui.config import RunConfig
+from qlora_gui.memory import known_models
+from qlora_gui.models import chunked_loss, lora
+from qlora_gui.models import device as devices
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 BLOOM_560M, BLOOM_7B1, LLAMA_1B = "bigscience/bloom-560m", "bigscience/bloom-7b1", "meta-llama/Llama-3.2-1B"

@@ -14,10 +14,10 @@ import torch
 from transformers import GenerationConfig
 
 from gpu_parts import bases, steps
+from qlora_gui.config import make
 from qlora_gui.inference.adapter_file import Adapter, Lora
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
 from qlora_gui.models import attention
-from qlora_gui.config import make
 
 COLUMNS = {"base": [BASE], "one adapter": [0], "base and two adapters": [BASE, 0, 1]}
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from gpu_parts import bases, steps
+from qlora_gui import config as configs
+from qlora_gui.config import RunConfig
 from qlora_gui.memory import budget
 from qlora_gui.memory import model_shape as shapes
 from qlora_gui.memory.estimate import plan
 from qlora_gui.models import device as devices
-from qlora_gui import config as configs
-from qlora_gui.config import RunConfig
 
 CARD = 16
 

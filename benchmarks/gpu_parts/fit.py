@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from gpu_parts import bases, steps
+from qlora_gui.config import RunConfig, make
 from qlora_gui.memory import budget
 from qlora_gui.memory import model_shape as shapes
 from qlora_gui.memory.estimate import MemoryPlan, plan
 from qlora_gui.models import device as devices
-from qlora_gui.config import RunConfig, make
 
 Cell = dict[str, Any]
 _USUAL = {"rank": 16, "bias": "none", "way": "ours"}

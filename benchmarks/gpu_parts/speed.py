@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from gpu_parts import bases, steps
+from qlora_gui.config import RunConfig, make
 from qlora_gui.memory import budget
 from qlora_gui.memory import model_shape as shapes
 from qlora_gui.memory.estimate import choose_checkpointing
-from qlora_gui.config import RunConfig, make
 
 WAYS = ("ours", "ours, auto", "trainer", "trl")
 

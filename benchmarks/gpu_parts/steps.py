@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from qlora_gui.config import RunConfig
 from qlora_gui.memory import budget
 from qlora_gui.models import device as devices
-from qlora_gui.config import RunConfig
 
 GIB = 2**30
 _IGNORED = -100

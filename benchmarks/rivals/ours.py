@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from qlora_gui.runs import launch
 from qlora_gui.config import make
+from qlora_gui.runs import launch
 from qlora_gui.runs.store import Run, RunStore
 
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}

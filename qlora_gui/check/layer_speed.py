@@ -9,10 +9,10 @@ import torch
 from bitsandbytes.nn import Params4bit
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from qlora_gui.config import RunConfig
 from qlora_gui.memory.run_time import LayerSpeed, Speed
 from qlora_gui.models import device as devices
-from qlora_gui.models import lora_kernel, lora
-from qlora_gui.config import RunConfig
+from qlora_gui.models import lora, lora_kernel
 
 # Layers of SmolLM2-135M and of a 7B base: hidden, intermediate, heads, heads of keys.
 _SHAPES = ((576, 1536, 9, 3), (4096, 11008, 32, 32))

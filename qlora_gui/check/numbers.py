@@ -13,17 +13,17 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from qlora_gui.config import RunConfig, make
+from qlora_gui.data import tokenization
+from qlora_gui.errors import UserError
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data import tokenization as tokens
-from qlora_gui.errors import UserError
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats, lora
 from qlora_gui.models import device as devices
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.events import EventLog, Silent, last
-from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.training import setup
 from qlora_gui.training.run import train
 
@@ -108,7 +108,7 @@ def _one_batch(
     base = bases.locate(config.base_model, say=_silent)
     rows = rows_of(config)
     chat = chats.for_run(base.path, config, rows.train)
-    examples, _ = tokens.encode_all(rows.train, chat, config.max_length, config.system_prompt)
+    examples, _ = tokenization.encode_all(rows.train, chat, config.max_length, config.system_prompt)
     ready = setup.prepare(config, base, chat.tokenizer, examples, device, Silent(), _silent)
     set_peft_model_state_dict(ready.model, load_file(adapter / "adapter_model.safetensors"))
     lora.keep_trained_biases_exact(ready.model)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from qlora_gui import hub
-from qlora_gui.check import tolerances, layer_speed, tiny_models, numbers
+from qlora_gui.check import layer_speed, numbers, tiny_models, tolerances
 from qlora_gui.check.lines import Line
 from qlora_gui.check.numbers import Numbers
 from qlora_gui.errors import UserError, first_line

@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_gui import plain_files
-from qlora_gui.inference.client import CompareClient
-from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.data import lenient_json
 from qlora_gui.errors import UserError
-from qlora_gui.runs import base_names
 from qlora_gui.files import told, write_whole
-from qlora_gui.runs.store import Run, check_base
+from qlora_gui.inference.client import CompareClient, base_of
+from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 
 Prompt = dict[str, Any]
 
@@ -82,48 +79,6 @@ def _json_prompt(path: Path, number: int, line: str) -> Prompt:
 
 def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
-
-
-def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "") -> dict[str, Any]:
-    """The base that adapters are compared on, as arguments of `CompareClient.columns`: the one named, or the first's own.
-
-    Raises UserError when that is not to be had, or a folder holds no adapter.
-    """
-    found, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
-    if base is not None:
-        found |= {"base_model": base, "revision": revision, "chosen": True}
-    named = found["base_model"]
-    if not named:
-        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: name it with --base.")
-    if base is None and base_names.is_elsewhere(named):
-        raise UserError(
-            f"The adapter '{adapters[0]}' was trained on '{named}', a folder that is not on this machine: name the same "
-            "base with --base."
-        )
-    check_base(named, found["revision"])
-    return found
-
-
-def trained_on(adapter: Path) -> dict[str, Any]:
-    """The base of an adapter, as arguments of `CompareClient.columns`; from its run.json, else from PEFT's config.
-
-    `base_model` is empty where the folder does not name one. Raises UserError when it holds no adapter.
-    """
-    if (adapter / "run.json").is_file():
-        config = Run(adapter).config()
-        name, revision = base_names.resolved(config.base_model, config.revision)
-        quantization = {"quant_type": config.quant_type, "double_quant": config.double_quant}
-        return {"base_model": name, "revision": revision, **quantization}
-    try:
-        told = json.loads(plain_files.read_text(adapter / "adapter_config.json", plain_files.MOST_CONFIG))
-        name, revision = base_names.resolved(
-            str(told.get("base_model_name_or_path") or ""), str(told.get("revision") or "")
-        )
-    except plain_files.StrangeFile as error:
-        raise UserError(f"The adapter '{adapter}' cannot be read: {error}.") from None
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise UserError(f"The folder '{adapter}' holds no adapter: it has no readable adapter_config.json.") from None
-    return {"base_model": name, "revision": revision}
 
 
 def _answers(client: CompareClient, prompt: Prompt, columns: int, decoding: Decoding) -> list[str]:

@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 
 from qlora_gui import hardware
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.memory import advice, known_models, run_time
-from qlora_gui.simulation import client
+from qlora_gui.memory import advice, known_models, run_time, simulated_step
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.estimate import MemoryPlan, gigabytes, plan
 from qlora_gui.memory.step_sizes import Way
 from qlora_gui.runs import gpus
-from qlora_gui.config import RunConfig
 from qlora_gui.system import console
 
 EXIT_FITS, EXIT_DOES_NOT_FIT = 0, 3
@@ -34,9 +33,9 @@ def show(config: RunConfig, budget: Budget, way: Way, as_json: bool, simulate: b
     doubts = [_ROUGH] if shape.rough else []
     if budget.is_here:
         doubts += [said for said in (hardware.trouble(), hardware.remark()) if said and config.gpu != gpus.CPU]
-    if simulate or client.wanted(found, shape):
+    if simulate or simulated_step.wanted(found, shape):
         try:
-            found = client.refined(found, config, shape, known_models.config_json(config))
+            found = simulated_step.refined(found, config, shape, known_models.config_json(config))
         except UserError as error:
             if found.budget.kind != "cuda":
                 raise

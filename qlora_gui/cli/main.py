@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qlora_gui import hardware
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
-from qlora_gui.runs import gpus, sweep
 from qlora_gui import config as configs
+from qlora_gui import hardware
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.runs import gpus
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import console, processes
 from qlora_gui.ui import address
@@ -148,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.headless_sweep:
             return _sweep(arguments, store)
         if arguments.headless_queue:
-            from qlora_gui.cli import sweep
+            from qlora_gui.cli import sweep as queued
 
-            return sweep.show(store)
+            return queued.show(store)
         if arguments.headless_compare:
             return _compare(arguments)
         if arguments.headless_evaluate:
@@ -186,15 +186,16 @@ def _train(arguments: argparse.Namespace, store: RunStore) -> int:
         raise UserError("--resume-changed says how a run is resumed: name the run with --resume.")
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
     if arguments.queue:
-        from qlora_gui.cli import sweep
+        from qlora_gui.cli import sweep as queued
 
-        return sweep.add(store, config)
+        return queued.add(store, config)
     return train.train(store, config, None, arguments.json, arguments.answers)
 
 
 def _sweep(arguments: argparse.Namespace, store: RunStore) -> int:
-    from qlora_gui.cli import sweep
+    from qlora_gui.cli import sweep as queued
     from qlora_gui.memory import budget
+    from qlora_gui.runs import sweep
 
     knobs = _knobs(arguments)
     values = configs.layered(knobs, arguments.config, preset_of(arguments, knobs))
@@ -202,7 +203,7 @@ def _sweep(arguments: argparse.Namespace, store: RunStore) -> int:
     listed = {name: sweep.listed(value) for name, value in knobs.items() if sweep.names_several(name, value)}
     hardware.settle(fresh=True)
     device = budget.parse(arguments.memory) if arguments.memory else budget.here(str(values.get("gpu", "")))
-    return sweep.sweep(store, sweep.expand(values | listed), device, not arguments.no_wait)
+    return queued.sweep(store, sweep.expand(values | listed), device, not arguments.no_wait)
 
 
 def _knobs(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -251,9 +252,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from qlora_gui.cli import evaluate as headless_evaluate
-    from qlora_gui.evaluation.run import Reading
+    from qlora_gui.cli import evaluate
     from qlora_gui.evaluation.job import Settings
+    from qlora_gui.evaluation.run import Reading
 
     if not arguments.adapters:
         raise UserError("--headless-evaluate needs --adapters: see python app.py --help.")
@@ -267,7 +268,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         format=getattr(arguments, "dataset_format", "auto"),
         split=getattr(arguments, "dataset_split", "train"),
     )
-    return headless_evaluate.run(
+    return evaluate.run(
         arguments.adapters,
         arguments.data,
         arguments.out,
@@ -297,15 +298,15 @@ def _whole(arguments: argparse.Namespace, name: str) -> int | None:
 
 
 def _cache(arguments: argparse.Namespace, store: RunStore) -> int:
-    from qlora_gui import cache as kept
+    from qlora_gui import cache
     from qlora_gui.runs import uploads
 
     if not arguments.headless_cache:
         raise UserError("--clear deletes what --headless-cache shows: give both.")
-    found = kept.entries()
+    found = cache.entries()
     for entry in found:
         print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
-    print(f"{sum(entry.bytes for entry in found) / 1e6:10,.1f} MB  in {kept.folder()}")
+    print(f"{sum(entry.bytes for entry in found) / 1e6:10,.1f} MB  in {cache.folder()}")
     kept_uploads = uploads.entries(store.named())
     unused = [one for one in kept_uploads if not one.runs]
     if kept_uploads:
@@ -314,8 +315,8 @@ def _cache(arguments: argparse.Namespace, store: RunStore) -> int:
             f"{len(unused)} of them named by no run and removed after {uploads.KEPT_DAYS} days"
         )
     if arguments.clear:
-        freed = kept.clear()
-        in_use = len(kept.entries())
+        freed = cache.clear()
+        in_use = len(cache.entries())
         print(f"Freed {freed / 1e6:,.1f} MB" + (f"; {in_use} in use and left as it is" if in_use else ""))
     return EXIT_FINISHED
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qlora_gui.errors import UserError
-from qlora_gui.report import RENDERERS, written
 from qlora_gui.files import write_whole
+from qlora_gui.report import RENDERERS, written
 from qlora_gui.runs.store import RunStore
 
 

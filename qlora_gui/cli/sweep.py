@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 
 from qlora_gui import hardware
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory import cpu_guard, sweeps
 from qlora_gui.memory.budget import Budget
 from qlora_gui.runs import queue
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import LIVE, Run, RunStore
 from qlora_gui.runs.sweep import Sweep, create, words

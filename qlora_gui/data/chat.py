@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_gui.data import role_adaptations, special_tokens, template_renderer, template_probe, reasoning as thought
+from qlora_gui.data import reasoning as thought
+from qlora_gui.data import role_adaptations, special_tokens, template_probe, template_renderer
 from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import first_line
 
@@ -185,7 +186,11 @@ class Chat:
         return role_adaptations.adapt(turns, lambda tried: self._ask(tried, tools))
 
     def _answer(
-        self, before: role_adaptations.Adapted, turn: Mapping[str, Any], tools: Sequence[Any] | None, notes: Counter[str]
+        self,
+        before: role_adaptations.Adapted,
+        turn: Mapping[str, Any],
+        tools: Sequence[Any] | None,
+        notes: Counter[str],
     ) -> tuple[str, str]:
         """The context of a turn and what is learned after it, rendered."""
         reasoning = str(turn.get("reasoning_content") or "").strip()

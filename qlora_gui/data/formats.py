@@ -6,14 +6,14 @@ Example is `{"messages": [Turn, ...]}` for conversations (see `turns`), with `to
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from qlora_gui.config import FormatName
 from qlora_gui.data import turns
 from qlora_gui.data.turns import RowError, Turn, is_empty, text
 
 Row = dict[str, Any]
 Example = dict[str, Any]
-FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt-completion", "text"]
 
 _EVERY_CHAT = ("system", "tools", "functions", "weight", "train")
 # Columns that change what a row means: that they are not used is told aloud, of any other in passing.

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qlora_gui.data import special_tokens, reasoning as thought
+from qlora_gui.data import reasoning as thought
+from qlora_gui.data import special_tokens
 from qlora_gui.data.chat_template import PLAIN, STOP
 from qlora_gui.data.template_renderer import RENDERER
 from qlora_gui.errors import first_line

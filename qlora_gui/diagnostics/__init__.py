@@ -6,12 +6,12 @@ A check is a function from `Seen` to a `Finding` or None: to add one, write it a
 from collections.abc import Sequence
 from typing import Any
 
+from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import adapter, answers, curves, data, settings
-from qlora_gui.diagnostics.finding import Finding, examine
 from qlora_gui.diagnostics.evidence import Seen, Values
+from qlora_gui.diagnostics.finding import Finding, examine
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import Event
 
 __all__ = ["Finding", "after", "before", "during"]

@@ -1,7 +1,7 @@
 """Checks of an evaluated adapter: its tensors, and whether it answers on the base and template it was trained with."""
 
-from qlora_gui.diagnostics.finding import PEFT_TROUBLES, UNSLOTH_TROUBLES, Check, Finding, number
 from qlora_gui.diagnostics.evidence import Seen
+from qlora_gui.diagnostics.finding import PEFT_TROUBLES, UNSLOTH_TROUBLES, Check, Finding, number
 from qlora_gui.diagnostics.settings import USUAL_RATE
 
 NO_DRIFT = 1e-3  # nats a token

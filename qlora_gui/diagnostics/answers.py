@@ -1,7 +1,7 @@
 """Checks of what an evaluated adapter answers: does it end, repeat itself, depend on its prompt, or forget."""
 
-from qlora_gui.diagnostics.finding import UNSLOTH_GUIDE, UNSLOTH_TROUBLES, Check, Finding
 from qlora_gui.diagnostics.evidence import Seen
+from qlora_gui.diagnostics.finding import UNSLOTH_GUIDE, UNSLOTH_TROUBLES, Check, Finding
 from qlora_gui.diagnostics.settings import slower
 
 LOW_EOS = 0.5

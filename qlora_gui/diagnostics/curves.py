@@ -2,8 +2,8 @@
 
 from statistics import median
 
-from qlora_gui.diagnostics.finding import UNSLOTH_GUIDE, Check, Finding
 from qlora_gui.diagnostics.evidence import Seen
+from qlora_gui.diagnostics.finding import UNSLOTH_GUIDE, Check, Finding
 from qlora_gui.diagnostics.settings import USUAL_RATE, slower
 
 RISEN = 0.03  # of the best held-out loss: above it, it is no wobble

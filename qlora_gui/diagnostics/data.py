@@ -3,10 +3,10 @@
 from math import ceil
 from typing import Any
 
-from qlora_gui.diagnostics.finding import TINKER, UNSLOTH_TROUBLES, Check, Finding
-from qlora_gui.diagnostics.evidence import Seen
-from qlora_gui.diagnostics.settings import MOST_EPOCHS
 from qlora_gui.config import RunConfig
+from qlora_gui.diagnostics.evidence import Seen
+from qlora_gui.diagnostics.finding import TINKER, UNSLOTH_TROUBLES, Check, Finding
+from qlora_gui.diagnostics.settings import MOST_EPOCHS
 from qlora_gui.runs.event_text import VERY_FEW_STEPS
 
 FEW_STEPS = 100

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from qlora_gui.config import RunConfig
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.runs import curves
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import Event, last
 from qlora_gui.runs.thinning import PEAK
 

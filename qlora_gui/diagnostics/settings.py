@@ -2,8 +2,17 @@
 
 from math import sqrt
 
-from qlora_gui.diagnostics.finding import QLORA, RSLORA, UNSLOTH_GUIDE, UNSLOTH_TROUBLES, WITHOUT_REGRET, Check, Finding, number
 from qlora_gui.diagnostics.evidence import Seen
+from qlora_gui.diagnostics.finding import (
+    QLORA,
+    RSLORA,
+    UNSLOTH_GUIDE,
+    UNSLOTH_TROUBLES,
+    WITHOUT_REGRET,
+    Check,
+    Finding,
+    number,
+)
 from qlora_gui.system import kind
 
 USUAL_RATE = 2e-4

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_gui import plain_files
+from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import stored
-from qlora_gui.runs import events
-from qlora_gui import locks
 from qlora_gui.files import told
+from qlora_gui.runs import events
 from qlora_gui.runs.launch import detached, processes_of
 from qlora_gui.runs.store import EVALUATION_LOCK, Run
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from qlora_gui.evaluation import stats, metrics, verdict
+from qlora_gui.evaluation import metrics, stats, verdict
 
 SCHEMA = 1
 RESAMPLES = 9_999

@@ -13,21 +13,20 @@ from typing import Any
 
 import filelock
 
-from qlora_gui.cli.compare import base_of
-from qlora_gui.inference.client import CompareClient
-from qlora_gui.inference.sampling import MAX_ADAPTERS
+from qlora_gui import locks
 from qlora_gui.data import load
 from qlora_gui.data.bad_rows import place
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import results, job, metrics
-from qlora_gui.runs import changes, disk_reserve
-from qlora_gui import locks
-from qlora_gui.runs.events import EventLog
+from qlora_gui.evaluation import job, metrics, results
 from qlora_gui.files import told, write_whole
-from qlora_gui.runs.training_rows import rows_of
-from qlora_gui.runs.store import Run
+from qlora_gui.inference.client import CompareClient, base_of
+from qlora_gui.inference.sampling import MAX_ADAPTERS
+from qlora_gui.runs import changes, disk_reserve
 from qlora_gui.runs.event_text import data_remarks, data_warnings
+from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.store import Run
+from qlora_gui.runs.training_rows import rows_of
 
 MOST_FOREIGN = 50  # rows whose answers are also read after another row's prompt
 _GENERAL = Path(__file__).parent / "general.txt"

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qlora_gui import plain_files
-from qlora_gui.inference import regex_limits
 from qlora_gui.errors import UserError
+from qlora_gui.inference import regex_limits
 from qlora_gui.models import chats
 from qlora_gui.runs import events
 from qlora_gui.runs.store import Run

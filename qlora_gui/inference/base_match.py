@@ -6,13 +6,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from qlora_gui.inference.adapter_file import Adapter
-from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
+from qlora_gui.files import json_object
+from qlora_gui.inference.adapter_file import Adapter
+from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.models import base as bases
 from qlora_gui.runs import base_names
-from qlora_gui.files import json_object
 
 _OWN = "compare it with its own base, or name one that it fits (--base, or Base in the page)"
 _NAMED = 3  # tokens by name in a refusal

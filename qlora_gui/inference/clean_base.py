@@ -11,9 +11,9 @@ from bitsandbytes import functional
 from transformers import GenerationConfig
 
 from qlora_gui import hardware, hub
-from qlora_gui.inference import onednn, model_probe as reading
-from qlora_gui.inference.model_probe import Reading
 from qlora_gui.data.chat import Chat
+from qlora_gui.inference import model_probe, onednn
+from qlora_gui.inference.model_probe import Reading
 from qlora_gui.models import ask_torch, attention, causality, chats, quantized_cache, vocabulary
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
@@ -79,7 +79,7 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     }
     eos = Chat(tokenizer, ends=chats.base_ends(located.path)).ends
     model.generation_config = GenerationConfig()  # a base's own penalties and temperature are no part of a comparison
-    return CleanBase(located, model, tokenizer, eos, proof, quantization, reading.ask(model))
+    return CleanBase(located, model, tokenizer, eos, proof, quantization, model_probe.ask(model))
 
 
 def trained_in(base: CleanBase, told: Mapping[str, Any]) -> Quantization | None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qlora_gui.data import chat_template, special_tokens
+from qlora_gui.data.chat import Chat
+from qlora_gui.errors import UserError, first_line
 from qlora_gui.inference import base_match, clean_base, generate, regex_limits, selftest
 from qlora_gui.inference.adapter_file import Adapter, for_text, read
 from qlora_gui.inference.clean_base import CleanBase, Key
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
-from qlora_gui.data import chat_template, special_tokens
-from qlora_gui.data.chat import Chat
-from qlora_gui.errors import UserError, first_line
 from qlora_gui.models import chats, text_part
 from qlora_gui.models import device as devices
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
+from qlora_gui.data import chat_template, tokenization
+from qlora_gui.data.chat import Chat
+from qlora_gui.data.formats import Example
+from qlora_gui.errors import UserError
 from qlora_gui.inference import clean_base, score
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data import chat_template, tokenization
-from qlora_gui.data.chat import Chat
-from qlora_gui.data.formats import Example
-from qlora_gui.errors import UserError
 from qlora_gui.models import context, lora_kernel
 
 Emit = Callable[[dict[str, Any]], None]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from qlora_gui.data.special_tokens import Text
+from qlora_gui.errors import UserError
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.model_probe import Reading
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.data.special_tokens import Text
-from qlora_gui.errors import UserError
 
 Emit = Callable[[dict[str, Any]], None]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from qlora_gui.errors import UserError
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.peft_lane import Lane
-from qlora_gui.errors import UserError
 
 BASE = -1  # the adapter number of a row that wears none
 _LOOK = 16  # tokens a row, to find out how modules see a batch

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from qlora_gui.data.tokenization import IGNORED, Encoded
 from qlora_gui.inference import decode, generate, model_probe
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
-from qlora_gui.data.tokenization import IGNORED, Encoded
-from qlora_gui.models import device as devices
 from qlora_gui.models import chunked_loss
+from qlora_gui.models import device as devices
 
 Emit = Callable[[dict[str, Any]], None]
 MOST_PROMPTS = 8  # a batch: with six columns 48 rows
@@ -64,7 +64,9 @@ def rows(
     the row was cut), and of the answer `text`, `ended` (eos, length or stop string), `tokens`, and `differs` (the
     first token that is not the base's; None where all are).
     """
-    asked = _Asked(base, adapters, adapters.batches([BASE, *range(columns - 1)]), task, not chunked_loss.not_plain(base.model))
+    asked = _Asked(
+        base, adapters, adapters.batches([BASE, *range(columns - 1)]), task, not chunked_loss.not_plain(base.model)
+    )
     for batch, states, answers in _read(asked, columns, examples, cancelled):
         for place, number in enumerate(batch.numbers):
             # one row under every column, without its padding on the left
@@ -96,7 +98,12 @@ class _Asked:
         for group in self.groups:
             wear = [adapter for adapter in group for _ in batch.numbers]
             ids, mask = batch.ids.repeat(len(group), 1), batch.mask.repeat(len(group), 1)
-            given = {"input_ids": ids, "attention_mask": mask, "use_cache": goes_on, **model_probe.positions(model, mask)}
+            given = {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "use_cache": goes_on,
+                **model_probe.positions(model, mask),
+            }
             if goes_on:
                 given["past_key_values"] = model_probe.fresh_cache(model)
             with self.adapters.worn(wear):

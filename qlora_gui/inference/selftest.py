@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_gui.errors import UserError, first_line
 from qlora_gui.inference import model_probe
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.clean_base import CleanBase
-from qlora_gui.inference.peft_lane import Lane
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
-from qlora_gui.errors import UserError, first_line
-from qlora_gui.models import device as devices
+from qlora_gui.inference.peft_lane import Lane
 from qlora_gui.models import chunked_loss
+from qlora_gui.models import device as devices
 
 # The largest difference of logits, as a share of the largest logit, that rounding explains (`reading.by_depth`).
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

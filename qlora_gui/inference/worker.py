@@ -15,11 +15,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.inference import priority
-from qlora_gui.inference.sampling import Decoding
+from qlora_gui import locks
 from qlora_gui.data.template_renderer import RENDERER, StoppedRendering
 from qlora_gui.errors import UserError, panicked
-from qlora_gui import locks
+from qlora_gui.inference import priority
+from qlora_gui.inference.sampling import Decoding
 
 
 def main() -> None:

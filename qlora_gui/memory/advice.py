@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_gui import config as configs
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.estimate import MemoryPlan, gigabytes, plan
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui import config as configs
-from qlora_gui.config import RunConfig
 
 RANK_AND_BIAS = (
     "Rank and biases barely move memory: sequence length, micro-batch and the kept activations do. "

@@ -1,10 +1,10 @@
 """A large base on the CPU of a machine whose GPU torch cannot use: refused, unless the CPU was asked for."""
 
 from qlora_gui import hardware
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory import known_models
 from qlora_gui.runs import gpus
-from qlora_gui.config import RunConfig
 
 SMALL = 300_000_000  # parameters that a CPU trains in minutes; the demo has 135 million
 _ON_PURPOSE = "to train on the CPU on purpose, set gpu to cpu"

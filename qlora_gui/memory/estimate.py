@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from qlora_gui.config import RunConfig
 from qlora_gui.memory import step_sizes as steps
 from qlora_gui.memory import terms as parts
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.calibration import UNCORRECTED, Calibration
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.memory.step_sizes import Way
-from qlora_gui.config import RunConfig
 
 Verdict = Literal["fits", "tight", "does not fit"]
 _GPU_MULTIPLE = 8  # tokens a row are padded to on a GPU, as in data/collate.py, which this side does not import

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui import hub, plain_files
-from qlora_gui.errors import UserError
-from qlora_gui.memory import parameter_count, unsupported
-from qlora_gui.memory import model_shape as shapes
-from qlora_gui.memory.model_shape import Shape
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.memory import model_shape as shapes
+from qlora_gui.memory import parameter_count, unsupported
+from qlora_gui.memory.model_shape import Shape
 
 DEMO = "HuggingFaceTB/SmolLM2-135M"  # the shape of the demo base
 _VARIANTS = ("-instruct", "-it", "-chat", "-base")  # tuned variants have the shape of their base
@@ -82,7 +82,9 @@ def _entry(name: str) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=1)
 def _table() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("known_models.json").read_text(encoding="utf-8"))
+    table: dict[str, dict[str, Any]] = json.loads(
+        Path(__file__).with_name("known_models.json").read_text(encoding="utf-8")
+    )
     return table
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_gui.errors import UserError
-from qlora_gui.simulation import client
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.simulation import client
 
 
 def counted(shape: Shape, base: Mapping[str, Any], ask: bool) -> Shape:
@@ -24,7 +24,7 @@ def counted(shape: Shape, base: Mapping[str, Any], ask: bool) -> Shape:
         if not ask:
             return shape
     try:
-        told = client.asked("count", question)
+        told = client.asked(client.PARAMETERS, question)
     except UserError:
         return shape
     client.keep(file, told)

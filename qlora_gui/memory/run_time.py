@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui import hub
+from qlora_gui.config import RunConfig
 from qlora_gui.data import load
 from qlora_gui.errors import UserError
+from qlora_gui.files import write_whole
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui.config import RunConfig
-from qlora_gui.files import write_whole
 
 CHARACTERS_A_TOKEN = 3.6  # of English under the vocabularies of today's bases; other languages have fewer
 _MOST_BYTES = 20 << 20  # of a data file that is read only to be counted

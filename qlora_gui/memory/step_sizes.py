@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.model_shape import Linear, Norm, Shape
-from qlora_gui.config import RunConfig
 
 Way = Literal["ours", "stock"]
-_OWN_LOGITS = frozenset({"gemma2", "granite"})  # the logits are more than head(hidden): no chunked loss (models/chunked_loss.py)
+_OWN_LOGITS = frozenset(
+    {"gemma2", "granite"}
+)  # the logits are more than head(hidden): no chunked loss (models/chunked_loss.py)
 _CAPPED = frozenset({"gemma2"})  # a tanh on scores and logits; SDPA knows none, so attention is eager
 # As in models/attention.py, which this side of the house does not import.
 _CPU_EAGER_UP_TO = 128

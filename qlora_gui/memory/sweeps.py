@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.estimate import MemoryPlan, plan
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.sweep import Sweep, words
 
 

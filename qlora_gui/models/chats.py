@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_gui import plain_files
+from qlora_gui.config import RunConfig
 from qlora_gui.data import chat_template, reasoning
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
-from qlora_gui.models import base as bases
-from qlora_gui.config import RunConfig
 from qlora_gui.files import json_object
+from qlora_gui.models import base as bases
 
 SETTINGS = "chat_template_settings.json"  # beside an adapter: the settings of its template, as transformers takes them
 _MOST_TOKENS = 2**31

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from qlora_gui.data.tokenization import Encoded
 from qlora_gui.errors import UserError
-from qlora_gui.models import rope
 from qlora_gui.files import json_object
+from qlora_gui.models import rope
 
 # Types whose positions are rows of a table, of learned or of fixed numbers: beyond it transformers has none.
 _TABLES = {"biogpt", "codegen", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "openai-gpt", "opt"}

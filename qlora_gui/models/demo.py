@@ -15,9 +15,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from qlora_gui import hub
+from qlora_gui import hub, locks
 from qlora_gui.errors import UserError
-from qlora_gui import locks
 from qlora_gui.system import files
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

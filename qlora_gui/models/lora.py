@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.bloom.modeling_bloom import BloomMLP
 
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.models import attention, lora_kernel, lora_targets, norms
-from qlora_gui.config import RunConfig
 
 
 class TrainedBiasLinear4bit(bnb.nn.Linear4bit):

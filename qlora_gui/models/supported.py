@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.memory import unsupported
 from qlora_gui.files import json_object
+from qlora_gui.memory import unsupported
 
 
 def check(folder: str | Path, attention: str = "auto") -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.runs import events
 from qlora_gui.files import told
+from qlora_gui.runs import events
 
 FILE = "votes.jsonl"
 TIE, BAD = "tie", "bad"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qlora_gui.report import document, collect, markdown, html
+from qlora_gui.report import collect, document, html, markdown
 from qlora_gui.report.blocks import Block
 from qlora_gui.runs.store import RunStore
 

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_gui import hardware
-from qlora_gui.errors import UserError
-from qlora_gui import diagnostics
-from qlora_gui.evaluation import job
+from qlora_gui import diagnostics, hardware
+from qlora_gui.config import RunConfig, make
 from qlora_gui.diagnostics import Finding
 from qlora_gui.diagnostics.finding import LEVELS
-from qlora_gui.report import votes, memory
-from qlora_gui.report.facts import Experiment, Facts
+from qlora_gui.errors import UserError
+from qlora_gui.evaluation import job
 from qlora_gui.evaluation.stored import evaluation_of
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui.config import RunConfig, make
+from qlora_gui.report import memory, votes
+from qlora_gui.report.facts import Experiment, Facts
 from qlora_gui.runs.events import Event, last
 from qlora_gui.runs.store import Run, RunStore
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from qlora_gui.report.facts import Experiment
 from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
+from qlora_gui.report.facts import Experiment
 
 # Knobs that change what a run costs, not what it learns.
 _COST_ONLY = frozenset({"name", "gradient_checkpointing", "attention", "auto_fit"})

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 
-from qlora_gui.report import overview, observations, sweeps
-from qlora_gui.report.blocks import Block, Bullets, Heading, Paragraph, Table
-from qlora_gui.report.sections import section
-from qlora_gui.report.facts import Experiment, Facts
-from qlora_gui.report.text import and_
 from qlora_gui.preferences.pairwise import STOPPING, counted
+from qlora_gui.report import observations, overview, sweeps
+from qlora_gui.report.blocks import Block, Bullets, Heading, Paragraph, Table
+from qlora_gui.report.facts import Experiment, Facts
+from qlora_gui.report.sections import section
+from qlora_gui.report.text import and_
 
 
 def blocks(facts: Facts) -> list[Block]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qlora_gui.hardware import Device
-from qlora_gui.diagnostics import Finding
-from qlora_gui.report.votes import Ballots
-from qlora_gui.evaluation.stored import Evaluation
 from qlora_gui.config import RunConfig
+from qlora_gui.diagnostics import Finding
+from qlora_gui.evaluation.stored import Evaluation
+from qlora_gui.hardware import Device
+from qlora_gui.report.votes import Ballots
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.events import FINAL, Event, last
 

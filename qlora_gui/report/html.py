@@ -6,7 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui.report import plot
-from qlora_gui.report.blocks import Answer, Block, Box, Bullets, Curves, Heading, Link, Paragraph, SideBySide, Table, Verbatim
+from qlora_gui.report.blocks import (
+    Answer,
+    Block,
+    Box,
+    Bullets,
+    Curves,
+    Heading,
+    Link,
+    Paragraph,
+    SideBySide,
+    Table,
+    Verbatim,
+)
 from qlora_gui.report.text import clean
 
 # Were a text ever to come out as a tag, a browser would neither run it nor fetch anything for it.

@@ -4,7 +4,19 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qlora_gui.report.blocks import Answer, Block, Box, Bullets, Curves, Heading, Link, Paragraph, SideBySide, Table, Verbatim
+from qlora_gui.report.blocks import (
+    Answer,
+    Block,
+    Box,
+    Bullets,
+    Curves,
+    Heading,
+    Link,
+    Paragraph,
+    SideBySide,
+    Table,
+    Verbatim,
+)
 from qlora_gui.report.text import clean
 from qlora_gui.runs.curves import Series, short, thinned
 

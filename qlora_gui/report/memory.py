@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.report.facts import Figure, Kind
 from qlora_gui.memory import budget as budgets
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.estimate import gigabytes, plan
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui.config import RunConfig
+from qlora_gui.report.facts import Figure, Kind
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.events import FINAL, Event, last
 

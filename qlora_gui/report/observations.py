@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import median
 
+from qlora_gui.evaluation.stored import Evaluation
+from qlora_gui.preferences.pairwise import counted
 from qlora_gui.report import comparability, preferences, sweeps
 from qlora_gui.report.facts import Experiment, Facts, Observation
 from qlora_gui.report.text import and_, called, change, interval, knob, shortened
-from qlora_gui.evaluation.stored import Evaluation
-from qlora_gui.preferences.pairwise import counted
 
 _AGAINST = {"better": "is better than", "worse": "is worse than", "unclear": "is not shown to be better than"}
 _REASONS = 2  # of the doctor's that are repeated in an observation
@@ -153,7 +153,9 @@ def _not_comparable(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """Runs on the same rows whose bases cut them into other tokens: their losses must not be set side by side."""
     measured = [one for one in experiments if comparability.rows_of(one)]
     for one, other in combinations(measured, 2):
-        if comparability.base_of(one) == comparability.base_of(other) or comparability.rows_of(one) != comparability.rows_of(other):
+        if comparability.base_of(one) == comparability.base_of(other) or comparability.rows_of(
+            one
+        ) != comparability.rows_of(other):
             continue
         (tokens, vocabulary), (others, other_vocabulary) = comparability.tokens_of(one), comparability.tokens_of(other)
         if (tokens, vocabulary) != (others, other_vocabulary):

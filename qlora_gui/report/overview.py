@@ -1,13 +1,13 @@
 """All experiments side by side: what was tried, how it ran, what came of it."""
 
-from qlora_gui.report import comparability
-from qlora_gui.report.votes import is_base
-from qlora_gui.report.blocks import Block, Curves, Heading, Link, Paragraph, Table
-from qlora_gui.report.sections import anchor
-from qlora_gui.report.facts import Experiment, Facts
-from qlora_gui.report.text import VERDICTS, cut, interval, knob
 from qlora_gui.preferences.pairwise import counted
 from qlora_gui.preferences.votes import HUMAN, Contest
+from qlora_gui.report import comparability
+from qlora_gui.report.blocks import Block, Curves, Heading, Link, Paragraph, Table
+from qlora_gui.report.facts import Experiment, Facts
+from qlora_gui.report.sections import anchor
+from qlora_gui.report.text import VERDICTS, cut, interval, knob
+from qlora_gui.report.votes import is_base
 from qlora_gui.runs.curves import Series, points
 from qlora_gui.runs.event_text import clock
 

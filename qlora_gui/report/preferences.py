@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from qlora_gui.preferences.bradley_terry import Pair, Rating
-from qlora_gui.report.votes import Field, is_base, judge
-from qlora_gui.report.facts import Facts, Observation
-from qlora_gui.report.text import and_, begun, called, interval
 from qlora_gui.preferences.pairwise import STOPPING, Tally, counted
 from qlora_gui.preferences.votes import Column
+from qlora_gui.report.facts import Facts, Observation
+from qlora_gui.report.text import and_, begun, called, interval
+from qlora_gui.report.votes import Field, is_base, judge
 
 
 def observations(facts: Facts) -> Iterator[Observation]:

@@ -4,11 +4,11 @@ from typing import Any
 
 from qlora_gui.data import reasoning
 from qlora_gui.report import comparability, figures
-from qlora_gui.report.votes import judge
 from qlora_gui.report.blocks import Answer, Block, Box, Bullets, Curves, Heading, Paragraph, SideBySide, Table, Verbatim
 from qlora_gui.report.facts import Experiment, Facts
 from qlora_gui.report.preferences import result
 from qlora_gui.report.text import cut, knob, shortened
+from qlora_gui.report.votes import judge
 from qlora_gui.runs.curves import Series, by_step, points
 from qlora_gui.runs.event_text import autopsy_lines, not_all
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qlora_gui.preferences.pairwise import counted
 from qlora_gui.report import comparability
 from qlora_gui.report.blocks import Block, Heading, Link, Paragraph, Table
-from qlora_gui.report.sections import anchor
 from qlora_gui.report.facts import Experiment, Observation
+from qlora_gui.report.sections import anchor
 from qlora_gui.report.text import VERDICTS, and_, knob
-from qlora_gui.preferences.pairwise import counted
 from qlora_gui.runs import sweep
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from qlora_gui import hub
+from qlora_gui import hub, settings_yaml
 from qlora_gui.errors import UserError
-from qlora_gui import settings_yaml
 
 _MOST, _MOST_BRACKETS = 2**14, 200  # bytes of such a file; what opens a list or a mapping takes the scanner long
 _MOST_PROCESSES = 1024

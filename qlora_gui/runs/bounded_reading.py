@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 
 from qlora_gui import children
+from qlora_gui.config import RunConfig, make
 from qlora_gui.data import load
 from qlora_gui.data.bad_rows import Fault, FaultyRows
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
 from qlora_gui.runs import training_rows
-from qlora_gui.config import RunConfig, make
 from qlora_gui.system import processes
 
 _MODULE = "qlora_gui.runs.bounded_reading"

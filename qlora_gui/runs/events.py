@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qlora_gui import plain_files
-from qlora_gui.runs import derived_cache, event_shapes
 from qlora_gui.files import append_line
+from qlora_gui.runs import derived_cache, event_shapes
 from qlora_gui.runs.thinning import Thinned
 
 Event = dict[str, Any]

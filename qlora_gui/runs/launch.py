@@ -12,9 +12,9 @@ import filelock
 import psutil
 
 from qlora_gui import children, hub, plain_files, torch_view
-from qlora_gui.errors import UserError
-from qlora_gui.runs import gpus, changes, checkpoints, scan, several
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.runs import changes, checkpoints, gpus, scan, several
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.system import processes

@@ -15,12 +15,11 @@ from typing import Any
 
 import filelock
 
-from qlora_gui import plain_files
+from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
-from qlora_gui.runs import launch, scan, seal
-from qlora_gui import locks
-from qlora_gui.runs.events import FINAL, EventLog
 from qlora_gui.files import told, write_whole
+from qlora_gui.runs import launch, scan, seal
+from qlora_gui.runs.events import FINAL, EventLog
 from qlora_gui.runs.store import Run, RunStore
 
 MODULE = "qlora_gui.runs.queue"

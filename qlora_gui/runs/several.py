@@ -1,9 +1,10 @@
 """What a config says about several processes, without asking accelerate."""
 
 from qlora_gui import hardware
-from qlora_gui.errors import UserError
-from qlora_gui.runs import accelerate_config, gpus as cards
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.runs import accelerate_config
+from qlora_gui.runs import gpus as cards
 from qlora_gui.system import kind
 
 

@@ -15,14 +15,13 @@ from typing import Any, Literal
 import filelock
 from pydantic import ValidationError
 
-from qlora_gui import hub, plain_files
+from qlora_gui import hub, locks, plain_files
+from qlora_gui.config import RunConfig
 from qlora_gui.data import chat_template
 from qlora_gui.data import load as data
 from qlora_gui.errors import UserError
-from qlora_gui.runs import checkpoints, events, bounded_reading, scan, seal, several, uploads
-from qlora_gui import locks
-from qlora_gui.config import RunConfig
 from qlora_gui.files import write_whole
+from qlora_gui.runs import bounded_reading, checkpoints, events, scan, seal, several, uploads
 from qlora_gui.runs.names import made_up_name
 from qlora_gui.system import files
 

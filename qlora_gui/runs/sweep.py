@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_gui.errors import UserError
 from qlora_gui import config as configs
 from qlora_gui import settings_yaml
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
 from qlora_gui.runs.names import made_up_name
 from qlora_gui.runs.store import Run, RunStore
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qlora_gui.config import RunConfig
 from qlora_gui.data import load, splits
 from qlora_gui.data.bad_rows import Fault
 from qlora_gui.data.formats import Example
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import Event, last
 
 

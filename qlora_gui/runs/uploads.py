@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qlora_gui import hub, plain_files
-from qlora_gui import locks
+from qlora_gui import hub, locks, plain_files
 from qlora_gui.files import append_line
 
 KEPT_DAYS, YOUNG_DAYS = 7, 1

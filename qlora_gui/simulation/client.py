@@ -1,15 +1,10 @@
-"""The second tier of "will it fit": the real step on fake tensors in a child process, kept on disk by its inputs.
-
-For bases that the closed form's assumptions do not hold for. Seconds where the closed form takes milliseconds.
-"""
+"""The page's side of the simulation: questions to a child process on fake tensors, and its answers, kept on disk. Never imports torch."""
 
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -17,92 +12,13 @@ from typing import Any
 
 from qlora_gui import hub
 from qlora_gui.errors import UserError
-from qlora_gui.memory import model_shape as shapes
-from qlora_gui.memory.estimate import MemoryPlan, plan, simulated
-from qlora_gui.memory.model_shape import Shape
-from qlora_gui.memory.step_sizes import Way
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.launch import child_environment
 from qlora_gui.system import files
 
+STEP, PARAMETERS = "qlora_gui.simulation", "qlora_gui.simulation.count_parameters"  # the modules that answer
 PATIENCE_SECONDS = 60
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _CODE = ("models", "simulation", "training")  # the folders of this package that the simulated step runs
-_PLANS = (  # the knobs that the step depends on
-    "rank alpha dropout bias target_modules use_rslora quant_type double_quant max_grad_norm optimizer "
-    "gradient_accumulation attention packing"
-).split()
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """The memory of one step on a CUDA GPU, in bytes, by torch's allocator: no context and no libraries' workspaces.
-
-    `peak_in` is the phase of the peak: forward, loss, backward or optimizer; `phases` has the peak of each.
-    `resident` is what stays between steps.
-    """
-
-    peak: int
-    peak_in: str
-    resident: int
-    phases: dict[str, int]
-
-
-def simulate(
-    base: dict[str, Any],
-    config: RunConfig,
-    rows: int,
-    length: int,
-    way: Way = "ours",
-    checkpointing: str | None = None,
-    flash: bool = True,
-) -> Simulated:
-    """The step of `rows` x `length` tokens on the base with this config.json; a known answer comes from the disk.
-
-    `checkpointing` replaces the config's; auto counts as all. `flash` is as in Budget. Raises UserError when the child
-    cannot do it, or takes longer than PATIENCE_SECONDS.
-    """
-    config = config.model_copy(update=shapes.stored(base))
-    which = checkpointing or config.gradient_checkpointing
-    question = {
-        "base": base,
-        "config": {name: value for name, value in config.model_dump(mode="json").items() if name in _PLANS},
-        "rows": rows,
-        "length": length,
-        "way": way,
-        "checkpointing": "all" if which == "auto" else which,
-        "flash": flash,
-    }
-    kept = folder() / f"{key(question)}.json"
-    answer = _read(kept)
-    if answer is None:
-        answer = _ask(question)
-        _write(kept, answer)
-    return answer
-
-
-def wanted(found: MemoryPlan, shape: Shape) -> bool:
-    """Whether a plan is to be refined: for a GPU and an architecture that the closed form does not know."""
-    return shape.family == "generic" and found.budget.kind == "cuda"
-
-
-def refined(found: MemoryPlan, config: RunConfig, shape: Shape, base: Mapping[str, Any]) -> MemoryPlan:
-    """The plan with its peak from a simulated step; where that is too much and auto may, with all layers recomputed.
-
-    `base` is the base's config.json. Raises UserError as `simulate` does, and for a plan that is not for a GPU.
-    """
-    if found.budget.kind != "cuda":
-        raise UserError("Only steps on a GPU can be simulated: name one by its memory, --memory 16GB.")
-
-    def measured(of: MemoryPlan) -> MemoryPlan:
-        how = of.rows, of.length, of.way, of.checkpointing, of.budget.flash
-        return simulated(of, simulate(dict(base), config, *how).peak)
-
-    better = measured(found)
-    auto = config.gradient_checkpointing == "auto" and found.way == "ours"
-    if better.verdict == "fits" or not auto or found.checkpointing == "all":
-        return better
-    return measured(plan(config, shape, found.budget, rows=found.rows, length=found.length, checkpointing="all"))
 
 
 def folder() -> Path:
@@ -125,17 +41,6 @@ def _libraries() -> list[str]:
     return [*map(metadata.version, _PACKAGES), code.hexdigest()]
 
 
-def _read(kept: Path) -> Simulated | None:
-    try:
-        return Simulated(**json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # absent or damaged: ask again
-        return None
-
-
-def _write(kept: Path, answer: Simulated) -> None:
-    keep(kept, asdict(answer))
-
-
 def keep(file: Path, answer: dict[str, Any]) -> None:
     """Keep an answer. A cache folder that cannot be written to is no reason to give none."""
     aside = file.with_suffix(f".{os.getpid()}.part")
@@ -145,11 +50,6 @@ def keep(file: Path, answer: dict[str, Any]) -> None:
         files.replace(aside, file)
     except OSError:
         aside.unlink(missing_ok=True)
-
-
-def _ask(question: dict[str, Any]) -> Simulated:
-    answer = asked("simulate", question)
-    return Simulated(**{name: answer[name] for name in ("peak", "peak_in", "resident", "phases")})
 
 
 def asked(module: str, question: dict[str, Any]) -> dict[str, Any]:

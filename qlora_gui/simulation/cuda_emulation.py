@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
 from qlora_gui.models import attention as attentions
-from qlora_gui.models import lora_kernel, chunked_loss, short_rows
+from qlora_gui.models import chunked_loss, lora_kernel, short_rows
 
 # What CUDA's autocast does in fp32 and the CPU's does not (aten/src/ATen/autocast_mode.h), as far as models use it.
 # The list of what is done in 16 bits (linear, matmul, bmm, ...) is the same on both.

@@ -12,9 +12,9 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.models import chunked_loss, text_part
-from qlora_gui.config import RunConfig
 
 COMPUTE = torch.bfloat16
 BLOCK, BLOCK2 = 64, 256  # weights that share one absmax, and absmaxes that share one: bitsandbytes' defaults

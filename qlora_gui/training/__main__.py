@@ -14,9 +14,9 @@ from typing import Any
 
 import filelock
 
-from qlora_gui.errors import UserError, panicked
-from qlora_gui.runs import gpus, queue, disk_reserve
 from qlora_gui import locks
+from qlora_gui.errors import UserError, panicked
+from qlora_gui.runs import disk_reserve, gpus, queue
 from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, Silent
 from qlora_gui.runs.store import Run, RunStore

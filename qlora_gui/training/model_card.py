@@ -1,9 +1,9 @@
 """README.md of an adapter: what it is, what it was trained on, and what was measured."""
 
-from qlora_gui.models.base import Base
 from qlora_gui.config import RunConfig
-from qlora_gui.runs.store import Run
+from qlora_gui.models.base import Base
 from qlora_gui.runs.event_text import loss_of
+from qlora_gui.runs.store import Run
 
 
 def model_card(run: Run, config: RunConfig, base: Base) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
+from qlora_gui.config import RunConfig
 from qlora_gui.data import collate as batches
 from qlora_gui.errors import UserError
 from qlora_gui.memory import known_models
 from qlora_gui.memory.estimate import MemoryPlan, plan
 from qlora_gui.models import device as devices
-from qlora_gui.config import RunConfig
 from qlora_gui.training import limit
 
 

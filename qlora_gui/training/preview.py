@@ -13,14 +13,14 @@ from typing import Any
 
 import psutil
 
+from qlora_gui import config as configs
 from qlora_gui import hub
-from qlora_gui.data import row_stats, load, tokenization
+from qlora_gui.config import RunConfig
+from qlora_gui.data import load, row_stats, tokenization
 from qlora_gui.errors import UserError, panicked
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats, context, vocabulary
-from qlora_gui import config as configs
 from qlora_gui.runs import bounded_reading
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.training_rows import Rows, divided
 from qlora_gui.system import processes
 
@@ -71,7 +71,9 @@ def preview(config: RunConfig, say: Any = print) -> dict[str, Any]:
     }
 
 
-def _shown(number: int, kept: list[tokenization.Encoded], report: tokenization.Report, tokenizer: Any) -> list[dict[str, Any]]:
+def _shown(
+    number: int, kept: list[tokenization.Encoded], report: tokenization.Report, tokenizer: Any
+) -> list[dict[str, Any]]:
     """One example as it is learned: dropped with the reason, or each of its rows."""
     found = [one for one in kept if one.row == number]
     if not found:
@@ -115,7 +117,9 @@ def _row(number: int, encoded: tokenization.Encoded | None, reason: str | None, 
 def _pieces(encoded: tokenization.Encoded, tokenizer: Any) -> Iterator[tuple[str, bool]]:
     """Stretches of tokens that are all learned from, or all not; the very first token never is."""
     ids = encoded.input_ids[:_LONGEST]
-    learned = [position > 0 and label != tokenization.IGNORED for position, label in enumerate(encoded.labels[:_LONGEST])]
+    learned = [
+        position > 0 and label != tokenization.IGNORED for position, label in enumerate(encoded.labels[:_LONGEST])
+    ]
     begin = 0
     for position in range(1, len(ids) + 1):
         if position == len(ids) or learned[position] != learned[begin]:

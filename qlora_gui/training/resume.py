@@ -9,9 +9,9 @@ from qlora_gui.data.tokenization import Encoded
 from qlora_gui.errors import UserError
 from qlora_gui.models.base import Base
 from qlora_gui.runs import changes, checkpoints
+from qlora_gui.runs.event_text import describe
 from qlora_gui.runs.events import EventLog, last
 from qlora_gui.runs.store import Run
-from qlora_gui.runs.event_text import describe
 from qlora_gui.training import distributed
 
 

@@ -7,7 +7,8 @@ import torch
 from transformers import set_seed
 
 from qlora_gui import hardware, hub
-from qlora_gui.data import row_stats, load, tokenization
+from qlora_gui.config import RunConfig
+from qlora_gui.data import load, row_stats, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import Prompt, prompts_of
 from qlora_gui.data.template_renderer import RENDERER
@@ -17,15 +18,15 @@ from qlora_gui.models import ask_torch, chats, context, supported, vocabulary
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 from qlora_gui.runs import gpus
-from qlora_gui.config import RunConfig
-from qlora_gui.runs.events import EventLog
-from qlora_gui.runs.training_rows import Rows, rows_of
-from qlora_gui.runs.store import Run
 from qlora_gui.runs.event_text import describe
-from qlora_gui.training import preflight, limit, probes, resume as resumed, setup, distributed
+from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.store import Run
+from qlora_gui.runs.training_rows import Rows, rows_of
+from qlora_gui.training import distributed, limit, preflight, probes, setup
+from qlora_gui.training import resume as resumed
+from qlora_gui.training.interrupts import Interrupted, StopWatch
 from qlora_gui.training.resume import Before
 from qlora_gui.training.save import save_adapter
-from qlora_gui.training.interrupts import Interrupted, StopWatch
 from qlora_gui.training.trainer import RunTrainer, arguments
 
 

@@ -5,10 +5,10 @@ import json
 import shutil
 from typing import Any
 
+from qlora_gui.config import RunConfig
 from qlora_gui.data.chat import Chat
 from qlora_gui.models import chats
 from qlora_gui.models.base import Base
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import Run
 from qlora_gui.system import files
 from qlora_gui.training import distributed

@@ -6,16 +6,27 @@ from typing import Any
 
 import torch
 
-from qlora_gui.data import collate as batches, chat_template, tokenization
+from qlora_gui.config import RunConfig
+from qlora_gui.data import chat_template, tokenization
+from qlora_gui.data import collate as batches
 from qlora_gui.errors import UserError
 from qlora_gui.memory import calibration
 from qlora_gui.memory.estimate import MemoryPlan
-from qlora_gui.models import attention, causality, lora_kernel, lora, lora_targets, chunked_loss, quantized_cache, rope, vocabulary
+from qlora_gui.models import (
+    attention,
+    causality,
+    chunked_loss,
+    lora,
+    lora_kernel,
+    lora_targets,
+    quantized_cache,
+    rope,
+    vocabulary,
+)
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import EventLog
-from qlora_gui.training import preflight, fsdp, distributed
+from qlora_gui.training import distributed, fsdp, preflight
 from qlora_gui.training.trainer import arguments
 
 _WORTH_TELLING = 0.02  # share of the weights

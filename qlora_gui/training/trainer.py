@@ -12,19 +12,19 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
+from qlora_gui.config import RunConfig
 from qlora_gui.data import collate
 from qlora_gui.data.tokenization import Encoded
 from qlora_gui.errors import UserError
 from qlora_gui.models import device as devices
 from qlora_gui.models.lora import keep_trained_biases_exact
 from qlora_gui.runs.checkpoints import mark_whole
-from qlora_gui.config import RunConfig
+from qlora_gui.runs.event_text import VERY_FEW_STEPS, describe, few_steps
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
-from qlora_gui.runs.event_text import VERY_FEW_STEPS, describe, few_steps
-from qlora_gui.training import overflow, fsdp, distributed
-from qlora_gui.training.probes import Probes
+from qlora_gui.training import distributed, fsdp, overflow
 from qlora_gui.training.interrupts import StopWatch
+from qlora_gui.training.probes import Probes
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch: int) -> TrainingArguments:
@@ -216,7 +216,9 @@ class _Reporter(TrainerCallback):
         self.last_measuring = self.trainer.measuring_seconds
         self.first_step = state.global_step
         if distributed.rank() and not state.global_step:
-            torch.manual_seed(args.seed + distributed.rank())  # dropout of its own; a resumed run has it in its checkpoint
+            torch.manual_seed(
+                args.seed + distributed.rank()
+            )  # dropout of its own; a resumed run has it in its checkpoint
         if state.max_steps < VERY_FEW_STEPS:
             told = self.trainer.log_events.append("note", text=few_steps(state.max_steps))
             print(describe(told), flush=True)

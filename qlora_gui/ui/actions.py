@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.errors import UserError
 from qlora_gui import config as configs
-from qlora_gui.runs import launch, queue
 from qlora_gui.config import RunConfig
-from qlora_gui.runs.events import last
+from qlora_gui.errors import UserError
 from qlora_gui.files import told
+from qlora_gui.runs import launch, queue
+from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import links
 

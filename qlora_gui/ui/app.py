@@ -23,17 +23,17 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs import queue, scan, uploads
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import signals
-from qlora_gui.ui.compare import tab
 from qlora_gui.ui import key, links
-from qlora_gui.ui.report import tab
-from qlora_gui.ui.runs import tab
-from qlora_gui.ui.train import tab
 from qlora_gui.ui.address import Address
+from qlora_gui.ui.compare import tab as compare_tab
+from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
 from qlora_gui.ui.header import header
 from qlora_gui.ui.key import Key
-from qlora_gui.ui.compare.session import Session
+from qlora_gui.ui.report import tab as report_tab
+from qlora_gui.ui.runs import tab as runs_tab
 from qlora_gui.ui.theme import CSS, QUIET, theme
+from qlora_gui.ui.train import tab as train_tab
 
 _SWEEP_SECONDS = 6 * 3600.0
 ENDS_RUNS = "QLORA_GUI_PAGE_ENDS_RUNS"  # set where nothing outlives the page
@@ -56,13 +56,13 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
         header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
             with gr.Tab("Train", id="train") as train:
-                tab.tab(store, link, session.close)
+                train_tab.tab(store, link, session.close)
             with gr.Tab("Runs", id="runs") as runs:
-                tab.tab(store, link, session.close)
+                runs_tab.tab(store, link, session.close)
             with gr.Tab("Compare", id="compare") as compare:
-                tab.tab(store, link, session)
+                compare_tab.tab(store, link, session)
             with gr.Tab("Report", id="report") as report:
-                tab.tab(store, link)
+                report_tab.tab(store, link)
         for name, one in zip(links.TABS, (train, runs, compare, report), strict=True):
             one.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
         link.change(

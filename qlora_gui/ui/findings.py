@@ -7,17 +7,17 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.errors import UserError
 from qlora_gui import diagnostics
-from qlora_gui.diagnostics import Finding
-from qlora_gui.memory import known_models
 from qlora_gui.config import RunConfig
+from qlora_gui.diagnostics import Finding
+from qlora_gui.errors import UserError
+from qlora_gui.memory import known_models
 from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
-from qlora_gui.ui.train import form
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import QUIET
+from qlora_gui.ui.train import form
 
 MOST_BUTTONS = 4
 _WORDS = {"bad": "✕ Breaks the run", "warn": "⚠ Warning", "note": "Note"}

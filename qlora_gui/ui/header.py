@@ -8,9 +8,9 @@ import gradio as gr
 from qlora_gui import hardware
 from qlora_gui.runs import scan
 from qlora_gui.runs.store import RunStore
+from qlora_gui.ui import links
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
-from qlora_gui.ui import links
 from qlora_gui.ui.runs.summary import Summary
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from qlora_gui.errors import UserError
 from qlora_gui.diagnostics import Finding
+from qlora_gui.errors import UserError
 from qlora_gui.runs import events
 from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run

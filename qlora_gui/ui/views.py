@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_gui.config import RunConfig
 from qlora_gui.data import row_stats
 from qlora_gui.data.bad_rows import place
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.curves import by_step, points
+from qlora_gui.runs.event_text import clock, data_remarks, data_warnings, not_all
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.runs.store import LIVE
-from qlora_gui.runs.event_text import clock, data_remarks, data_warnings, not_all
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.rendering.chart import Series, line_chart
 

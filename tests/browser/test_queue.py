@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from qlora_gui.runs import launch, queue
 from qlora_gui.config import make
+from qlora_gui.runs import launch, queue
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill, fill_field, fill_small, shot
 from tests.conftest import TINY, wait_until_ended

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qlora_gui.inference import adapter_file
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
+from qlora_gui.inference import adapter_file
 from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.runs import checkpoints, launch
 from qlora_gui.runs.events import EventLog

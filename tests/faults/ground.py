@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.inference import adapter_file
-from qlora_gui.errors import UserError
 from qlora_gui import report
-from qlora_gui.runs import checkpoints, launch
 from qlora_gui.config import make
+from qlora_gui.errors import UserError
+from qlora_gui.inference import adapter_file
+from qlora_gui.runs import checkpoints, launch
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import views
 from qlora_gui.ui.runs.index import summaries

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from qlora_gui.inference.client import CompareClient
-from qlora_gui.inference.sampling import Decoding
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs import launch, queue
 from tests.faults.ground import Ground, check, check_adapter, check_checkpoint, check_readable, ended, finish, until
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
 from tests.faults.ground import (
     KNOBS,

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
+from qlora_gui.config import make
 from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation.run import evaluate
 from qlora_gui.evaluation.job import Settings
+from qlora_gui.evaluation.run import evaluate
 from qlora_gui.memory import budget, known_models
 from qlora_gui.memory.estimate import plan
-from qlora_gui.training import preview
-from qlora_gui.config import make
 from qlora_gui.runs.store import RunStore
+from qlora_gui.training import preview
 from tests.matrix import plain, product
 from tests.matrix.build import MAX_LENGTH, Made, Turns, build
 

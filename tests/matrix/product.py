@@ -14,12 +14,12 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from qlora_gui.config import make
+from qlora_gui.errors import UserError
 from qlora_gui.inference import evidence
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
-from qlora_gui.config import make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.run import train

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from qlora_gui.inference.sampling import Decoding
 from qlora_gui.data.tokenization import with_system
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.ui import views
 from qlora_gui.ui.compare.session import Messages, Session
 

@@ -11,10 +11,10 @@ from qlora_gui.preferences.votes import BAD, HUMAN, TIE, Choice, VoteLog
 from qlora_gui.runs import bounded_reading
 from qlora_gui.ui import actions
 from qlora_gui.ui.compare import chat, columns, llm_judge_panel, saving, vote_views
-from qlora_gui.ui.rendering import html
 from qlora_gui.ui.compare.blind_panel import EXAMPLES, Panel
-from qlora_gui.ui.compare.room import Room
 from qlora_gui.ui.compare.blind_session import Plan, Round, Sitting, as_text, parse
+from qlora_gui.ui.compare.room import Room
+from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import RAW
 
 MOST_PROMPTS = 200

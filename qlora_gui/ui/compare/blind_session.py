@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
-from qlora_gui.preferences.votes import Choice, Column, Vote, VoteLog
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.preferences.votes import Choice, Column, Vote, VoteLog
 from qlora_gui.runs.store import Run
 from qlora_gui.ui.compare import asking
 from qlora_gui.ui.compare.session import Messages, Session

@@ -11,16 +11,16 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
-from qlora_gui.runs import bounded_reading
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
+from qlora_gui.runs import bounded_reading
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
 from qlora_gui.ui.compare import asking, columns
-from qlora_gui.ui.rendering import html
 from qlora_gui.ui.compare.room import Room
 from qlora_gui.ui.compare.session import Messages
+from qlora_gui.ui.rendering import html
 from qlora_gui.ui.streaming import streams
 from qlora_gui.ui.theme import RAW
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.data import reasoning
+from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.ui.rendering import html
 
 MOST = MAX_ADAPTERS + 1

@@ -8,8 +8,8 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.preferences import llm_judge
 from qlora_gui.preferences.votes import VoteLog
-from qlora_gui.ui.rendering import html
 from qlora_gui.ui.compare import vote_views
+from qlora_gui.ui.rendering import html
 from qlora_gui.ui.streaming import streams
 from qlora_gui.ui.theme import RAW
 

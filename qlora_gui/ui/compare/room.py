@@ -6,15 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
 from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs.store import Run, RunStore, check_base
-from qlora_gui.ui.runs import index
 from qlora_gui.ui.compare import offers
 from qlora_gui.ui.compare.columns import View
 from qlora_gui.ui.compare.session import Session
+from qlora_gui.ui.runs import index
 
 
 @dataclass

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
-from qlora_gui.inference.sampling import Decoding
-from qlora_gui.errors import UserError
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs.store import Run
 
 Messages = list[dict[str, str]]

@@ -7,15 +7,15 @@ import gradio as gr
 
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui.compare import blind, blind_panel, chat, columns, offers
-from qlora_gui.ui.train import form
-from qlora_gui.ui.rendering import html
-from qlora_gui.ui.runs import index
 from qlora_gui.ui import links
+from qlora_gui.ui.compare import blind, blind_panel, chat, columns, offers
 from qlora_gui.ui.compare.room import Room
 from qlora_gui.ui.compare.session import Session
+from qlora_gui.ui.rendering import html
+from qlora_gui.ui.runs import index
 from qlora_gui.ui.runs.summary import Summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
+from qlora_gui.ui.train import form
 
 _EMPTY = html.empty("No adapters yet. Train one: on the Train tab the demo is filled in, press Start.")
 

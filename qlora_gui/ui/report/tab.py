@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui.errors import UserError
-from qlora_gui.report import RENDERERS, html, written
-from qlora_gui.report.blocks import Block
 from qlora_gui.files import told, write_whole
+from qlora_gui.report import RENDERERS, written
+from qlora_gui.report import html as pages
+from qlora_gui.report.blocks import Block
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, links
 from qlora_gui.ui.rendering import html
@@ -79,7 +80,7 @@ def tab(store: RunStore, link: gr.State) -> None:
         except UserError as error:  # it can be read all the same
             buttons = dict.fromkeys((as_markdown, as_page), gr.update(visible=False))
             said = html.faults([str(error)])
-        yield {status: said, shown: _HERE + html.body(blocks), **buttons}
+        yield {status: said, shown: _HERE + pages.body(blocks), **buttons}
 
     @streams
     def make_if_asked(link: links.Link) -> Iterator[dict[Any, Any]]:

@@ -5,14 +5,14 @@ from typing import Any
 
 from qlora_gui.runs import sweep
 from qlora_gui.runs.curves import Series, points
-from qlora_gui.runs.store import Run
 from qlora_gui.runs.event_text import not_all
-from qlora_gui.ui.train import form
-from qlora_gui.ui.rendering import html
-from qlora_gui.ui.runs import index
+from qlora_gui.runs.store import Run
 from qlora_gui.ui import views
+from qlora_gui.ui.rendering import html
 from qlora_gui.ui.rendering.chart import line_chart
+from qlora_gui.ui.runs import index
 from qlora_gui.ui.runs.summary import COLUMNS, Summary
+from qlora_gui.ui.train import form
 
 _LOSSES = range(4, 8)  # columns of numbers in the table of runs
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.runs import derived_cache, events, scan
 from qlora_gui.config import RunConfig
+from qlora_gui.runs import derived_cache, events, scan
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
 from qlora_gui.ui.runs.summary import Summary, read, unread

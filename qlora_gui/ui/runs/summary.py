@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.events import last
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import Run

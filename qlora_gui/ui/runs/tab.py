@@ -6,20 +6,21 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
+from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import queue
 from qlora_gui.runs.events import tail
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, evaluation_views, findings, memory_views, links, views
-from qlora_gui.ui.runs import cache, index, resuming, table as runs_table, comparison
-from qlora_gui.ui.rendering import html
+from qlora_gui.ui import actions, evaluation_views, findings, links, memory_views, views
 from qlora_gui.ui.compare import offers
-from qlora_gui.ui.train import retry
+from qlora_gui.ui.rendering import html
+from qlora_gui.ui.runs import cache, comparison, index, resuming
+from qlora_gui.ui.runs import table as runs_table
 from qlora_gui.ui.runs.index import Look
 from qlora_gui.ui.runs.summary import Summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
+from qlora_gui.ui.train import retry
 
 _EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled in already.")
 _CHOOSE = html.hint("Choose one run to open it, or several to see their curves and how they differ.")

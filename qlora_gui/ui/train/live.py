@@ -9,10 +9,10 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, run_view, findings, links
+from qlora_gui.ui import actions, findings, links, run_view
 from qlora_gui.ui.runs import index, resuming
-from qlora_gui.ui.train import retry
 from qlora_gui.ui.theme import QUIET, TICK_SECONDS
+from qlora_gui.ui.train import retry
 
 UNSEEN = "unseen"
 _LIVE = ("running", "stopping")

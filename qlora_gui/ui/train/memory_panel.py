@@ -7,19 +7,18 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui import hardware
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.memory import advice, budget, known_models, run_time
-from qlora_gui.simulation import client
+from qlora_gui.memory import advice, budget, known_models, run_time, simulated_step
 from qlora_gui.memory.estimate import MemoryPlan, plan
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.runs import gpus
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import memory_views
-from qlora_gui.ui.train import form
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.streaming import Newest, streams
 from qlora_gui.ui.theme import QUIET
+from qlora_gui.ui.train import form
 
 _HERE = "this one"
 _TO_PANEL = "() => { document.getElementById('fit')?.scrollIntoView({behavior: 'smooth'}); }"
@@ -221,11 +220,11 @@ def _look(config: RunConfig, target: str, shapes: Shapes, simulate: bool = False
         changes = advice.changes(config, shape, card)
     except UserError as error:
         return _Drawn(memory_views.unknown(str(error)), html.hint("No estimate of the memory for this base."))
-    unsure = client.wanted(found, shape)
+    unsure = simulated_step.wanted(found, shape)
     source = _SIMULATING if unsure else ""
     if simulate:
         try:
-            found, source = client.refined(found, config, shape, known_models.config_json(config)), _SIMULATED
+            found, source = simulated_step.refined(found, config, shape, known_models.config_json(config)), _SIMULATED
         except UserError as error:
             source = f"{_ROUGH} {error}"
     doubts = _doubts(config) if target == _HERE else ""

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qlora_gui.data import row_stats, load
+from qlora_gui.config import RunConfig
+from qlora_gui.data import load, row_stats
 from qlora_gui.data.bad_rows import FaultyRows
 from qlora_gui.data.file_readers import SEPARATORS
 from qlora_gui.errors import UserError
 from qlora_gui.runs import bounded_reading
-from qlora_gui.config import RunConfig
 from qlora_gui.runs.launch import child_environment
-from qlora_gui.ui.rendering import html
 from qlora_gui.ui import views
+from qlora_gui.ui.rendering import html
 
 KNOBS = (
     "base_model",

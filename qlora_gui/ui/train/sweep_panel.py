@@ -12,9 +12,9 @@ from qlora_gui.runs import queue, sweep
 from qlora_gui.runs.store import PATH_KNOBS, RunStore
 from qlora_gui.runs.sweep import Sweep
 from qlora_gui.ui import actions, links
-from qlora_gui.ui.train import form
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import QUIET
+from qlora_gui.ui.train import form
 
 _EMPTY = "One setting a line with its values. Every combination is a run; all else is as in the form above."
 

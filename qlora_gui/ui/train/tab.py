@@ -10,17 +10,17 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui import hub
-from qlora_gui.errors import UserError
 from qlora_gui import config as configs
+from qlora_gui import hub
 from qlora_gui.config import RunConfig
+from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.system import files
 from qlora_gui.ui import actions, findings, links
-from qlora_gui.ui.train import check_panel, memory_panel, form, live, preview, sweep_panel
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.streaming import Newest, streams
 from qlora_gui.ui.theme import QUIET
+from qlora_gui.ui.train import check_panel, form, live, memory_panel, preview, sweep_panel
 
 _FIRST = "demo"
 _KEEP_FREE = 1 << 30  # bytes that uploads leave free

@@ -10,11 +10,11 @@ from unittest.mock import patch
 import torch
 from transformers import GenerationConfig, GenerationMixin, Trainer, TrainingArguments
 
-from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.config import RunConfig, make
 from qlora_gui.data import collate
+from qlora_gui.inference.multi_lora import BASE, RowAdapters
 from qlora_gui.models import device as devices
 from qlora_gui.models import lora_kernel
-from qlora_gui.config import RunConfig, make
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
@@ -116,7 +116,9 @@ def token(base: str, adapters: int, way: str) -> Found:
         model = bases.ours(model, config).eval()
 
         def answer(new: int) -> None:
-            with patch.object(lora_kernel, "dense", side_effect=AssertionError("a weight was unpacked for a few tokens")):
+            with patch.object(
+                lora_kernel, "dense", side_effect=AssertionError("a weight was unpacked for a few tokens")
+            ):
                 _generate(model, 1 + adapters, new)
 
     else:

@@ -11,13 +11,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # as benchmarks/gpu.py does
 
 from gpu_parts import bases  # noqa: E402
 
+from qlora_gui import config as configs  # noqa: E402
 from qlora_gui.data import collate as batches  # noqa: E402
 from qlora_gui.memory import model_shape as shapes  # noqa: E402
 from qlora_gui.memory.estimate import plan  # noqa: E402
 from qlora_gui.memory.step_sizes import Way  # noqa: E402
 from qlora_gui.models import device as devices  # noqa: E402
-from qlora_gui import config as configs  # noqa: E402
-from qlora_gui.training import preflight as fitting, limit  # noqa: E402
+from qlora_gui.training import limit  # noqa: E402
+from qlora_gui.training import preflight as fitting  # noqa: E402
 from qlora_gui.training.trainer import arguments  # noqa: E402
 
 
