@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_gui.errors import UserError
+from qlora_gui.inference import client
 from qlora_gui.inference.columns import Columns
 from qlora_gui.runs import base_names
 from qlora_gui.runs.store import Run

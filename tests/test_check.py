@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qlora_gui import hardware, hub, nvidia
-from qlora_gui.check import client, machine, tolerances
+from qlora_gui.check import client, machine, numbers
 from qlora_gui.check.lines import Line, for_an_issue, verdict, without_names
 from qlora_gui.check.numbers import Numbers
 from qlora_gui.cli import main
@@ -75,22 +75,22 @@ GOOD = Numbers([5.0, 4.0], [5.0, 4.5], 4.0, GRADS, 10.0, {"a": torch.arange(4)},
 )
 def test_numbers_that_rounding_does_not_explain_fail(change: dict[str, Any], failed: list[str]) -> None:
     cpu = replace(GOOD, dtype="float32")
-    found = list(tolerances.lines("x", replace(GOOD, **change), cpu, [0.0, 0.5]))
+    found = list(numbers.lines("x", replace(GOOD, **change), cpu, [0.0, 0.5]))
     assert [line.key for line in found if line.state == "failed"] == failed
 
 
 def test_another_text_fails_only_where_no_near_tie_explains_it() -> None:
     cpu = replace(GOOD, dtype="float32", answers=[[1, 2], [4]])
-    near, far = (list(tolerances.lines("x", GOOD, cpu, [0.0, lead]))[-1] for lead in (5e-3, 5e-2))
+    near, far = (list(numbers.lines("x", GOOD, cpu, [0.0, lead]))[-1] for lead in (5e-3, 5e-2))
     assert near.state == "ok" and "near ties" in near.text and far.state == "failed"
 
 
 def test_what_only_a_card_can_tell_has_its_line() -> None:
     cpu = {"x": replace(GOOD, dtype="float32")}
-    same = {line.key: line for line in tolerances.kernels({"x": GOOD}, cpu, "gpu")}
+    same = {line.key: line for line in numbers.kernels({"x": GOOD}, cpu, "gpu")}
     assert {key: line.state for key, line in same.items()} == {"repeats": "ok", "quantized": "ok", "fp16": "ok"}
     other = replace(GOOD, repeats=False, largest=30_000.0, packed={"a": torch.tensor([0, 1, 2, 4])})
-    found = {line.key: line for line in tolerances.kernels({"x": other}, cpu, "gpu")}
+    found = {line.key: line for line in numbers.kernels({"x": other}, cpu, "gpu")}
     assert {key: line.state for key, line in found.items()} == {
         "repeats": "warning",
         "quantized": "failed",

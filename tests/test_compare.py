@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import UserError
-from qlora_gui.inference import adapter_file, clean_base, generate, priority
+from qlora_gui.inference import adapter_file, clean_base, generate, worker
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE, _blocks
@@ -371,10 +371,10 @@ def test_the_worker_makes_way_for_a_run_that_trains_and_never_starves(client: Co
             time.sleep(0.2)
         return niceness() == wanted
 
-    if not priority.a_run_trains_here():  # tests beside this one train, too
+    if not worker.a_run_trains_here():  # tests beside this one train, too
         assert becomes(0)
     with subprocess.Popen([sys.executable, "-c", "input()", "qlora_gui.training"], stdin=subprocess.PIPE) as trainer:
-        assert becomes(priority.WHILE_TRAINING) and priority.WHILE_TRAINING < 10
+        assert becomes(worker.WHILE_TRAINING) and worker.WHILE_TRAINING < 10
         trainer.communicate(b"\n")
 
 

@@ -9,9 +9,8 @@ import pytest
 
 from qlora_gui import config as configs
 from qlora_gui.cli import main
-from qlora_gui.config import RunConfig, resolve
+from qlora_gui.config import RunConfig, command_line, resolve
 from qlora_gui.errors import UserError
-from qlora_gui.runs.command import command_line
 
 KNOBS = (
     "name base_model revision dataset dataset_format dataset_split skip_bad_rows system_prompt max_length eval_fraction rank alpha "

@@ -23,7 +23,7 @@ from qlora_gui.runs import gpus, launch
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.torch_view import Card, View
-from qlora_gui.ui import header as headers
+from qlora_gui.ui import app
 from qlora_gui.ui.train import form, memory_panel
 
 GIB = 2**30
@@ -125,7 +125,7 @@ def test_a_gpu_that_torch_does_not_see_is_told_before_the_start(
     hardware.settle()
     assert said in hardware.trouble() and "(Tesla T4) is not used" in hardware.trouble()
     assert hardware.devices()[0].kind == "cpu" and budget.here().kind == "cpu"
-    assert "Tesla T4" in headers.text(store) and "note bad" in headers.text(store)
+    assert "Tesla T4" in app.text(store) and "note bad" in app.text(store)
     large = {"base_model": "bigscience/bloom-7b1"}
     _, faults = form.judge(large | {"dataset": "demo"}, store)
     assert "set gpu to cpu" in faults["gpu"]
@@ -261,11 +261,11 @@ def test_kernels_run_on_what_nvidia_says(
 def test_the_page_does_not_wait_for_torch(machine: Machine, store: RunStore) -> None:
     machine([SMI_T4], CUDA, delay=1.0)
     began = time.monotonic()
-    assert "being asked" in headers.text(store) and "Tesla T4" in headers.text(store)
+    assert "being asked" in app.text(store) and "Tesla T4" in app.text(store)
     assert hardware.devices()[0].free == 9 * GIB and hardware.trouble() == ""
     assert "being asked" in memory_panel._doubts(make({}))
     assert time.monotonic() - began < 0.9
-    assert hardware.settle() and "being asked" not in headers.text(store)
+    assert hardware.settle() and "being asked" not in app.text(store)
 
 
 def test_the_answer_is_kept_until_what_it_depends_on_changes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from qlora_gui.cli import main
 from qlora_gui.data import load, tokenization
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import job, metrics, verdict, wording
+from qlora_gui.evaluation import job, metrics, results, verdict
 from qlora_gui.evaluation import run as evaluate
-from qlora_gui.inference import decode, evidence, generate, model_probe, score
+from qlora_gui.inference import evidence, generate, model_probe, score
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE
 from qlora_gui.inference.sampling import Decoding
@@ -141,9 +141,9 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
         rows = generate.Rows(base.tokenizer, [[]] * len(wear), eos, lambda event: None)
         with columns.rows.worn(wear) if columns.rows else None:  # type: ignore[union-attr]
             out = base.model(input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1]), use_cache=True)
-        start = decode.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(wear))
+        start = generate.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(wear))
         assert columns.rows
-        decode.greedy(base.model, columns.rows, start, rows, 24, lambda: False)
+        generate.greedy(base.model, columns.rows, start, rows, 24, lambda: False)
         return [row.ids for row in rows.rows]
 
     whole = run(set())
@@ -226,7 +226,7 @@ def test_evaluating_in_a_child_writes_beside_the_adapter(llama_run: Run, tmp_pat
     assert (found["loss"]["difference"] < 0) == (end["loss_after"] < end["loss_before"])
     assert len(found["examples"]) == 5 and found["texts"]["base"]["answers"] == found["loss"]["rows"]
     assert 40 <= found["dependence"]["rows"] <= found["loss"]["rows"] and found["general"]["tokens"] > 500
-    assert "held-out loss" in "\n".join(wording.lines(found))
+    assert "held-out loss" in "\n".join(results.lines(found))
     later = Run(shutil.copytree(llama_run.path, tmp_path / "later"))
     with later.events_file.open("a") as file:
         file.write(json.dumps({"t": 1.0, "kind": "saved", "step": 9, "sha256": "another"}) + "\n")

@@ -13,7 +13,7 @@ from qlora_gui.config import make
 from qlora_gui.runs import derived_cache, events, queue, scan
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui import header
+from qlora_gui.ui import app
 from qlora_gui.ui.app import build_app
 from qlora_gui.ui.runs import index
 from qlora_gui.ui.runs import table as runs_table
@@ -100,7 +100,7 @@ def test_what_changes_behind_its_back_is_seen(runs: RunStore, monkeypatch: pytes
     EventLog(run.events_file).append("started", pid=1, resumed=True)
     assert row(run.id)[1] == "died"
     with run.lock():
-        assert row(run.id)[1] == "running" and "run-0003" in header.text(runs)
+        assert row(run.id)[1] == "running" and "run-0003" in app.text(runs)
         run.request_stop()
         assert row(run.id)[1] == "stopping"
     run.stop_file.unlink()

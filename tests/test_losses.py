@@ -29,7 +29,7 @@ from qlora_gui.report import collect
 from qlora_gui.runs import events, launch, queue, scan
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, header
+from qlora_gui.ui import actions, app
 from qlora_gui.ui.runs import index, summary
 from qlora_gui.ui.train import tab
 from tests.faults import disks
@@ -346,7 +346,7 @@ def test_one_link_that_leads_nowhere_hides_no_run(store: RunStore, llama: Path) 
     os.mkdir(os.fsencode(store.root) + b"/caf\xe9")
     (Path(os.fsdecode(os.fsencode(store.root) + b"/caf\xe9")) / "run.json").write_text("{}")
     assert [one.id for one in store.all()] == ["run"] and [one.id for one in scan.scan(store.root)] == ["run"]
-    assert scan.left_out(store.root) == ["caf\\xe9"] and "caf\\xe9" in header.text(store)
+    assert scan.left_out(store.root) == ["caf\\xe9"] and "caf\\xe9" in app.text(store)
     with run.lock(), pytest.raises(launch.BusyError):
         launch.check_free(store, config=make({}))
 

@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from qlora_gui.cli.report import report
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import stats, stored, verdict
+from qlora_gui.evaluation import results, stats, verdict
 from qlora_gui.preferences.votes import Column, Vote, VoteLog
-from qlora_gui.report import collect, comparability, html, markdown, observations, plot, written
+from qlora_gui.report import collect, comparability, html, markdown, observations, written
 from qlora_gui.report import text as words
 from qlora_gui.report.blocks import Answer, SideBySide, Table
 from qlora_gui.report.facts import Experiment, Observation
@@ -360,9 +360,9 @@ def test_an_evaluation_of_an_earlier_adapter_or_a_damaged_one_is_not_used(store:
     whole["loss"]["p_holm"] = "0.01"  # as another program may write it
     whole["drift"].pop("first_divergence", None)
     whole.pop("general")
-    known = stored.checked(whole | {"more": 1})
+    known = results.checked(whole | {"more": 1})
     assert known and known["loss"]["p_holm"] == 0.01 and known["drift"]["first_divergence"] is None
-    assert known["more"] == 1 and known["general"] is None and stored.checked([1]) is None
+    assert known["more"] == 1 and known["general"] is None and results.checked([1]) is None
 
 
 def test_adapters_are_ranked_only_where_intervals_do_not_touch(store: RunStore) -> None:
@@ -764,10 +764,10 @@ def test_long_texts_are_cut_and_say_so() -> None:
 
 
 def test_a_chart_of_one_point_or_none() -> None:
-    assert plot.svg("Loss", [Series("a", [])]) == ""
-    one_point = plot.svg("Loss", [Series("a", [(0, 2.0)])])
+    assert html.svg("Loss", [Series("a", [])]) == ""
+    one_point = html.svg("Loss", [Series("a", [(0, 2.0)])])
     assert one_point.count('class="dot') == 1 and "nan" not in one_point
-    flat = plot.svg("Loss", [Series("a", [(0, 2.0), (5, 2.0)])])
+    flat = html.svg("Loss", [Series("a", [(0, 2.0), (5, 2.0)])])
     assert "nan" not in flat and "inf" not in flat
     assert markdown.render([]) == "\n"
 

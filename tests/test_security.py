@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from qlora_gui import children
 from qlora_gui import config as configs
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
 from qlora_gui.runs.store import RunStore
+from qlora_gui.system import processes
 from qlora_gui.ui import guard
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.train import form
@@ -307,7 +307,7 @@ def test_the_password_is_in_no_process_list_and_no_child_has_secrets(
 ) -> None:
     words = Path(f"/proc/{served.pid}/cmdline").read_bytes().decode()
     assert PASSWORD not in words and "app.py" in words and "lab.example" in words
-    for name in children.SECRETS:
+    for name in processes.SECRETS:
         monkeypatch.setenv(name, "hidden-1234")
     assert "hidden-1234" not in json.dumps(launch.child_environment())
 
@@ -316,7 +316,7 @@ def test_the_password_is_in_no_process_list_and_no_child_has_secrets(
 def test_a_run_and_its_report_hold_no_secret(store: RunStore, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qlora_gui import report
 
-    secrets = {name: f"hidden-{name}" for name in (*children.SECRETS, "HF_TOKEN", "WANDB_API_KEY")}
+    secrets = {name: f"hidden-{name}" for name in (*processes.SECRETS, "HF_TOKEN", "WANDB_API_KEY")}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     run = train(store, base_model=str(llama), name="quiet")

@@ -16,17 +16,16 @@ import yaml
 
 from qlora_gui import config as configs
 from qlora_gui.cli.main import build_parser
-from qlora_gui.config import RunConfig
+from qlora_gui.config import RunConfig, command_line
 from qlora_gui.errors import UserError
 from qlora_gui.runs import bounded_reading, curves
-from qlora_gui.runs.command import command_line
 from qlora_gui.runs.event_text import describe
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import app, links, run_view, views
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.compare import asking, columns, offers
-from qlora_gui.ui.compare.room import Room
+from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.rendering import chart, html
 from qlora_gui.ui.runs.index import summaries

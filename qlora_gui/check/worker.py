@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from qlora_gui import hub
-from qlora_gui.check import layer_speed, numbers, tiny_models, tolerances
+from qlora_gui.check import layer_speed, numbers, tiny_models
 from qlora_gui.check.lines import Line
 from qlora_gui.check.numbers import Numbers
 from qlora_gui.errors import UserError, first_line
@@ -167,13 +167,13 @@ def on_cpu(folder: Path, cache: Path | None) -> Iterator[Line]:
             columns, _ = numbers.answered(config, adapter)
             answers = enumerate(zip(here[name].answers, cpu[name].answers, strict=True))
             choices = [numbers.choice_apart(columns, place, tokens, own) for place, (tokens, own) in answers]
-            yield from tolerances.lines(name, here[name], cpu[name], choices)
+            yield from numbers.lines(name, here[name], cpu[name], choices)
         except Exception as error:
             traceback.print_exc()
             told = f"{name.capitalize()} on the CPU: {type(error).__name__}: {first_line(error)}"
             yield Line(f"{name}-cpu", "failed", told, "Report this, with the lines above.")
     if cpu:
-        yield from tolerances.kernels({name: here[name] for name in cpu}, cpu, os.environ.get(CHECKED, "cpu"))
+        yield from numbers.kernels({name: here[name] for name in cpu}, cpu, os.environ.get(CHECKED, "cpu"))
 
 
 if __name__ == "__main__":

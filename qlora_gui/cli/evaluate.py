@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation.job import Settings
+from qlora_gui.evaluation.results import lines
 from qlora_gui.evaluation.run import AS_IT_IS, Reading, evaluate
-from qlora_gui.evaluation.wording import lines
 from qlora_gui.files import told, write_whole
 
 

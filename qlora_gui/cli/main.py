@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 3 does not fit, 130 stopped."""
     console.prepare()
     if argv is None and processes.can_begin_again():
-        address.hide_password(sys.orig_argv)
+        _hide_password(sys.orig_argv)
     try:
         arguments = build_parser().parse_args(argv)
         store = RunStore(arguments.adapters_dir)
@@ -371,3 +371,12 @@ def _add_flag(group: Any, name: str, field: Any) -> None:
         return
     choices = configs.choices(field)
     group.add_argument(_flag(name), default=_GIVEN, help=told, metavar="|".join(choices) if choices else name.upper())
+
+
+def _hide_password(argv: Sequence[str]) -> None:
+    """A login on the command line is in every process list: begin this process again, with it in the environment."""
+    for place, word in enumerate(argv):
+        apart = word == "--auth" and place + 1 < len(argv)
+        if apart or word.startswith("--auth="):
+            os.environ[address.AUTH] = argv[place + 1] if apart else word.removeprefix("--auth=")
+            processes.begin_again([*argv[:place], *argv[place + 1 + apart :]])

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from qlora_gui import children
 from qlora_gui.errors import UserError
-from qlora_gui.system import kind, signals
+from qlora_gui.system import kind, processes, signals
 
 MODULE = "qlora_gui.models.render"
 SECONDS = 3.0  # of computing, for one conversation; a usual template takes some milliseconds
@@ -132,7 +131,7 @@ class Renderer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=children.environment(),
+                env=processes.environment(),
             )
 
     def _refuse(self, template: str, what: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import stored
+from qlora_gui.evaluation import results
 from qlora_gui.files import told
 from qlora_gui.runs import events
 from qlora_gui.runs.launch import detached, processes_of
@@ -113,13 +113,13 @@ def _is_locked(folder: Path) -> bool:
 def result(run: Run) -> dict[str, Any] | None:
     """The latest evaluation of this run's adapter; None where there is none, it is damaged, or of another adapter.
 
-    What it may lack (see `stored.Evaluation`) is None in it, or empty.
+    What it may lack (see `results.Evaluation`) is None in it, or empty.
     """
     try:
         found = json.loads(plain_files.read_text(run.path / FILE))
     except (OSError, ValueError, RecursionError):
         return None
-    known = stored.checked(found)
+    known = results.checked(found)
     if known is None:
         return None
     saved = events.last(events.recent(run.events_file), "saved")

@@ -5,9 +5,125 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qlora_gui.evaluation import metrics, stats, verdict
+
+# What is counted in answers: key, name, and how its value is written.
+TEXTS = (
+    ("ended_by_eos", "answers that end by themselves", ".0%"),
+    ("ended_by_length", "answers cut at the length limit", ".0%"),
+    ("empty", "empty answers", ".0%"),
+    ("tokens", "length, tokens", ".1f"),
+    ("rep4", "repetition (rep-4)", ".3f"),
+    ("distinct2", "distinct-2", ".3f"),
+    ("compression", "compression ratio", ".2f"),
+    ("copied", "copied from the training answers", ".1%"),
+    ("chrf", "chrF against the references", ".1f"),
+    ("rouge_l", "ROUGE-L", ".3f"),
+    ("exact", "exact matches", ".0%"),
+    ("json_valid", "valid JSON where the reference is", ".0%"),
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Sides(_Part):
+    """A value of the base and one of the adapter."""
+
+    base: float
+    adapter: float
+
+
+class Loss(Sides):
+    """Mean held-out losses, nats a token; `difference` is adapter - base, with its 95% interval and corrected p."""
+
+    difference: float
+    low: float
+    high: float
+    p_holm: float
+    rows: int
+
+
+class Texts(_Part):
+    """What was counted in one side's greedy answers (`judge.texts`): shares, means, scores against references."""
+
+    answers: int
+    ended_by_eos: float
+    empty: float
+    rep4: float
+    copied: float
+    tokens: float
+    ended_by_length: float | None = None
+    distinct2: float | None = None
+    compression: float | None = None
+    chrf: float | None = None
+    rouge_l: float | None = None
+    exact: float | None = None
+    json_valid: float | None = None
+
+
+class BothTexts(_Part):
+    base: Texts
+    adapter: Texts
+
+
+class Drift(_Part):
+    kl: float
+    first_divergence: float | None = None
+    same: float
+
+
+class Adapter(_Part):
+    name: str
+    sha256: str | None = None
+
+
+class Base(_Part):
+    fingerprint: str | None = None
+    quantization: str | None = None
+
+
+class Data(_Part):
+    source: str
+    rows: int
+    tokens: int
+
+
+class Verdict(_Part):
+    kind: Literal["better", "worse", "unclear"]
+    text: str
+
+
+class Example(_Part):
+    """A prompt with the data's own answer, the base's and the adapter's."""
+
+    prompt: str
+    reference: str
+    base: str
+    adapter: str
+
+
+class Evaluation(_Part):
+    """An evaluation.json, as far as page and report state it."""
+
+    made: float
+    adapter: Adapter
+    base: Base
+    data: Data
+    loss: Loss
+    texts: BothTexts | None = None
+    eos: Sides | None = None
+    drift: Drift
+    general: Sides | None = None
+    dependence: Sides | None = None
+    verdict: Verdict
+    examples: list[Example] = []
+
 
 SCHEMA = 1
 RESAMPLES = 9_999
@@ -193,3 +309,53 @@ def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[d
         }
         for number in answered[:EXAMPLES]
     ]
+
+
+def evaluation_of(found: Any) -> Evaluation | None:
+    """The content of an evaluation.json; None where it is damaged or of another version."""
+    try:
+        return Evaluation(**found)
+    except (ValidationError, TypeError):
+        return None
+
+
+def checked(found: Any) -> dict[str, Any] | None:
+    """The content itself, with what is known of it as it should be (numbers, and None for what it lacks), or None."""
+    known = evaluation_of(found)
+    return None if known is None else _over(found, known.model_dump())
+
+
+def _over(found: Any, known: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(found)
+    for name, value in known.items():
+        merged[name] = _over(found[name], value) if isinstance(value, dict) else value
+    return merged
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """An evaluation in words: the verdict, then its figures, base against adapter."""
+    told = [f"{found['adapter']['name']}: {found['verdict']['text']}"]
+    told += [f"  {name:44} {base:>10} {adapter:>10}" for name, base, adapter in (("", "base", "adapter"), *rows(found))]
+    drift = found["drift"]
+    told.append(
+        f"  drift from the base: KL {drift['kl']:.3f} nats a token; {drift['same']:.0%} of the answers are the same"
+    )
+    return told
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, base, adapter) of every figure of an evaluation that was measured."""
+    loss, texts = found["loss"], found["texts"]
+    values = [("held-out loss, nats a token", loss["base"], loss["adapter"], ".3f")]
+    if found.get("dependence"):
+        told = found["dependence"]
+        values.append(("what the prompt says of the answer, nats", told["base"], told["adapter"], ".3f"))
+    if found["eos"]:
+        values.append(("P(end mark) where the reference ends", found["eos"]["base"], found["eos"]["adapter"], ".2f"))
+    if found["general"]:
+        values.append(("loss on general text", found["general"]["base"], found["general"]["adapter"], ".3f"))
+    for key, name, style in TEXTS if texts else ():
+        sides = texts["base"].get(key), texts["adapter"].get(key)
+        if None not in sides:
+            values.append((name, *sides, style))
+    return [(name, format(base, style), format(adapter, style)) for name, base, adapter, style in values]

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,27 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import UserError
+from qlora_gui.inference import model_probe
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.model_probe import Reading
+from qlora_gui.inference.multi_lora import RowAdapters
 from qlora_gui.inference.sampling import Decoding
+
+_LEAVE_AT = 0.75  # the batch is made smaller when no more than this share of its rows goes on
+
+
+@dataclass
+class Started:
+    """Rows that have read their prompts: `cache` holds all tokens but the last one, `last` [rows].
+
+    `mask` [rows, tokens] is 0 where a row is padded on the left; `wear` is the adapter of each row.
+    """
+
+    cache: Any
+    last: torch.Tensor
+    mask: torch.Tensor
+    wear: list[int]
+
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -234,3 +252,53 @@ def _check_room(config: Any, prompt: int, new: int) -> None:
             f"The conversation has {prompt} tokens and the answer may have {new}, but the model "
             f"reads {room}: shorten it, or ask for fewer tokens."
         )
+
+
+@torch.no_grad()
+def greedy(
+    model: Any,
+    adapters: RowAdapters,
+    start: Started,
+    rows: Rows,
+    max_new_tokens: int,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Answer every row until its end or `max_new_tokens`; `rows` takes the tokens, and knows who has ended."""
+    counted = model_probe.takes_positions(model)
+    here = list(range(len(start.wear)))  # the number of each row that is still in the batch
+    rows.put(start.last)  # by the streamer's contract the prompt comes first
+    with ExitStack() as worn:
+        worn.enter_context(adapters.worn(start.wear))
+        for _ in range(max_new_tokens):
+            positions = {"position_ids": start.mask.sum(1, keepdim=True) - 1} if counted else {}
+            out = model(
+                input_ids=start.last[:, None],
+                attention_mask=start.mask,
+                past_key_values=start.cache,
+                use_cache=True,
+                **positions,
+            )
+            start.last = out.logits[:, -1].argmax(-1)
+            told = torch.zeros(len(rows.rows), dtype=torch.long)  # those that have ended are not read
+            told[here] = start.last.cpu()
+            rows.put(told)
+            if cancelled():
+                break
+            going = [place for place, number in enumerate(here) if not rows.rows[number].ended]
+            if not going:
+                break
+            start.mask = torch.cat([start.mask, start.mask.new_ones(len(here), 1)], dim=1)
+            if len(going) <= _LEAVE_AT * len(here):
+                here = [here[place] for place in going]
+                worn.close()
+                _keep(start, going)
+                worn.enter_context(adapters.worn(start.wear))
+    rows.end()
+
+
+def _keep(start: Started, places: Sequence[int]) -> None:
+    """Only these rows stay in the batch."""
+    index = torch.tensor(places, device=start.last.device)
+    start.cache.batch_select_indices(index)
+    start.last, start.mask = start.last[index], start.mask[index]
+    start.wear = [start.wear[place] for place in places]

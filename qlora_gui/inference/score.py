@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qlora_gui.data.tokenization import IGNORED, Encoded
-from qlora_gui.inference import decode, generate, model_probe
+from qlora_gui.inference import generate, model_probe
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
 from qlora_gui.models import chunked_loss
@@ -250,8 +250,8 @@ def _go_on(
     cache.crop(-(ids.shape[1] - batch.begin + 1))  # its last token is read again, to be answered
     said = _Said(len(wear))
     rows = generate.Rows(base.tokenizer, [task.stops] * len(wear), base.eos, said.take)
-    start = decode.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(wear))
-    decode.greedy(base.model, adapters, start, rows, task.max_new_tokens, cancelled)
+    start = generate.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(wear))
+    generate.greedy(base.model, adapters, start, rows, task.max_new_tokens, cancelled)
     said.ids(rows, range(len(wear)))
     return said.rows
 

@@ -12,18 +12,26 @@ import queue
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from qlora_gui import locks
 from qlora_gui.data.template_renderer import RENDERER, StoppedRendering
 from qlora_gui.errors import UserError, panicked
-from qlora_gui.inference import priority
 from qlora_gui.inference.sampling import Decoding
+from qlora_gui.system import processes
+
+# About a third of what an equal would get of a busy processor; at 19, the lowest, it would be a sixtieth.
+WHILE_TRAINING = 5
+_SECONDS = 5.0
+_TRAINER = "qlora_gui.training"
 
 
 def main() -> None:
-    priority.follow()
+    follow()
     # Libraries print as they like: their stdout becomes stderr, and the events keep the real one.
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -115,3 +123,23 @@ def _load(columns: Any, request: dict[str, Any], emit: Any) -> list[dict[str, An
 
 if __name__ == "__main__":
     main()
+
+
+def a_run_trains_here() -> bool:
+    """Whether a trainer of this program runs on this machine, whatever folder its run is in."""
+    return any(_TRAINER in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+
+
+def follow(training: Callable[[], bool] = a_run_trains_here) -> None:
+    """For as long as this process is, make way while a run trains."""
+
+    def look() -> None:
+        pause, now = threading.Event(), 0
+        while True:
+            wanted = WHILE_TRAINING if training() else 0
+            if wanted != now:
+                processes.set_niceness(wanted)
+                now = wanted
+            pause.wait(_SECONDS)
+
+    threading.Thread(target=look, daemon=True).start()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from qlora_gui import hub, plain_files
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory import model_shape as shapes
-from qlora_gui.memory import parameter_count, unsupported
+from qlora_gui.memory import unsupported
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.simulation import client
 
 DEMO = "HuggingFaceTB/SmolLM2-135M"  # the shape of the demo base
 _VARIANTS = ("-instruct", "-it", "-chat", "-base")  # tuned variants have the shape of their base
@@ -26,7 +28,7 @@ def find(config: RunConfig, ask: bool = True, count: bool = False) -> Shape:
     base = config_json(config, ask)
     unsupported.check(base, config.base_model)
     shape = shapes.read(base)
-    return parameter_count.counted(shape, base, count) if shape.rough else shape
+    return counted(shape, base, count) if shape.rough else shape
 
 
 def config_json(config: RunConfig, ask: bool = True) -> Mapping[str, Any]:
@@ -120,3 +122,24 @@ def _read(path: Path, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{what} has no config.json that can be read: give the folder of a transformers model.")
     return value
+
+
+def counted(shape: Shape, base: Mapping[str, Any], ask: bool) -> Shape:
+    """The shape with the true numbers of its parameters, where they are known from before or `ask` allows some seconds.
+
+    `base` is the base's config.json. Where it cannot be counted the shape stays as rough as it was.
+    """
+    question = {"base": dict(base)}
+    file = client.folder() / f"count-{client.key(question)}.json"
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return replace(shape, counted=(int(told["in_4_bits"]), int(told["all"])))
+    except (OSError, ValueError, TypeError, KeyError):  # absent or damaged
+        if not ask:
+            return shape
+    try:
+        told = client.asked(client.PARAMETERS, question)
+    except UserError:
+        return shape
+    client.keep(file, told)
+    return replace(shape, counted=(told["in_4_bits"], told["all"]))

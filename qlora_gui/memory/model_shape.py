@@ -49,7 +49,7 @@ class Shape:
     """A causal LM. `linears` and `norms` are those of one layer; `outer_norms` stand outside the layers.
 
     `experts` are parameters of experts in all layers, which stay in 16 bits. `counted` are the weights in 4 bits and all
-    parameters where those were counted on the model itself (memory/parameter_count.py): then they hold, and not the sums here.
+    parameters where those were counted on the model itself (memory/known_models.py): then they hold, and not the sums here.
     `stored_double` is whether a base that is stored in 4 bits has double quantization, which no setting changes; else None.
     """
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import Finding
-from qlora_gui.evaluation.stored import Evaluation
+from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.hardware import Device
 from qlora_gui.report.votes import Ballots
 from qlora_gui.runs.curves import by_step

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from statistics import median
 
-from qlora_gui.evaluation.stored import BothTexts, Evaluation
-from qlora_gui.evaluation.wording import TEXTS
+from qlora_gui.evaluation.results import TEXTS, BothTexts, Evaluation
 from qlora_gui.report.facts import Experiment, Figure
 from qlora_gui.report.text import interval
 from qlora_gui.runs.curves import by_step

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import median
 
-from qlora_gui.evaluation.stored import Evaluation
+from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.preferences.pairwise import counted
 from qlora_gui.report import comparability, preferences, sweeps
 from qlora_gui.report.facts import Experiment, Facts, Observation

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 
-from qlora_gui import children
 from qlora_gui.config import RunConfig, make
 from qlora_gui.data import load
 from qlora_gui.data.bad_rows import Fault, FaultyRows
@@ -57,7 +56,7 @@ def _asked(what: str, config: RunConfig, count: int = 0) -> Any:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            env=children.environment(),
+            env=processes.environment(),
             timeout=_PATIENCE_SECONDS,
         )
     except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ from typing import IO
 import filelock
 import psutil
 
-from qlora_gui import children, hub, plain_files, torch_view
+from qlora_gui import hub, plain_files, torch_view
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.runs import changes, checkpoints, gpus, scan, several
@@ -28,8 +28,8 @@ _OTHER_SECONDS = 40.0  # that a second start waits for the first
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child that may compute on a card: `children.environment`, and how torch numbers them."""
-    mine = {name: value for name, value in children.environment().items() if name != gpus.TOLD}
+    """The environment of a child that may compute on a card: `processes.environment`, and how torch numbers them."""
+    mine = {name: value for name, value in processes.environment().items() if name != gpus.TOLD}
     return torch_view.numbering() | mine
 
 

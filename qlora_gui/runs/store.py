@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import shutil
 import time
 import uuid
@@ -22,8 +23,17 @@ from qlora_gui.data import load as data
 from qlora_gui.errors import UserError
 from qlora_gui.files import write_whole
 from qlora_gui.runs import bounded_reading, checkpoints, events, scan, seal, several, uploads
-from qlora_gui.runs.names import made_up_name
 from qlora_gui.system import files
+
+_ADJECTIVES = """
+amber bold brave bright brisk calm clever deft eager early fair fleet gentle glad keen kind lively lucid
+mellow merry nimble noble patient plain quick quiet ready sharp steady sunny swift tidy warm wise
+""".split()
+_ANIMALS = """
+badger beaver bison crane crow deer dove eagle falcon ferret finch fox gull hare hawk heron ibis jay kite
+lark lemur lion lynx marten mole newt otter owl panda puffin raven robin seal shrew stork swan tern toad
+vole whale wolf wren
+""".split()
 
 SCHEMA = 1
 PATH_KNOBS = ("base_model", "dataset", "chat_template", "accelerate_config")  # what may name a file or folder
@@ -433,3 +443,9 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def made_up_name() -> str:
+    """An adjective, an animal and two digits; never from the seeded dice: two runs of one seed are two runs."""
+    dice = random.SystemRandom()
+    return f"{dice.choice(_ADJECTIVES)}-{dice.choice(_ANIMALS)}-{dice.randrange(100):02d}"

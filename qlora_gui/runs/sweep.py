@@ -9,8 +9,7 @@ from qlora_gui import config as configs
 from qlora_gui import settings_yaml
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.runs.names import made_up_name
-from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.runs.store import Run, RunStore, made_up_name
 
 MOST_RUNS = 64
 _NEVER = ("name",)

@@ -2,14 +2,12 @@
 
 import errno
 import ipaddress
-import os
 import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_gui.errors import UserError
-from qlora_gui.system import processes
 
 AUTH = "QLORA_GUI_AUTH"  # user:password in the environment
 FIRST_PORT, PORTS = 7860, 40
@@ -105,12 +103,3 @@ def _is_free(host: str, port: int) -> bool:
                 raise UserError(f"The host '{host}' is no address of this machine: use 127.0.0.1.") from None
             return False
     return True
-
-
-def hide_password(argv: Sequence[str]) -> None:
-    """A login on the command line is in every process list: begin this process again, with it in the environment."""
-    for place, word in enumerate(argv):
-        apart = word == "--auth" and place + 1 < len(argv)
-        if apart or word.startswith("--auth="):
-            os.environ[AUTH] = argv[place + 1] if apart else word.removeprefix("--auth=")
-            processes.begin_again([*argv[:place], *argv[place + 1 + apart :]])

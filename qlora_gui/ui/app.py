@@ -16,9 +16,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
 # Not /tmp/gradio, which other users of the machine can read, or make first.
 os.environ.setdefault("GRADIO_TEMP_DIR", str(hub.private("page")))
 
+from html import escape
+from urllib.parse import quote
+
 import gradio as gr
 from starlette.middleware import Middleware
 
+from qlora_gui import hardware
 from qlora_gui.errors import UserError
 from qlora_gui.runs import queue, scan, uploads
 from qlora_gui.runs.store import RunStore
@@ -28,12 +32,22 @@ from qlora_gui.ui.address import Address
 from qlora_gui.ui.compare import tab as compare_tab
 from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
-from qlora_gui.ui.header import header
 from qlora_gui.ui.key import Key
+from qlora_gui.ui.rendering import html
 from qlora_gui.ui.report import tab as report_tab
+from qlora_gui.ui.runs import index
 from qlora_gui.ui.runs import tab as runs_tab
-from qlora_gui.ui.theme import CSS, QUIET, theme
+from qlora_gui.ui.runs.summary import Summary
+from qlora_gui.ui.theme import CSS, QUIET, TICK_SECONDS, theme
 from qlora_gui.ui.train import tab as train_tab
+
+# The run's name goes to its view without leaving the page, which would lose the form; its address is for a new tab.
+_GO = """element.addEventListener('click', (event) => {
+  const name = event.target.closest('a[data-run]');
+  if (!name || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  trigger('click', {run: name.dataset.run});
+});"""
 
 _SWEEP_SECONDS = 6 * 3600.0
 ENDS_RUNS = "QLORA_GUI_PAGE_ENDS_RUNS"  # set where nothing outlives the page
@@ -170,3 +184,48 @@ def _launch(app: gr.Blocks, address: Address, login: Login | None, page_key: Key
         except OSError:
             if address.port is not None or not left:
                 raise
+
+
+def header(store: RunStore, link: gr.State) -> gr.HTML:
+    """Draw the line; it stays up to date while the page is visible. A press on the live run's name goes to it."""
+    line = gr.HTML(text(store), elem_id="topbar", js_on_load=_GO)
+    seen = gr.State("")
+
+    def look(seen: str) -> object:
+        now = text(store, index.glance(store))
+        return gr.skip() if now == seen else (now, now)
+
+    def go(event: gr.EventData) -> links.Link:
+        return links.to("train", event.run)
+
+    line.click(go, None, link, **QUIET)
+    gr.Timer(2 * TICK_SECONDS).tick(look, seen, [line, seen], **QUIET)
+    return line
+
+
+def text(store: RunStore, look: index.Look | None = None) -> str:
+    """The line as HTML, of a look at all runs."""
+    devices = " + ".join(map(str, hardware.devices()))
+    if not hardware.settled():
+        devices += " (torch is being asked whether it sees it)"
+    live = [one for one in (look or index.now(store)).found if one.state in ("running", "stopping")]
+    doing = ", ".join(map(_named, live)) or "idle"
+    line = f'<div class="topbar"><h1>QLoRA</h1><span>{escape(devices)} · {doing}</span></div>'
+    trouble = hardware.trouble()
+    return line + html.note(trouble, bad=True) * bool(trouble) + _unseen(store)
+
+
+def _unseen(store: RunStore) -> str:
+    """What lies in the folder of the runs and cannot be shown; "" mostly."""
+    said = [scan.why_unlisted(store.root)]
+    if named := scan.left_out(store.root):
+        said.append(
+            f"Not shown, for the name is not UTF-8: {', '.join(named[:3])}{'…' * (len(named) > 3)}. Rename the folder."
+        )
+    return "".join(html.note(one, bad=True) for one in said if one)
+
+
+def _named(run: Summary) -> str:
+    """A live run's name, as a way to it, and its state."""
+    address = f'href="?tab=train&amp;run={quote(run.id)}" data-run="{escape(run.id)}"'
+    return f"<a {address}>{escape(run.id)}</a> is {run.state}"

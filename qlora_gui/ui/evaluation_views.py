@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_gui.evaluation.job import State
-from qlora_gui.evaluation.wording import rows as figures
+from qlora_gui.evaluation.results import rows as figures
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.events import Event
 from qlora_gui.ui.rendering import html

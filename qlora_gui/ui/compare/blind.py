@@ -10,10 +10,10 @@ from qlora_gui.errors import UserError
 from qlora_gui.preferences.votes import BAD, HUMAN, TIE, Choice, VoteLog
 from qlora_gui.runs import bounded_reading
 from qlora_gui.ui import actions
-from qlora_gui.ui.compare import chat, columns, llm_judge_panel, saving, vote_views
+from qlora_gui.ui.compare import chat, columns, llm_judge_panel, vote_views
 from qlora_gui.ui.compare.blind_panel import EXAMPLES, Panel
 from qlora_gui.ui.compare.blind_session import Plan, Round, Sitting, as_text, parse
-from qlora_gui.ui.compare.room import Room
+from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import RAW
 
@@ -220,7 +220,7 @@ def wire(room: Room, panel: Panel) -> Desk:
     # A tick touches no component that is seen: each would be built anew, every second.
     gr.Timer(_POLL_SECONDS).tick(desk.news, [panel.news, room.chosen, room.blind], panel.news, **RAW)
     panel.news.change(desk.polled, [panel.stamp, room.chosen, room.blind], **drawing)
-    saving.wire(panel.saving, desk.log, room.chosen)
+    vote_views.wire(panel.saving, desk.log, room.chosen)
     pinned = room.store.has_guests
     llm_judge_panel.wire(panel.judge, desk.log, room.chosen, panel.results, desk.tally, pinned)
     return desk

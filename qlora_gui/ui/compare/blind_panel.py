@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_gui.ui.compare import chat, columns, llm_judge_panel, saving
+from qlora_gui.ui.compare import chat, columns, llm_judge_panel, vote_views
 
 EXAMPLES = 10
 # Keys press the buttons: not while somebody types, not when a key is held down, and not after the reveal.
@@ -48,7 +48,7 @@ class Panel:
     aa: gr.Checkbox
     results: gr.HTML
     rounds: gr.HTML
-    saving: saving.Buttons
+    saving: vote_views.Buttons
     judge: llm_judge_panel.Panel
     at: gr.State
     stamp: gr.State
@@ -80,7 +80,7 @@ def build() -> Panel:
     with gr.Column(visible=False, elem_classes="tight", elem_id="blind-panel") as box:
         rounds = gr.HTML(elem_id="rounds")
         results = gr.HTML(elem_id="votes")
-        buttons = saving.build()
+        buttons = vote_views.build()
         with gr.Column(elem_classes="tight") as setup:
             prompts = gr.Textbox(
                 label="Prompts to judge, one a line",

@@ -18,7 +18,7 @@ from qlora_gui.runs import bounded_reading
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
 from qlora_gui.ui.compare import asking, columns
-from qlora_gui.ui.compare.room import Room
+from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.compare.session import Messages
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.streaming import streams

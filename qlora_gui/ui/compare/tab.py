@@ -9,7 +9,7 @@ from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import links
 from qlora_gui.ui.compare import blind, blind_panel, chat, columns, offers
-from qlora_gui.ui.compare.room import Room
+from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index

@@ -1,14 +1,43 @@
 """Pure functions: votes -> HTML, each result with its interval, and A/A and LLM judges apart from people."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-from qlora_gui.preferences import llm_judge
+import gradio as gr
+
+from qlora_gui.errors import UserError
+from qlora_gui.preferences import export, llm_judge
 from qlora_gui.preferences.bradley_terry import Rating, rate
 from qlora_gui.preferences.pairwise import Tally, counted, tally
-from qlora_gui.preferences.votes import HUMAN, Contest, Vote, by_contest
+from qlora_gui.preferences.votes import HUMAN, Contest, Vote, VoteLog, by_contest
+from qlora_gui.ui import actions
 from qlora_gui.ui.rendering import html
+from qlora_gui.ui.theme import RAW
+
+_SAVE = """(files) => {
+  for (const file of JSON.parse(files || '[]')) {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([file.text], {type: file.type}));
+    link.download = file.name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+}"""
+
+
+@dataclass
+class Buttons:
+    """The two buttons, and the hidden field that carries what they made to the browser."""
+
+    row: gr.Row
+    as_json: gr.Button
+    as_csv: gr.Button
+    files: gr.Textbox
+
 
 NO_VOTES = html.empty("No votes on these columns yet. Write prompts below, or add held-out examples, and press Start.")
 
@@ -115,3 +144,51 @@ def rounds(votes: Sequence[Vote]) -> str:
         rows.append((number, vote.prompt, chosen, place, lengths, f"{vote.seconds:.0f} s", vote.retries))
     head = ("", "prompt", "your choice", "answer", "tokens", "looked", "retries")
     return html.folded(f"The {counted(len(votes), 'vote')} of this sitting", html.table(head, rows, numbers=(0, 3, 6)))
+
+
+def build() -> Buttons:
+    """Draw the buttons."""
+    with gr.Row(visible=False, elem_classes=["tight", "actions"]) as row:
+        as_json = gr.Button("Save for LLM Comparator (JSON)", size="sm", elem_id="save-json")
+        as_csv = gr.Button("Save votes (CSV)", size="sm", elem_id="save-csv")
+    return Buttons(row, as_json, as_csv, gr.Textbox(visible=False))
+
+
+def wire(buttons: Buttons, log: VoteLog, chosen: gr.Dropdown) -> None:
+    """Each button makes its files from the votes that are shown."""
+
+    def votes(picked: list[str]) -> list[Vote]:
+        shown = of_columns(log.read(), ["base", *picked])
+        return [vote for group in shown.values() for vote in group]
+
+    def save_json(picked: list[str]) -> str:
+        try:
+            return json.dumps(comparator_files([vote for vote in votes(picked) if vote.by == HUMAN]))
+        except UserError as error:
+            actions.warn(error)
+            return ""
+
+    def save_csv(picked: list[str]) -> str:
+        found = votes(picked)
+        if not found:
+            actions.warn("There are no votes on these columns to save: judge some prompts first.")
+            return ""
+        return json.dumps([{"name": "votes.csv", "type": "text/csv", "text": export.as_csv(found)}])
+
+    for button, made in ((buttons.as_json, save_json), (buttons.as_csv, save_csv)):
+        button.click(made, chosen, buttons.files, **RAW).then(None, buttons.files, None, js=_SAVE, **RAW)
+
+
+def comparator_files(votes: list[Vote]) -> list[dict[str, str]]:
+    """One file for every adapter that was voted on against the base. Raises UserError when there is none."""
+    pairs = dict.fromkeys((vote.columns[0], other) for vote in votes if not vote.aa for other in vote.columns[1:])
+    if not pairs:
+        raise UserError("There are no votes on these columns to save: judge some prompts first.")
+    return [
+        {
+            "name": re.sub(r"[^\w.-]+", "-", f"{adapter.name}-against-{base.name}.json"),
+            "type": "application/json",
+            "text": export.as_json(votes, adapter, base),
+        }
+        for base, adapter in pairs
+    ]

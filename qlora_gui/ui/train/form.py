@@ -12,12 +12,11 @@ from pydantic.fields import FieldInfo
 
 from qlora_gui import config as configs
 from qlora_gui import hub
-from qlora_gui.config import RunConfig
+from qlora_gui.config import RunConfig, command_line
 from qlora_gui.data import load
 from qlora_gui.errors import UserError
 from qlora_gui.memory import cpu_guard
 from qlora_gui.runs import several
-from qlora_gui.runs.command import command_line
 from qlora_gui.runs.store import PATH_KNOBS, RunStore, check_base
 
 OWN = "own settings"  # the preset picker's word for a form that no preset filled
