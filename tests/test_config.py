@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qlora_gui import config as configs
-from qlora_gui.cli import main
+from qlora_gui.cli import flags, main
 from qlora_gui.config import RunConfig, command_line, resolve
 from qlora_gui.errors import UserError
 
@@ -166,6 +166,6 @@ def test_the_command_line_gives_the_same_config(preset: str | None) -> None:
     preset = None if preset == "nothing named" else preset
     assert preset is None or all(getattr(config, name) != getattr(RunConfig(), name) for name in KNOBS)
     words = shlex.split(command_line(config, preset))
-    arguments = main.build_parser().parse_args(words[2:])
+    arguments = flags.headless().parse_args(words[2:])
     knobs = {name: getattr(arguments, name) for name in KNOBS if hasattr(arguments, name)}
     assert resolve(knobs, preset=main.preset_of(arguments, knobs)) == config

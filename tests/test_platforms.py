@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from qlora_gui.cli.main import build_parser
+from qlora_gui.cli import flags
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def test_its_command_is_one_that_the_program_takes_and_asks_for_a_login() -> Non
         for word in yaml.safe_load(rest)
     ]
     assert words[:2] == ["python", "app.py"]
-    arguments = build_parser().parse_args(words[2:])
+    arguments = flags.headless().parse_args(words[2:])
     assert (arguments.host, arguments.port, str(arguments.adapters_dir)) == ("0.0.0.0", 7860, "/data/adapters")
     from qlora_gui.ui.address import Address
 

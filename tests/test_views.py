@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from qlora_gui import config as configs
-from qlora_gui.cli.main import build_parser
+from qlora_gui.cli import flags
 from qlora_gui.config import RunConfig, command_line
 from qlora_gui.errors import UserError
 from qlora_gui.runs import bounded_reading, curves
@@ -223,7 +223,7 @@ def test_form_and_command_line_start_the_same_run(
     told = form.command(config, preset, store)
     words = shlex.split(told)
     assert words[:3] == ["python", "app.py", "--headless-train"]
-    arguments = build_parser().parse_args(words[2:])
+    arguments = flags.headless().parse_args(words[2:])
     knobs = {name: getattr(arguments, name) for name in configs.fields() if hasattr(arguments, name)}
     headless = configs.resolve(knobs, preset=arguments.preset)
     assert headless == config

@@ -4,12 +4,12 @@ Declared are the fields that readers take for granted; further fields are free. 
 nobody's, and passes.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Ge, Len, Lt
 from pydantic import AllowInfNan, StringConstraints, TypeAdapter, ValidationError
 from pydantic.types import Strict
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 MOST_BYTES = 4 << 20  # of one line
 TOLD = ("skipped", "thinned")  # kinds that readers make themselves (`events.read`); no file has them

@@ -15,7 +15,7 @@ from qlora_gui.system import console
 from qlora_gui.system.kind import is_mac, is_windows
 
 SECRETS = ("QLORA_GUI_AUTH", "QLORA_GUI_JUDGE_KEY")
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 # What tells one process of several who it is: what it starts is none of them.
 _OF_SEVERAL = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 

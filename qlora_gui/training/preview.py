@@ -1,8 +1,8 @@
 """`python -m qlora_gui.training.preview`: the first rows of a data set as the real tokens see them.
 
-Reads a config as JSON on stdin and writes JSON lines: `{"say": ...}` while something is fetched, then one line with
-either `error` or the preview; of a large data set once more when all of it was looked through. A child of the page, for
-tokenizers come with the model stack.
+Reads `config` and how many `rows` to show as JSON on stdin and writes JSON lines: `{"say": ...}` while something is
+fetched, then one line with either `error` or the preview; of a large data set once more when all of it was looked
+through. A child process of its own, for tokenizers come with the model stack.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from qlora_gui.errors import UserError, panicked
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats, context, vocabulary
 from qlora_gui.runs import bounded_reading
+from qlora_gui.runs.row_preview import SHOWN
 from qlora_gui.runs.training_rows import Rows, divided
 from qlora_gui.system import processes
 
-SHOWN = 3
 COUNTED = 2000  # rows of a larger data set are counted up to here
 _LEAST_MEMORY = 4 << 30  # bytes, with the tokenizer
 _LONGEST = 1200  # tokens shown of one row
 
 
-def preview(config: RunConfig, say: Any = print) -> dict[str, Any]:
-    """The first rows as pieces of text, each learned from or not, and what becomes of the first `COUNTED` rows.
+def preview(config: RunConfig, say: Any = print, shown: int = SHOWN) -> dict[str, Any]:
+    """The first `shown` rows as pieces of text, each learned from or not, and what becomes of the first `COUNTED` rows.
 
     Faulty rows are left out here, and counted in `seen` (None while not all rows were looked at), whatever the run does.
     `facts` are those of `data.facts` and say besides whether they are of all rows (`whole`), whether rows to measure on
@@ -67,7 +67,7 @@ def preview(config: RunConfig, say: Any = print) -> dict[str, Any]:
         "separator": found.separator,
         "too_long": too_long,
         "seen": divided(found, config).told() if all_seen else None,
-        "rows": [shown for row in rows[:SHOWN] for shown in _shown(row["row"], kept, report, chat.tokenizer)],
+        "rows": [one for row in rows[:shown] for one in _shown(row["row"], kept, report, chat.tokenizer)],
     }
 
 
@@ -136,10 +136,11 @@ def main() -> int:
 
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print must not mix with the answer
         try:
-            config = configs.make(json.load(sys.stdin))
+            asked = json.load(sys.stdin)
+            config = configs.make(asked["config"])
             most = max(psutil.virtual_memory().available // 2, _LEAST_MEMORY)
             processes.limit_memory(most)
-            first = preview(config, lambda text: write({"say": text}))
+            first = preview(config, lambda text: write({"say": text}), asked["rows"])
             write(first)
             if first["seen"] is None:
                 write(first | {"seen": looked_through(config)})

@@ -1,20 +1,14 @@
 """What a run will learn from: the text of the first rows at once, the marks when the child has them."""
 
 import json
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qlora_gui.config import RunConfig
 from qlora_gui.data import load, row_stats
 from qlora_gui.data.bad_rows import FaultyRows
-from qlora_gui.data.file_readers import SEPARATORS
 from qlora_gui.errors import UserError
-from qlora_gui.runs import bounded_reading
-from qlora_gui.runs.launch import child_environment
+from qlora_gui.runs import bounded_reading, row_preview
 from qlora_gui.ui import views
 from qlora_gui.ui.rendering import html
 
@@ -31,9 +25,6 @@ KNOBS = (
     "special_tokens",
     "max_length",
 )
-_MODULE = "qlora_gui.training.preview"
-_PATIENCE_SECONDS = 900.0  # a base may have to be fetched first
-_LOOK_SECONDS = 0.5
 _SHOWN = 3
 
 
@@ -53,7 +44,7 @@ def steps(
         yield html.note(str(error), bad=True)
         return
     yield html.hint("Marking what is learned from…") + plain
-    for answer in _ask(config, wanted):
+    for answer in row_preview.ask(config, wanted):
         if "say" in answer:
             yield html.hint(_saying(str(answer["say"]))) + plain
         elif "error" in answer:
@@ -91,63 +82,15 @@ def _said(turn: dict[str, Any]) -> str:
     return "\n".join(filter(None, [turn.get("reasoning_content", ""), turn["content"], *calls]))
 
 
-def _ask(config: RunConfig, wanted: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """The lines of the child; it is ended when nobody listens any more, or its patience is over."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", _MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=child_environment(),
-        encoding="utf-8",
-    )
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(child, wanted, over), daemon=True).start()
-    answered = False
-    try:
-        assert child.stdin and child.stdout
-        child.stdin.write(json.dumps(config.model_dump(mode="json")))
-        child.stdin.close()
-        for line in child.stdout:
-            if not wanted():
-                return
-            answer = json.loads(line)
-            answered = "say" not in answer
-            yield answer
-        if not answered and wanted():
-            yield {"error": "The rows could not be marked: the helper process ended without an answer; try again."}
-    finally:
-        over.set()
-        child.kill()
-        child.wait()
-
-
-def _watch(child: "subprocess.Popen[str]", wanted: Callable[[], bool], over: threading.Event) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not over.wait(_LOOK_SECONDS):
-        if not wanted() or time.monotonic() > deadline:
-            child.kill()
-            return
-
-
 def marked(answer: dict[str, Any], config: RunConfig) -> str:
     """The child's answer as HTML."""
-    scope = f"{answer['counted']:,} rows" if answer["whole"] else f"Of the first {answer['counted']:,} rows"
-    share = 100 * answer["supervised"] / max(answer["tokens"], 1)
-    told = (
-        f"{scope} ({answer['format']}): {answer['used']:,} can be used · {answer['truncated']:,} truncated · "
-        f"{answer['dropped']:,} dropped. {share:.0f}% of {answer['tokens']:,} tokens are learned from; "
-        f"the longest row has {answer['longest']:,} of {config.max_length:,}."
+    body = (
+        html.hint(row_preview.summary(answer, config))
+        + views.dropped(answer["dropped"], answer["dropped_rows"])
+        + _seen(answer["seen"], config)
     )
-    if answer["own_held_out"]:
-        told += " The data set brings held-out rows of its own."
-    elif config.eval_fraction:
-        told += f" {config.eval_fraction:.0%} of the rows are held out to measure on."
-    if answer["separator"] not in ("", ","):
-        told += f" Cells are separated by {SEPARATORS[answer['separator']]}."
-    body = html.hint(told) + views.dropped(answer["dropped"], answer["dropped_rows"]) + _seen(answer["seen"], config)
     if answer["too_long"]:
-        body += html.note(answer["too_long"] if answer["whole"] else f"{scope}: {answer['too_long']}")
+        body += html.note(row_preview.too_long(answer))
     body += html.hint(" · ".join(row_stats.sentences(answer["facts"])))
     body += '<p class="hint"><mark>Marked</mark> is what the adapter learns to write.</p>'
     for row in answer["rows"]:

@@ -1,0 +1,292 @@
+"""The flags of the command line: a parser for each subcommand, and the one of the `--headless-x` flags, which name the same verbs.
+
+Flags of a run are made from RunConfig, those of decoding from Decoding.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qlora_gui import config as configs
+from qlora_gui.errors import UserError
+from qlora_gui.inference.sampling import Decoding
+
+_GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
+_ABOUT = (
+    "Fine-tune a language model with QLoRA on the GPU you have, and compare it with its base. Without a command the page "
+    "is served."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Faults are UserErrors: one sentence, without the page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            near = difflib.get_close_matches(unknown.group(1), VERBS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help."
+            raise UserError(f"There is no command {unknown.group(1)}: {hint}")
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = unknown.group(1).partition("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help."
+            raise UserError(f"There is no flag {flag}: {hint}")
+        raise UserError(f"{message[0].upper()}{message[1:]}: see {self.prog} --help.")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A subcommand: what it is for, and the groups of flags that it takes."""
+
+    about: str
+    flags: Sequence[Callable[[Any], None]]
+
+
+def program() -> str:
+    """How this program was called, for its own help and hints."""
+    return "qlora-gui" if Path(sys.argv[0]).stem == "qlora-gui" else "python app.py"
+
+
+def subcommands() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of `qlora-gui VERB ...`, and without a verb of the page; and that of each verb."""
+    parser = Parser(prog=program(), description=_ABOUT, allow_abbrev=False)
+    _page(parser.add_argument_group("page"))
+    _store(parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands", parser_class=Parser)
+    for name, verb in VERBS.items():
+        own = verbs.add_parser(
+            name, help=verb.about, description=f"{verb.about[0].upper()}{verb.about[1:]}.", allow_abbrev=False
+        )
+        _store(own, default=argparse.SUPPRESS)  # else it would take the place of one given before the command
+        for add in verb.flags:
+            add(own)
+    parser.epilog = (
+        f"{parser.prog} COMMAND --help shows the flags of a command; --headless-COMMAND does the same as COMMAND."
+    )
+    return parser, verbs.choices
+
+
+def headless() -> Parser:
+    """The parser of `--headless-VERB`: all flags of all verbs in one. `verb` is "" without such a flag."""
+    parser = Parser(prog=program(), description=_ABOUT, allow_abbrev=False)
+    verbs = parser.add_argument_group("verbs").add_mutually_exclusive_group()
+    for name, verb in VERBS.items():
+        if name == "report":
+            verbs.add_argument("--headless-report", nargs="*", metavar="RUN", dest="runs", help=verb.about)
+        elif name != "preview":
+            verbs.add_argument(
+                f"--headless-{name}", action="store_const", const=name, dest="verb", default="", help=verb.about
+            )
+    _page(parser.add_argument_group("page"))
+    _store(parser)
+    groups = [_run, _train, _queue, _no_wait, _plan, _cache, _evaluate, _measured, _compare]
+    for add in groups:
+        add(parser)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The words of a command line. All flags of all verbs have a value, those that were not given their default.
+
+    `verb` is "" for the page; `called` is how the verb was given. Raises UserError; help ends the program.
+    """
+    flat = headless()
+    told = [word.partition("=")[0] for word in argv]
+    if not any(word.startswith("--headless-") for word in told) and (
+        not told or {"-h", "--help", *VERBS} & set(told) or not told[0].startswith("-")
+    ):
+        parser, verbs = subcommands()
+        found, unknown = parser.parse_known_args(argv)
+        if unknown:  # said by the command, which knows what it may have meant
+            verbs.get(found.verb, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+        found.verb = found.called = found.verb or ""
+        return argparse.Namespace(**vars(flat.parse_args([])) | vars(found))
+    found = flat.parse_args(argv)
+    found.verb = "report" if found.runs is not None else found.verb
+    found.called = f"--headless-{found.verb}"
+    return found
+
+
+def flag(name: str) -> str:
+    """`learning_rate` -> `--learning-rate`."""
+    return "--" + name.replace("_", "-")
+
+
+def _page(group: Any) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    group.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    group.add_argument("--share", action="store_true", help="also give a public Gradio link, always with a password")
+    group.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login (also: QLORA_GUI_AUTH)")
+    group.add_argument(
+        "--no-token",
+        action="store_true",
+        help="open the page to every user and program of this machine, without the token in its address",
+    )
+    group.add_argument(
+        "--allow-dir",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="a folder whose files may be named on a page that others can reach; may be given again",
+    )
+    group.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name that the page goes by"
+    )
+
+
+def _store(parser: Any, default: Any = Path("adapters")) -> None:
+    parser.add_argument("--adapters-dir", type=Path, default=default, help="folder of the runs (default: adapters)")
+
+
+def _run(parser: Any) -> None:
+    """The settings of a run."""
+    group = parser.add_argument_group("settings of a run")
+    group.add_argument("--preset", help=f"start from a preset: {', '.join(configs.preset_names())}")
+    group.add_argument("--config", metavar="FILE", help="a YAML file, or the run.json of an earlier run")
+    for name, field in configs.fields().items():
+        _add(group, name, field)
+
+
+def _train(parser: Any) -> None:
+    group = parser.add_argument_group("train")
+    group.add_argument("--resume", metavar="RUN", help="go on with a stopped or dead run from its last checkpoint")
+    group.add_argument(
+        "--resume-changed", action="store_true", help="with --resume: also where data or base have changed since"
+    )
+    group.add_argument(
+        "--answers", type=int, default=3, metavar="N", help="held-out prompts answered at the end (default: 3)"
+    )
+    _json(group)
+
+
+def _json(group: Any) -> None:
+    group.add_argument("--json", action="store_true", help="print JSON instead of sentences: for programs")
+
+
+def _queue(parser: Any) -> None:
+    parser.add_argument("--queue", action="store_true", help="let the run wait until the GPU is free, and return")
+
+
+def _no_wait(parser: Any) -> None:
+    parser.add_argument("--no-wait", action="store_true", help="let the runs of a sweep wait, and return")
+
+
+def _memory(group: Any) -> None:
+    group.add_argument(
+        "--memory", metavar="16GB", help="memory of the card to plan for (default: this machine's device)"
+    )
+
+
+def _plan(parser: Any) -> None:
+    group = parser.add_argument_group("fit")
+    _memory(group)
+    group.add_argument(
+        "--way", choices=("ours", "stock"), help="as this program trains, or the usual way (default: ours)"
+    )
+    group.add_argument(
+        "--simulate", action="store_true", help="simulate a step instead of using the closed form (seconds)"
+    )
+
+
+def _shown(parser: Any) -> None:
+    parser.add_argument("--rows", type=int, metavar="N", help="rows to show (default: 3)")
+
+
+def _runs(parser: Any) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs to report on (default: all)")
+
+
+def _cache(parser: Any) -> None:
+    parser.add_argument("--clear", action="store_true", help="delete them; the next load quantizes again")
+
+
+def _adapters(group: Any) -> None:
+    group.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
+    group.add_argument("--base", help="base model, where it is not the one that the first adapter names")
+
+
+def _out(group: Any) -> None:
+    group.add_argument("--out", metavar="FILE", type=Path, help="where the result goes: JSON, or the report")
+
+
+def _evaluate(parser: Any) -> None:
+    group = parser.add_argument_group("evaluate")
+    group.add_argument("--data", metavar="FILE", help="rows to measure on (default: those that the run held out)")
+    group.add_argument("--rows", type=int, metavar="N", help="measure on at most so many rows (default: 100)")
+
+
+def _measured(parser: Any) -> None:
+    """What evaluate and compare both take."""
+    group = parser.add_argument_group("evaluate and compare")
+    _adapters(group)
+    _out(group)
+
+
+def _compare(parser: Any) -> None:
+    group = parser.add_argument_group("compare")
+    group.add_argument("--prompts", metavar="FILE", type=Path, help="JSONL with prompt or messages, or plain lines")
+    group.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
+    for name, field in Decoding.model_fields.items():
+        if name not in ("greedy", "seed", "thinking"):  # the last two are flags of a run too
+            _add(group, name, field)
+
+
+def _knobs(*names: str) -> Callable[[Any], None]:
+    """Some of the settings of a run, for verbs that need no others."""
+
+    def add(parser: Any) -> None:
+        for name in names:
+            _add(parser, name, configs.fields()[name])
+
+    return add
+
+
+def _decoding(*names: str) -> Callable[[Any], None]:
+    def add(parser: Any) -> None:
+        for name in names:
+            _add(parser, name, Decoding.model_fields[name])
+
+    return add
+
+
+def _add(group: Any, name: str, field: Any) -> None:
+    """One flag of a knob. Values stay texts: RunConfig itself converts and judges them."""
+    default = ", ".join(field.default) if isinstance(field.default, list) else field.default
+    told = f"{field.description} (default: {default})" if default != "" else str(field.description)
+    told = told.replace("%", "%%")
+    if configs.types_of(field) == (bool,):
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=_GIVEN, help=told)
+        return
+    choices = configs.choices(field)
+    group.add_argument(flag(name), default=_GIVEN, help=told, metavar="|".join(choices) if choices else name.upper())
+
+
+VERBS = {
+    "train": Verb("train without a page (alone: the demo)", (_run, _train, _queue)),
+    "sweep": Verb("queue a run for every combination of settings given as lists", (_run, _memory, _no_wait)),
+    "queue": Verb("show who runs and who waits; go on with those that wait", ()),
+    "fit": Verb("say whether the run will fit into memory, and what to change", (_run, _plan, _json)),
+    "check": Verb("say whether this machine does what a run needs (about a minute)", (_json,)),
+    "preview": Verb("show what a run will learn from, token by token", (_run, _shown, _json)),
+    "compare": Verb(
+        "answer a file of prompts with base and adapters",
+        (_measured, _compare, _decoding("seed", "thinking"), _knobs("revision")),
+    ),
+    "evaluate": Verb(
+        "say whether an adapter is better than its base, with intervals",
+        (
+            _measured,
+            _evaluate,
+            _decoding("max_new_tokens"),
+            _knobs("dataset_format", "dataset_split", "skip_bad_rows", "revision"),
+        ),
+    ),
+    "report": Verb("write a report on these runs (default: all), .md or .html, to --out", (_runs, _out)),
+    "cache": Verb("show place and size of the cached quantized models", (_cache,)),
+}
