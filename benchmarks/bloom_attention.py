@@ -100,7 +100,7 @@ def bias_seconds(shape: str, rows: int, length: int, dtype: torch.dtype, mask: t
     took = []
     for _ in range(repeats):
         began = time.perf_counter()
-        attention._Bias(heads, "sdpa").of(query, length, mask)
+        attention._Bias(heads, "sdpa").for_query(query, length, mask)
         _wait(mask)
         took.append(time.perf_counter() - began)
     return statistics.median(took)

@@ -61,7 +61,7 @@ def make_adapter(base: Path, folder: Path, seed: int) -> Path:
 def ours(columns: Columns, rows: list[int], prompt: str) -> Timed:
     """Rows of one batch, as the Compare tab asks for them."""
     assert columns.base and columns.rows
-    worn, base = columns.rows, replace(columns.base, eos=frozenset({columns.base.model.config.vocab_size - 1}))
+    row_adapters, base = columns.rows, replace(columns.base, eos=frozenset({columns.base.model.config.vocab_size - 1}))
     decoding = Decoding(greedy=True, max_new_tokens=NEW_TOKENS)
 
     def run() -> tuple[float, float]:
@@ -71,7 +71,7 @@ def ours(columns: Columns, rows: list[int], prompt: str) -> Timed:
             (said if event["kind"] == "column" else first).append((time.perf_counter(), event))
 
         began = time.perf_counter()
-        with worn.worn(rows):
+        with row_adapters.activate(rows):
             generate.answer(base, [Text(prompt)] * len(rows), [[]] * len(rows), decoding, emit)
         seconds = time.perf_counter() - began
         assert [event["tokens"] for _, event in said] == [NEW_TOKENS] * len(rows), "a row ended early"

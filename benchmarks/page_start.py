@@ -42,7 +42,9 @@ def seconds_until_up(command: list[str], port: int, folder: str) -> float:
     env = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"}
     began = time.perf_counter()
     quiet = subprocess.DEVNULL
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Bearer {key.kept().token}"})
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}/", headers={"Authorization": f"Bearer {key.load_or_create().token}"}
+    )
     server = subprocess.Popen([*command, str(port)], cwd=folder, env=env, stdout=quiet, stderr=quiet)
     try:
         while True:

@@ -1,6 +1,6 @@
-"""Quantized bases kept on disk: where they lie, how large they are, and clearing them.
+"""Cached quantized models: where they are on disk, how large they are, and how they are cleared.
 
-One folder a base and quantization. Whoever writes or loads one holds its lock; `model.quantized` does both.
+One folder per base and quantization. Whoever writes or loads one holds its lock; `model.quantized` does both.
 """
 
 import shutil
@@ -15,7 +15,7 @@ _ASIDE = ".part"
 
 
 class Entry(NamedTuple):
-    """One kept base. `name` says base, quantization and device; `bytes` is its size on disk."""
+    """One cached model. `name` says base, quantization and device; `bytes` is its size on disk."""
 
     name: str
     path: Path
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def folder() -> Path:
-    """The folder of all kept bases."""
+    """The folder of all cached models."""
     return hub.cache_dir() / "quantized"
 
 
@@ -39,15 +39,15 @@ def lock(name: str) -> filelock.BaseFileLock:
 
 
 def entries() -> list[Entry]:
-    """What is kept, largest first; remains of interrupted writes count as well."""
+    """All cached models, largest first; leftovers of interrupted writes count as well."""
     if not folder().is_dir():
         return []
-    found = [Entry(path.name, path, _size(path)) for path in folder().iterdir() if path.is_dir()]
-    return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
+    cached = [Entry(path.name, path, _size(path)) for path in folder().iterdir() if path.is_dir()]
+    return sorted(cached, key=lambda entry: (-entry.bytes, entry.name))
 
 
 def clear() -> int:
-    """Delete every entry that nobody is writing or loading just now; gives the bytes freed.
+    """Delete every entry that nobody is writing or loading at the moment; returns the bytes freed.
 
     A process that has loaded a base keeps it: its memory holds what it needs.
     """
@@ -55,7 +55,7 @@ def clear() -> int:
 
 
 def remove(name: str) -> int:
-    """Delete one entry; gives the bytes freed, 0 when it is in use or cannot be deleted."""
+    """Delete one entry; returns the bytes freed, 0 when it is in use or cannot be deleted."""
     path = folder() / name
     size = _size(path)
     try:

@@ -24,9 +24,21 @@ PRESETS = Path(__file__).parent / "presets"
 GROUPS = ("What to train", "LoRA", "Quantization", "Schedule", "Optimizer", "Memory", "Several GPUs", "Logging")
 
 
-def knob(default: Any, help: str, group: str, rare: bool = True, **bounds: Any) -> Any:
-    """One line for one knob: its default, one line of help, its group in the form, and its bounds."""
-    return Field(default, description=help, json_schema_extra={"group": group, "rare": rare}, **bounds)
+Mark = Literal["path", "rows", "step", "cost", "wide", "hub", "single", "titled"]
+_STEP_GROUPS = ("LoRA", "Quantization", "Optimizer", "Memory")
+
+
+def knob(default: Any, help: str, group: str, rare: bool = True, marks: str = "", **bounds: Any) -> Any:
+    """One line for one knob: its default, one line of help, its group in the form, its bounds, and what else is true of it.
+
+    `marks` are words: `path` (may name a file or folder: guests may not name all), `rows` (changes which rows there are
+    or how they are encoded), `cost` (changes what a run costs, not what it learns; so does all of Logging), `no-step` (of
+    LoRA, Quantization, Optimizer or Memory, but without influence on the memory of a simulated step), `wide` (a row of its own
+    in the form), `hub` (the hub is asked about it), `single` (a sweep cannot vary it), `titled` (reports say it in words of
+    their own).
+    """
+    extra: dict[str, Any] = {"group": group, "rare": rare, "marks": marks.split()}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 class RunConfig(BaseModel):
@@ -38,25 +50,25 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
 
     # fmt: off
-    name: str = knob("", "Name of the run and its folder; empty makes one up.", "What to train", False, max_length=64)
-    base_model: str = knob("demo", "Base model: a hub id, a local folder, or demo.", "What to train", False, min_length=1)
-    revision: str = knob("", "Revision of a hub model: branch, tag or commit.", "What to train")
-    dataset: str = knob("demo", "Data: a JSON, JSONL, CSV or Parquet file, a hub id, or demo.", "What to train", False, min_length=1)
-    dataset_format: FormatName = knob("auto", "How rows are read; auto recognizes the columns.", "What to train")
-    dataset_split: str = knob("train", "Split of a hub data set.", "What to train", min_length=1)
-    skip_bad_rows: bool = knob(False, "Leave out rows that cannot be used, instead of stopping; they are counted and named.", "What to train")
-    system_prompt: str = knob("", "System prompt put before every conversation that has none.", "What to train")
-    chat_template: str = knob("", "Chat template: empty for the base's own; plain, chatml, the name of one of the base's, or a Jinja file.", "What to train")
-    thinking: Literal["auto", "on", "off"] = knob("auto", "Whether the model reasons before it answers, where its chat template has such a setting; auto is on if most answers carry reasoning.", "What to train")
-    special_tokens: Literal["text", "control"] = knob("text", "What special tokens spelled out in the data are (like </s>): text, or what they spell.", "What to train")
-    max_length: int = knob(512, "Longest row, in tokens; longer ones are cut.", "What to train", ge=16, le=131_072)
+    name: str = knob("", "Name of the run and its folder; empty makes one up.", "What to train", False, marks="single cost", max_length=64)
+    base_model: str = knob("demo", "Base model: a hub id, a local folder, or demo.", "What to train", False, marks="path rows wide hub titled", min_length=1)
+    revision: str = knob("", "Revision of a hub model: branch, tag or commit.", "What to train", marks="rows hub")
+    dataset: str = knob("demo", "Data: a JSON, JSONL, CSV or Parquet file, a hub id, or demo.", "What to train", False, marks="path rows wide titled", min_length=1)
+    dataset_format: FormatName = knob("auto", "How rows are read; auto recognizes the columns.", "What to train", marks="rows")
+    dataset_split: str = knob("train", "Split of a hub data set.", "What to train", marks="rows", min_length=1)
+    skip_bad_rows: bool = knob(False, "Leave out rows that cannot be used, instead of stopping; they are counted and named.", "What to train", marks="rows")
+    system_prompt: str = knob("", "System prompt put before every conversation that has none.", "What to train", marks="rows wide")
+    chat_template: str = knob("", "Chat template: empty for the base's own; plain, chatml, the name of one of the base's, or a Jinja file.", "What to train", marks="path rows")
+    thinking: Literal["auto", "on", "off"] = knob("auto", "Whether the model reasons before it answers, where its chat template has such a setting; auto is on if most answers carry reasoning.", "What to train", marks="rows")
+    special_tokens: Literal["text", "control"] = knob("text", "What special tokens spelled out in the data are (like </s>): text, or what they spell.", "What to train", marks="rows")
+    max_length: int = knob(512, "Longest row, in tokens; longer ones are cut.", "What to train", marks="rows", ge=16, le=131_072)
     eval_fraction: float = knob(0.1, "Share of rows held out to measure on (0 for none); unused where the data brings its own.", "What to train", ge=0, le=0.5)
 
     rank: int = knob(16, "LoRA rank: how much the adapter can learn.", "LoRA", False, ge=1, le=1024)
     alpha: float = knob(32, "LoRA alpha: the update is scaled by alpha / rank.", "LoRA", False, gt=0, le=4096)
     dropout: float = knob(0.05, "Dropout on the LoRA input.", "LoRA", ge=0, lt=1)
     bias: Literal["none", "lora_only", "all"] = knob("none", "Which biases are trained too.", "LoRA", False)
-    target_modules: str | list[str] = knob("all-linear", "Linears that get LoRA: all-linear, or names separated by commas.", "LoRA")
+    target_modules: str | list[str] = knob("all-linear", "Linears that get LoRA: all-linear, or names separated by commas.", "LoRA", marks="wide")
     use_rslora: bool = knob(False, "Scale by alpha / sqrt(rank): for high ranks.", "LoRA")
 
     quant_type: Literal["nf4", "fp4"] = knob("nf4", "4-bit data type of the frozen base.", "Quantization")
@@ -68,22 +80,22 @@ class RunConfig(BaseModel):
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = knob("cosine", "Shape of the learning rate.", "Schedule")
     warmup_ratio: float = knob(0.03, "Share of steps over which the learning rate rises.", "Schedule", ge=0, lt=1)
 
-    weight_decay: float = knob(0.0, "Weight decay of the optimizer.", "Optimizer", ge=0, le=1)
+    weight_decay: float = knob(0.0, "Weight decay of the optimizer.", "Optimizer", marks="no-step", ge=0, le=1)
     max_grad_norm: float = knob(0.3, "Gradients are clipped to this norm; 0 does not clip.", "Optimizer", ge=0, le=10**9)
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = knob("adamw_torch_fused", "Optimizer, by its name in transformers.", "Optimizer")
-    seed: int = knob(42, "Seed of initialization, order and held-out split.", "Optimizer", ge=0, lt=2**32)
+    seed: int = knob(42, "Seed of initialization, order and held-out split.", "Optimizer", marks="no-step", ge=0, lt=2**32)
 
-    batch_size: int = knob(4, "Rows a forward pass (micro-batch).", "Memory", False, ge=1, le=1024)
+    batch_size: int = knob(4, "Rows a forward pass (micro-batch).", "Memory", False, marks="no-step", ge=1, le=1024)
     gradient_accumulation: int = knob(4, "Micro-batches an optimizer step.", "Memory", False, ge=1, le=4096)
-    gradient_checkpointing: Literal["auto", "none", "every-4", "every-3", "every-2", "all"] = knob("auto", "Layers whose activations are recomputed to save memory; auto takes the fewest that fit.", "Memory")
-    attention: Literal["auto", "sdpa", "eager"] = knob("auto", "How attention is computed; auto takes the faster one.", "Memory")
-    auto_fit: bool = knob(True, "When a GPU run does not fit, halve the micro-batch, double accumulation, and go on.", "Memory")
+    gradient_checkpointing: Literal["auto", "none", "every-4", "every-3", "every-2", "all"] = knob("auto", "Layers whose activations are recomputed to save memory; auto takes the fewest that fit.", "Memory", marks="cost no-step")
+    attention: Literal["auto", "sdpa", "eager"] = knob("auto", "How attention is computed; auto takes the faster one.", "Memory", marks="cost")
+    auto_fit: bool = knob(True, "When a GPU run does not fit, halve the micro-batch, double accumulation, and go on.", "Memory", marks="cost no-step")
     packing: bool = knob(False, "Fill rows with several examples that cannot see each other.", "Memory")
 
     gpu: str = knob("", "GPU to train on: its number as --headless-check lists them, or its uuid; empty takes the freest, cpu the CPU.", "Several GPUs")
     num_processes: int = knob(1, "Processes, one a GPU, that train together; accelerate launches them.", "Several GPUs", ge=1, le=1024)
     fsdp: bool = knob(False, "Processes share the 4-bit base out and fetch each layer when it is used (FSDP), for bases larger than a GPU.", "Several GPUs")
-    accelerate_config: str = knob("", "A file made by accelerate config, for several machines say; empty is data parallel on this one.", "Several GPUs")
+    accelerate_config: str = knob("", "A file made by accelerate config, for several machines say; empty is data parallel on this one.", "Several GPUs", marks="path")
 
     logging_steps: int = knob(5, "Steps between two points of the loss curve.", "Logging", ge=1, le=10**9)
     eval_steps: int = knob(50, "Steps between two held-out measurements.", "Logging", ge=1, le=10**9)
@@ -159,10 +171,22 @@ def fields() -> dict[str, FieldInfo]:
     return RunConfig.model_fields
 
 
-def extra(field: FieldInfo, key: Literal["group", "rare"]) -> Any:
-    """`group` or `rare` of a knob."""
+def extra(field: FieldInfo, key: Literal["group", "rare", "marks"]) -> Any:
+    """`group`, `rare` or `marks` of a knob."""
     assert isinstance(field.json_schema_extra, dict)
     return field.json_schema_extra[key]
+
+
+def marked(mark: Mark) -> tuple[str, ...]:
+    """The knobs of which this is true, in the order of the form; see `knob`."""
+    return tuple(name for name, field in fields().items() if mark in _marks(field))
+
+
+def _marks(field: FieldInfo) -> set[str]:
+    marks, group = set(extra(field, "marks")), extra(field, "group")
+    if group in _STEP_GROUPS and "no-step" not in marks:
+        marks.add("step")
+    return marks | ({"cost"} if group == "Logging" else set())
 
 
 def choices(field: FieldInfo) -> tuple[str, ...] | None:
@@ -222,19 +246,21 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 def faults(error: ValidationError) -> dict[str, str]:
     """A validation error as {knob: sentence without full stop}; "" is the knob of faults between knobs."""
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for item in error.errors():
         knob_name = str(item["loc"][0]) if item["loc"] else ""
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(knob_name, RunConfig.model_fields, 1)
             hint = f": did you mean '{near[0]}'?" if near else ""
-            found[knob_name] = f"There is no setting '{knob_name}'{hint}".removesuffix("?")
+            sentences[knob_name] = f"There is no setting '{knob_name}'{hint}".removesuffix("?")
             continue
         message = item["msg"].removeprefix("Input ").replace("Value error, ", ": ", 1)
         given = item["input"]
-        told = f" (it is {given!r})" if knob_name and isinstance(given, (str, int, float, bool)) and given != "" else ""
-        found.setdefault(knob_name, f"{knob_name} {message}{told}".replace(" : ", ": ").removeprefix(": "))
-    return found
+        actual = (
+            f" (it is {given!r})" if knob_name and isinstance(given, (str, int, float, bool)) and given != "" else ""
+        )
+        sentences.setdefault(knob_name, f"{knob_name} {message}{actual}".replace(" : ", ": ").removeprefix(": "))
+    return sentences
 
 
 def types_of(field: FieldInfo) -> tuple[Any, ...]:

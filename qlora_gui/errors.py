@@ -1,12 +1,12 @@
 """The one error type for people.
 
-UserError            something a person can mend: one sentence, what was wrong and how to mend it
+UserError            something a person can fix: one sentence, what was wrong and how to fix it
   (anything else)    a bug: keeps its traceback, in the log
 """
 
 
 class UserError(Exception):
-    """One sentence that says what was wrong and how to mend it; shown without a traceback."""
+    """One sentence that says what was wrong and how to fix it; shown without a traceback."""
 
 
 def first_line(error: BaseException) -> str:
@@ -15,8 +15,8 @@ def first_line(error: BaseException) -> str:
 
 
 def panicked(error: BaseException) -> UserError | None:
-    """What to say where a library in Rust, the tokenizers above all, gave up on what it was given; such an error is no
-    Exception. None for any other."""
+    """The message for a panic in a Rust library, usually tokenizers; such an error is no Exception. None for any other
+    error."""
     if type(error).__name__ != "PanicException":
         return None
     return UserError(

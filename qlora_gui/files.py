@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON files that may be missing or damaged."""
+"""Files that are written whole or not at all, and JSON files that may be missing or damaged."""
 
 import contextlib
 import errno
@@ -28,8 +28,8 @@ def write_whole(path: Path, body: str) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add a line, its end included, in one write. Raises OSError; then nothing of it stays, unless another process has
-    written behind it in the same moment."""
+    """Append a line, its line end included, in one write. Raises OSError; then nothing of it remains, unless another
+    process has appended something in the same moment."""
     with plain_files.open_to_write(path, append=True) as opened:
         file = opened.fileno()
         written = os.write(file, line)
@@ -41,18 +41,18 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 @contextlib.contextmanager
-def told(what: str, path: Path) -> Iterator[None]:
+def explained(what: str, path: Path) -> Iterator[None]:
     """Turn an OSError within into a UserError: `what` cannot be written to `path`, why, and what to do."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space and try again" if full else "make the folder writable, or choose another"
-        raise UserError(f"{what} cannot be written to '{path}': {error.strerror or error}; {mend}.") from None
+        fix = "free some space and try again" if full else "make the folder writable, or choose another"
+        raise UserError(f"{what} cannot be written to '{path}': {error.strerror or error}; {fix}.") from None
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; {} where there is no such file, or it holds none."""
+    """The object in a JSON file; {} where there is no such file, or it holds none."""
     try:
         value = json.loads(plain_files.read_text(path))
     except (OSError, ValueError, RecursionError):

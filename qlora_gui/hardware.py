@@ -1,6 +1,6 @@
-"""What this machine computes with, found out without importing torch in this process.
+"""The devices of this machine, determined without importing torch in this process.
 
-torch decides which devices there are (`torch_view`); nvidia-smi, where it is, tells how much of them is free just now.
+torch decides which devices there are (`torch_view`); nvidia-smi, where available, reports how much of their memory is free at the moment.
 """
 
 import os
@@ -19,7 +19,7 @@ __all__ = ["Device", "Holder", "cores", "cpu", "devices", "holders", "remark", "
 
 USE_CPU = "ACCELERATE_USE_CPU"  # accelerate's own word for a CPU on purpose
 _CACHE_SECONDS = 3.0
-_FREE_SECONDS = 60.0  # without nvidia-smi only a child that imports torch can tell what is free
+_FREE_SECONDS = 60.0  # without nvidia-smi only a child that imports torch can measure free memory
 _PCI = Path("/sys/bus/pci/devices")
 _DEVICE_FILES = Path("/dev")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
@@ -30,7 +30,7 @@ _DRIVERS = {13: 580, 12: 525, 11: 450}
 @dataclass(frozen=True)
 class Device:
     """A device for training. Sizes in bytes. `kind` is torch's word; `number` is torch's, by which the knob `gpu` may
-    name it; `address` tells it from others of its name: its uuid, or else its place on the bus; "cpu" of the CPU."""
+    name it; `address` distinguishes it from others of its name: its uuid, or else its place on the bus; "cpu" of the CPU."""
 
     name: str
     kind: str  # "cuda" (NVIDIA and AMD), "xpu", "mps" or "cpu"
@@ -38,8 +38,8 @@ class Device:
     free: int
     number: int = 0
     address: str = ""
-    capability: str = ""  # CUDA's, like "7.5", where torch has told it
-    asked: float = 0.0  # when `free` was told, in seconds since the epoch; 0 for now
+    capability: str = ""  # CUDA's, like "7.5", where torch has reported it
+    asked: float = 0.0  # when `free` was measured, in seconds since the epoch; 0 for now
 
     def __str__(self) -> str:
         age = (time.time() - self.asked) / 60 if self.asked else 0
@@ -67,7 +67,7 @@ def devices() -> list[Device]:
 
 
 def view() -> View | None:
-    """What torch says of the devices, None while it has not been asked; then a child asks it in the background."""
+    """Torch's view of the devices, None while it has not been asked; then a child process asks it in the background."""
     cards = _named(_gpus())
     if not _worth_asking():
         return torch_view.installed()
@@ -81,29 +81,29 @@ def settled() -> bool:
 
 
 def is_stale() -> bool:
-    """Whether only another question to torch (`settle`) tells what is free now.
+    """Whether only asking torch again (`settle`) can show how much memory is free now.
 
-    That takes some memory of every GPU for a moment: not to be asked while a run trains.
+    That takes some memory of every GPU for a moment: do not ask while a run trains.
     """
-    found = None if cpu_on_purpose() else view()
-    return found is not None and _is_stale(found)
+    answer = None if cpu_on_purpose() else view()
+    return answer is not None and _is_stale(answer)
 
 
 def settle(seconds: float = 180.0, fresh: bool = False, anew: bool = False) -> bool:
-    """Wait until torch has answered, if wanted with free memory as it is now; gives whether it has. `anew` asks it again
-    even if nothing speaks for another answer."""
+    """Wait until torch has answered, with `fresh` also for the current free memory; returns whether it has. `anew` asks
+    again even if the known answer is not stale."""
     cards = _named(_gpus())
     if cpu_on_purpose() or not _worth_asking():
         return True
-    found = _asking.known(cards)
-    thread = _asking.in_background(cards, fresh=anew or (fresh and found is not None and _is_stale(found)))
+    answer = _asking.known(cards)
+    thread = _asking.in_background(cards, fresh=anew or (fresh and answer is not None and _is_stale(answer)))
     if thread is not None:
         thread.join(seconds)
     return _asking.known(cards) is not None
 
 
 def cpu_on_purpose() -> bool:
-    """Whether the environment asks for the CPU in so many words."""
+    """Whether the environment explicitly asks for the CPU."""
     return os.environ.get(USE_CPU, "").lower() in ("true", "1", "yes", "on")
 
 
@@ -112,45 +112,45 @@ def trouble(seen: View | None = None) -> str:
 
     `seen` is torch's view where the caller has it already.
     """
-    found = seen or view()
-    if cpu_on_purpose() or found is None or found.usable:
+    answer = seen or view()
+    if cpu_on_purpose() or answer is None or answer.usable:
         return ""
-    if found.cards:
-        card = found.cards[0]
+    if answer.cards:
+        card = answer.cards[0]
         which = f"only from {card.oldest} on" if card.oldest else f"only up to {card.newest}"
         return (
-            f"This machine's GPU ({card.name}) is not used, for torch {found.version} has no kernels for its compute capability "
+            f"This machine's GPU ({card.name}) is not used, for torch {answer.version} has no kernels for its compute capability "
             f"{card.capability}, {which}: install a torch that has them (pytorch.org, Get started)."
         )
     listed = _gpus()
     there = _there(listed)
     if not there:
-        return f"{found.error} Install it as the README says." if found.error else ""
+        return f"{answer.error} Install it as the README says." if answer.error else ""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not listed and (why := _out_of_reach()):
         return f"{there} is not used, for {why}."
-    if found.error:
-        return f"{there} is not used. {found.error}"
-    if found.built_for in ("CPU", "XPU"):
+    if answer.error:
+        return f"{there} is not used. {answer.error}"
+    if answer.built_for in ("CPU", "XPU"):
         return (
-            f"{there} is not used, for the installed torch {found.version} is built for {found.built_for}: install the build "
+            f"{there} is not used, for the installed torch {answer.version} is built for {answer.built_for}: install the build "
             "for this GPU (pip install --force-reinstall torch takes NVIDIA's on Linux)."
         )
-    if found.is_rocm:
-        return f"{there} is not used, for the installed torch {found.version} is built for ROCm: install the build for CUDA."
-    if (old := _old_driver(found, listed)) is not None:
+    if answer.is_rocm:
+        return f"{there} is not used, for the installed torch {answer.version} is built for ROCm: install the build for CUDA."
+    if (old := _old_driver(answer, listed)) is not None:
         return old
     if hidden is not None:
         how = "is empty" if not hidden.strip() else f"is '{hidden}'"
         return f"{there} is not used, for CUDA_VISIBLE_DEVICES {how} and hides it: unset that, or name a GPU that is there."
-    said = f" (torch says: {found.warning.rstrip('.')})" if found.warning else ""
-    return f"{there} is not used, for torch {found.version} does not see it{said}: look whether nvidia-smi lists it here too."
+    warning = f" (torch says: {answer.warning.rstrip('.')})" if answer.warning else ""
+    return f"{there} is not used, for torch {answer.version} does not see it{warning}: look whether nvidia-smi lists it here too."
 
 
 def remark() -> str:
     """What does not work, or has not been tried, on this kind of device; "" for NVIDIA's and for CPUs."""
-    found = view()
-    return "" if found is None or cpu_on_purpose() else remark_on(found.kind if found.cards else "", found.is_rocm)
+    answer = view()
+    return "" if answer is None or cpu_on_purpose() else remark_on(answer.kind if answer.cards else "", answer.is_rocm)
 
 
 def remark_on(kind: str, is_rocm: bool) -> str:
@@ -186,9 +186,9 @@ def _device(card: Card, seen: View, listed: Sequence[Gpu]) -> Device:
 
 
 def _same(card: Card, listed: Sequence[Gpu]) -> Gpu | None:
-    """The GPU of nvidia-smi that is torch's card: by uuid, else by bus; where neither is told, by its place.
+    """The GPU of nvidia-smi that is torch's card: by uuid, else by bus; where neither is known, by position.
 
-    A MIG instance shares the bus of its card, and not its memory: it is none of them.
+    A MIG instance shares the bus of its card but not its memory: it matches none of them.
     """
     if "MIG" in card.name:
         return None
@@ -196,27 +196,27 @@ def _same(card: Card, listed: Sequence[Gpu]) -> Gpu | None:
     by_bus = [gpu for gpu in listed if card.bus and gpu.bus == card.bus and not (card.uuid and gpu.uuid)]
     nameless = [gpu for gpu in listed if not gpu.uuid and not gpu.bus]
     by_place = [nameless[card.number]] if len(nameless) == len(listed) > card.number else []
-    found = next(iter(by_uuid + by_bus + by_place), None)
-    alike = found is not None and (found.total is None or abs(found.total - card.total) < 0.1 * card.total)
-    return found if alike else None
+    match = next(iter(by_uuid + by_bus + by_place), None)
+    alike = match is not None and (match.total is None or abs(match.total - card.total) < 0.1 * card.total)
+    return match if alike else None
 
 
 def _presumed(listed: Sequence[Gpu]) -> list[Device]:
-    """What nvidia-smi alone makes one expect."""
-    told = [gpu for gpu in listed if gpu.total is not None and gpu.free is not None]
+    """The devices as far as nvidia-smi alone knows them."""
+    measured = [gpu for gpu in listed if gpu.total is not None and gpu.free is not None]
     return [
         Device(gpu.name, "cuda", gpu.total or 0, gpu.free or 0, number, gpu.uuid.removeprefix("gpu-") or gpu.bus)
-        for number, gpu in enumerate(told)
+        for number, gpu in enumerate(measured)
     ]
 
 
-def _is_stale(found: View) -> bool:
-    """Whether only another question tells what is free now."""
-    if found.kind not in ("cuda", "xpu") or time.time() - found.asked < _FREE_SECONDS:
+def _is_stale(answer: View) -> bool:
+    """Whether the free memory is only known from an answer of torch that is old."""
+    if answer.kind not in ("cuda", "xpu") or time.time() - answer.asked < _FREE_SECONDS:
         return False
     listed = _gpus()
-    told = [_same(card, listed) if found.kind == "cuda" and not found.is_rocm else None for card in found.cards]
-    return any(gpu is None or gpu.free is None for gpu in told)
+    matches = [_same(card, listed) if answer.kind == "cuda" and not answer.is_rocm else None for card in answer.cards]
+    return any(gpu is None or gpu.free is None for gpu in matches)
 
 
 def _worth_asking() -> bool:
@@ -265,16 +265,16 @@ def _has_nvidia_card() -> bool:
         return False
 
 
-def _old_driver(found: View, listed: Sequence[Gpu]) -> str | None:
+def _old_driver(answer: View, listed: Sequence[Gpu]) -> str | None:
     """The sentence on a driver that is too old for the CUDA of this torch."""
     have = next((gpu.driver for gpu in listed if gpu.driver), "") or nvidia.driver()
-    cuda = found.built_for.removeprefix("CUDA ").partition(".")[0]
+    cuda = answer.built_for.removeprefix("CUDA ").partition(".")[0]
     needed = _DRIVERS.get(int(cuda)) if cuda.isdigit() else None
     major = have.partition(".")[0]
     if needed is None or not major.isdigit() or int(major) >= needed:
         return None
     return (
-        f"{_there(listed)} is not used: torch {found.version} needs NVIDIA driver {needed} or newer, and this one is {have}. "
+        f"{_there(listed)} is not used: torch {answer.version} needs NVIDIA driver {needed} or newer, and this one is {have}. "
         "Update the driver, or install a torch that is built for an older CUDA and has kernels for this GPU (pytorch.org, "
         "Get started)."
     )

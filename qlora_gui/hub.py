@@ -1,4 +1,4 @@
-"""Is the model hub there, and does it know this name? Asked briefly, before anything heavy starts.
+"""Whether the model hub is reachable and knows a name: asked briefly, before anything heavy starts.
 
 With the libraries' defaults an unreachable hub costs 23 s of retries, so every process that may
 load from the hub calls `go_offline_if_unreachable` before it imports transformers or datasets.
@@ -27,7 +27,7 @@ _LONGEST_ID = 193  # twice 96 and a slash
 
 
 def cache_dir() -> Path:
-    """The folder for models and other things that can be made again (`QLORA_GUI_CACHE` moves it)."""
+    """The folder for models and other things that can be recreated (`QLORA_GUI_CACHE` moves it)."""
     if named := os.environ.get("QLORA_GUI_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora_gui"
@@ -62,7 +62,7 @@ def looks_like_id(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def answers() -> bool:
-    """Whether the hub answers at all, found out once a process and within `PROBE_SECONDS`."""
+    """Whether the hub answers at all, checked once per process and within `PROBE_SECONDS`."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return False
     return _status(endpoint()) is not None
@@ -118,8 +118,8 @@ def cached_file(kind: Literal["models", "datasets"], name: str, file: str, revis
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
     ref = folder / "refs" / (revision or "main")
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    found = folder / "snapshots" / commit / file if commit else None
-    return found if found is not None and found.is_file() else None
+    path = folder / "snapshots" / commit / file if commit else None
+    return path if path is not None and path.is_file() else None
 
 
 def fetch_json(name: str, file: str, revision: str = "") -> dict[str, Any] | None:
@@ -183,14 +183,14 @@ def _status(url: str, token: str | None = None) -> int | None:
 
 def _briefly(ask: Callable[[], Answer]) -> Answer | None:
     """What `ask` returns, or None when the network fails or takes longer than `PROBE_SECONDS`."""
-    found: list[Answer] = []
+    results: list[Answer] = []
 
     def run() -> None:
         with contextlib.suppress(OSError, ValueError):
-            found.append(ask())
+            results.append(ask())
 
     # A thread, because a name look-up has no timeout of its own.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
-    return found[0] if found else None
+    return results[0] if results else None

@@ -2,7 +2,7 @@
 
 Where the file system has none (NFS without its lock service, some FUSE and 9p mounts) a claim takes the lock's place: a file
 that only one can make, with the process, the machine and its boot in it. It is renewed while its holder lives; one whose
-holder is gone, by the process table of the same machine or by its age, is taken over. `told` says that it is so.
+holder is gone, by the process table of the same machine or by its age, is taken over. `describe_fallback` explains that to people.
 """
 
 import contextlib
@@ -62,8 +62,8 @@ class Lock:
         self.release()
 
 
-def told(folder: Path) -> str:
-    """What to know of a folder whose file system has no locks; "" where it has."""
+def describe_fallback(folder: Path) -> str:
+    """A note on a folder whose file system has no locks; "" where it has them."""
     if files.has_locks(folder):
         return ""
     return (
@@ -97,7 +97,7 @@ def starting(root: Path, timeout: float) -> Lock:
 
 
 def marking(root: Path) -> Lock:
-    """Held while a mark of `reading` is made in a folder of `root`, and by who looks for marks before deleting a folder."""
+    """Held while a mark of `reading` is made in a folder of `root`, and by whoever looks for marks before deleting a folder."""
     return Lock(root / ".marks.lock", timeout=_MARKING_SECONDS)
 
 
@@ -116,8 +116,8 @@ def _marking_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(folders: Sequence[Path], what: str) -> Iterator[None]:
-    """While this lasts, whoever asks for the `readers` of these folders is given `what`. Where nothing can be written, nothing
-    can be deleted either, and there is no mark."""
+    """Within, `readers` of these folders returns `what`. Where nothing can be written, nothing can be deleted either, and
+    no mark is made."""
     made = []
     try:
         for folder in dict.fromkeys(folders):
@@ -133,17 +133,17 @@ def reading(folders: Sequence[Path], what: str) -> Iterator[None]:
 
 
 def readers(folder: Path) -> list[str]:
-    """What living processes do that read this folder just now; marks of those that are gone are removed."""
-    found = []
+    """What the living processes that read this folder are doing; marks of processes that are gone are removed."""
+    activities = []
     for file in sorted(folder.glob(f"{_READER}*.claim")):
         claim = _Claim(file.with_name(file.name.removesuffix(".claim")))
         if claim.is_held():
             what = claim._read().get("what")
-            found.append(what if what in READERS else "another process")  # a folder's files may be a stranger's
+            activities.append(what if what in READERS else "another process")  # a folder's files may be a stranger's
         else:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-    return found
+    return activities
 
 
 def _claim_of(path: Path) -> Path:
@@ -172,7 +172,7 @@ class _Claim:
             self.file.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
-        """Whether it is there, and not that of a process that is gone."""
+        """Whether it exists, and its process is not gone."""
         return self.file.exists() and not self._is_stale()
 
     def _make(self) -> bool:
@@ -197,7 +197,7 @@ class _Claim:
                 os.utime(self.file)
 
     def _take_over(self) -> bool:
-        """Remove a claim whose holder is gone; one process at a time does so. Gives whether there is none now."""
+        """Remove a claim whose holder is gone; one process at a time does so. Returns whether there is none now."""
         if not self.file.exists():
             return True
         if not self._is_stale():
@@ -218,13 +218,13 @@ class _Claim:
             aside.unlink(missing_ok=True)
 
     def _is_stale(self) -> bool:
-        found, mine = self._read(), self._mine
+        claim, mine = self._read(), self._mine
         try:
-            here = (found.get("host"), found.get("processes")) == (mine["host"], mine["processes"])
+            here = (claim.get("host"), claim.get("processes")) == (mine["host"], mine["processes"])
             if here:
-                return found.get("boot") != mine["boot"] or not _lives(found["pid"], found["started"])
+                return claim.get("boot") != mine["boot"] or not _lives(claim["pid"], claim["started"])
             age = self._age(self.file)  # {}: being written, or damaged; of the future: not renewed by anybody living
-            return age > (_STALE_SECONDS if found else _BREAK_SECONDS) or age < -_STALE_SECONDS
+            return age > (_STALE_SECONDS if claim else _BREAK_SECONDS) or age < -_STALE_SECONDS
         except FileNotFoundError:
             return True
         except (OSError, KeyError, TypeError):
@@ -232,8 +232,8 @@ class _Claim:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(plain_files.read_bytes(self.file, _MOST_CLAIM))
-            return found if isinstance(found, dict) else {}
+            value = json.loads(plain_files.read_bytes(self.file, _MOST_CLAIM))
+            return value if isinstance(value, dict) else {}
         except (OSError, ValueError, RecursionError):
             return {}
 
@@ -252,7 +252,7 @@ class _Claim:
 
 
 def _me() -> dict[str, Any]:
-    """This process among all of all machines."""
+    """What identifies this process among those of all machines."""
     pid = os.getpid()
     return {
         "pid": pid,
@@ -268,7 +268,7 @@ def _started(pid: int) -> float:
 
 
 def _lives(pid: int, started: float) -> bool:
-    """Whether the process is there, and is not another one that has its number by now."""
+    """Whether the process is alive, and its number has not been reused by another one."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 2.0

@@ -1,4 +1,4 @@
-"""What nvidia-smi says: the GPUs of this machine in the order of their buses, and who holds their memory."""
+"""What nvidia-smi reports: the GPUs of this machine in the order of their buses, and who holds their memory."""
 
 import os
 import shutil
@@ -6,14 +6,14 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_WSL = "/usr/lib/wsl/lib"  # where Windows puts nvidia-smi, on nobody's PATH
+_WSL = "/usr/lib/wsl/lib"  # where Windows puts nvidia-smi; not on PATH
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One GPU as nvidia-smi lists it. Sizes in bytes, None where it says [N/A] (MIG, unified memory).
 
-    `uuid` and `bus` (domain:bus:device.function) are lower case and "" where not told, `driver` is a version like 580.82.07.
+    `uuid` and `bus` (domain:bus:device.function) are lower case and "" where not reported, `driver` is a version like 580.82.07.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Holder:
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs in the order of their buses; none where nvidia-smi is not there or does not answer."""
-    found = []
+    """The GPUs in the order of their buses; [] where nvidia-smi is missing or does not answer."""
+    listed = []
     for line in _ask("--query-gpu=name,memory.total,memory.free,uuid,pci.bus_id,driver_version"):
         name, *more = (part.strip() for part in line.split(","))
         if len(more) >= 2:
-            uuid, bus, driver = (*(_told(text) for text in more[2:5]), "", "", "")[:3]
-            found.append(Gpu(name, _bytes(more[0]), _bytes(more[1]), uuid.lower(), _bus(bus), driver))
-    return found
+            uuid, bus, driver = (*(_strip_unavailable(text) for text in more[2:5]), "", "", "")[:3]
+            listed.append(Gpu(name, _bytes(more[0]), _bytes(more[1]), uuid.lower(), _bus(bus), driver))
+    return listed
 
 
 def holders() -> list[Holder]:
@@ -68,7 +68,7 @@ def driver() -> str:
     return next((word for word in words if word[:1].isdigit() and "." in word), "")
 
 
-def _told(text: str) -> str:
+def _strip_unavailable(text: str) -> str:
     return "" if text.startswith("[") else text
 
 
@@ -83,7 +83,7 @@ def _bus(text: str) -> str:
 
 
 def _ask(query: str) -> list[str]:
-    """Lines of nvidia-smi's answer; none where it is not there or says nothing in time."""
+    """The lines of nvidia-smi's output; [] where it is missing or does not answer in time."""
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=_WSL)
     if program is None:
         return []

@@ -1,4 +1,4 @@
-"""Files in folders that a stranger may have made: opened only where they are plain files, and never through a link.
+"""Files in folders that may come from a stranger: opened only where they are plain files, and never through a link.
 
 A folder that somebody sends can hold symbolic links (to be written through, or to have the owner's files shown), hard
 links, pipes that never answer, devices, and files of any size.
@@ -27,10 +27,10 @@ _KINDS = {
 
 
 class StrangeFile(OSError):
-    """What stands under the name of a file and is none, or is too large. `str` and `strerror` are what to tell of it."""
+    """Something that is no plain file, or is too large. `str` and `strerror` describe it."""
 
-    def __init__(self, path: Path, told: str):
-        super().__init__(errno.ELOOP, f"'{path}' {told}", str(path))
+    def __init__(self, path: Path, problem: str):
+        super().__init__(errno.ELOOP, f"'{path}' {problem}", str(path))
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -42,13 +42,13 @@ def open_to_read(path: Path, follow: bool = False) -> BinaryIO:
 
     Raises StrangeFile, and OSError as `open` does.
     """
-    found = os.lstat(path)
-    if stat.S_ISLNK(found.st_mode):
+    info = os.lstat(path)
+    if stat.S_ISLNK(info.st_mode):
         target = Path(os.path.realpath(path, strict=True))  # of a circle pathlib raises no OSError
         if not follow and not target.is_relative_to(_home(path.parent)):
             raise StrangeFile(path, "is a symbolic link that leads out of its folder: put the file itself there")
-        path, found = target, os.lstat(target)
-    return os.fdopen(_opened(path, found, os.O_RDONLY), "rb")
+        path, info = target, os.lstat(target)
+    return os.fdopen(_opened(path, info, os.O_RDONLY), "rb")
 
 
 def _home(folder: Path) -> Path:
@@ -78,11 +78,11 @@ def open_to_write(path: Path, append: bool = False) -> BinaryIO:
     Raises StrangeFile for a link of either kind, a pipe, a device: none of them is written to or emptied.
     """
     try:
-        found = os.lstat(path)
+        info = os.lstat(path)
     except FileNotFoundError:
-        found = None
+        info = None
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0)
-    handle = _opened(path, found, flags)
+    handle = _opened(path, info, flags)
     try:
         if os.fstat(handle).st_nlink > 1:
             raise StrangeFile(path, _hard())
@@ -99,7 +99,7 @@ def _hard() -> str:
 
 
 def _opened(path: Path, seen: os.stat_result | None, flags: int) -> int:
-    """A handle on a plain file. `seen` is its lstat: what is strange is not even opened, for that alone can wait or act."""
+    """A handle on a plain file. `seen` is its lstat: anything else is not even opened, for opening alone can block or have effects."""
     if seen is not None and not stat.S_ISREG(seen.st_mode):
         raise StrangeFile(path, _no_file(seen.st_mode))
     try:
@@ -128,10 +128,10 @@ def check_folder(folder: Path) -> None:
             folder, "is a symbolic link, and what it leads to is not changed: put the folder itself there"
         )
     for number, entry in enumerate(_all(folder), 1):
-        found = entry.stat(follow_symlinks=False)
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise StrangeFile(Path(entry.path), _no_file(found.st_mode))
-        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        info = entry.stat(follow_symlinks=False)
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            raise StrangeFile(Path(entry.path), _no_file(info.st_mode))
+        if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
             raise StrangeFile(Path(entry.path), _hard())
         if number > MOST_ENTRIES:
             raise StrangeFile(folder, f"holds more than {MOST_ENTRIES:,} files: take away what does not belong there")

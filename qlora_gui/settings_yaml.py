@@ -1,4 +1,4 @@
-"""Settings as YAML: texts, numbers, yes or no, lists and mappings; what else YAML can make is a text or is refused.
+"""Settings as YAML: texts, numbers, booleans, lists and mappings; anything else in YAML is read as text or refused.
 
 Plain YAML turns `on` into true, `12:30` into 750 and 2024-01-01 into a date, and a few lines of aliases into more values
 than memory holds. Here words are read as YAML 1.2's core schema does, and yes and no besides.
@@ -85,7 +85,7 @@ def parsed(text: str) -> Any:
 
 
 def _weigh(node: Any, known: dict[int, int]) -> int:
-    """How many values a node unfolds to, aliases in it written out. Raises ValueError for too many, or for a circle."""
+    """How many values a node expands to, its aliases written out. Raises ValueError for too many, or for a circle."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise ValueError("an alias in it stands for what it is part of")

@@ -1,4 +1,4 @@
-"""Which devices torch itself sees: asked once, in a child process that imports it, and kept in the cache folder.
+"""Which devices torch itself sees: asked once, in a child process that imports it, and stored in the cache folder.
 
 The page's process never imports torch, and nvidia-smi may list what torch cannot use, in another order, or be missing.
 """
@@ -71,7 +71,7 @@ class View:
     """What torch says. `kind` is torch's word for the accelerator (cuda, xpu, mps), "" where it sees none.
 
     `version` and `built_for` ("CUDA 13.0", "ROCm 6.4", "XPU", "CPU") are of the installed torch, `dtype` what is
-    computed in on that device. `warning` is what torch said while it looked, `error` why it could not be asked.
+    computed in on that device. `warning` is what torch warned of meanwhile, `error` why it could not be asked.
     """
 
     kind: str = ""
@@ -94,34 +94,34 @@ class View:
 
 
 def parse(value: dict[str, Any]) -> View:
-    """A View from JSON. Raises TypeError or KeyError for what is none."""
+    """A View from JSON. Raises TypeError or KeyError for anything else."""
     return View(**{**value, "cards": tuple(Card(**card) for card in value["cards"])})
 
 
 def installed() -> View:
-    """What can be told of the installed torch from its files alone: version and build, and no device."""
+    """What the files of the installed torch say without importing it: version and build, but no devices."""
     text = _version_file()
     if not text:
         return View(error="torch is not installed.")
-    told: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in text.splitlines():
         name, _, value = line.partition("=")
-        told[name.partition(":")[0].strip()] = value.strip().strip("'\"")
-    return View(version=told.get("__version__", ""), built_for=_build(told))
+        values[name.partition(":")[0].strip()] = value.strip().strip("'\"")
+    return View(version=values.get("__version__", ""), built_for=_build(values))
 
 
-def _build(told: dict[str, str]) -> str:
+def _build(values: dict[str, str]) -> str:
     for name, word in (("cuda", "CUDA "), ("hip", "ROCm "), ("xpu", "XPU ")):
-        if told.get(name, "None") not in ("None", ""):
-            return word + (".".join(told[name].split(".")[:2]) if name != "xpu" else "")
+        if values.get(name, "None") not in ("None", ""):
+            return word + (".".join(values[name].split(".")[:2]) if name != "xpu" else "")
     return "Metal" if kind.is_mac() else "CPU"
 
 
 @lru_cache(maxsize=1)
 def _version_file() -> str:
     try:
-        found = importlib.util.find_spec("torch")  # finds it without importing it
-        origin = Path(found.origin) if found and found.origin else None
+        spec = importlib.util.find_spec("torch")  # finds it without importing it
+        origin = Path(spec.origin) if spec and spec.origin else None
         return (origin.parent / "version.py").read_text(encoding="utf-8") if origin else ""
     except (OSError, ValueError, ImportError):
         return ""
@@ -130,14 +130,14 @@ def _version_file() -> str:
 def numbering() -> dict[str, str]:
     """The variable by which CUDA numbers GPUs as nvidia-smi does, by their buses and not the fastest first.
 
-    {} where somebody numbers them already: his numbers shall go on to mean what they meant.
+    {} where the environment numbers them already: those numbers keep their meaning.
     """
     named = os.environ.keys() & {"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
     return {} if named else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Asking:
-    """One question to torch at a time; its answer is kept in memory, and in `file` for later processes."""
+    """One question to torch at a time; its answer is stored in memory, and in `file` for later processes."""
 
     def __init__(self, run: Callable[[Sequence[str]], str] | None = None) -> None:
         self._run = run or _run
@@ -146,21 +146,21 @@ class Asking:
         self._threads: dict[str, threading.Thread] = {}
 
     def known(self, cards: Sequence[str]) -> View | None:
-        """What torch said last on a machine with these GPUs (any names for them) and this environment; None where nobody
-        asked."""
+        """Torch's latest answer on a machine with these GPUs (any names for them) and this environment; None where it has
+        not been asked."""
         key = _key(cards)
-        if key not in self._answers and (kept := _kept().get(key)):
+        if key not in self._answers and (stored := _load_answers().get(key)):
             with suppress(TypeError, KeyError, AttributeError):
-                self._answers[key] = parse(kept)
+                self._answers[key] = parse(stored)
         return self._answers.get(key)
 
     def in_background(self, cards: Sequence[str], fresh: bool = False) -> threading.Thread | None:
-        """See that torch is asked; gives the thread that does it, None where the answer is known and `fresh` is not wanted.
+        """Have torch asked; returns the thread that does it, None where the answer is known and `fresh` is not wanted.
 
         An answer that leaves a GPU unused is asked for again after a while: a driver may have come back meanwhile.
         """
-        found = self.known(cards)
-        if not fresh and found is not None and not _is_outdated(found, cards):
+        answer = self.known(cards)
+        if not fresh and answer is not None and not _is_outdated(answer, cards):
             return None
         key = _key(cards)
         with self._lock:
@@ -172,14 +172,14 @@ class Asking:
         return thread
 
     def _ask(self, key: str, cards: Sequence[str]) -> None:
-        view = replace(_heard(self._run), asked=time.time())
+        view = replace(_ask_torch(self._run), asked=time.time())
         self._answers[key] = view
         if not _is_doubtful(view, cards):
-            _keep(key, view)
+            _store_answer(key, view)
 
 
 def _is_doubtful(view: View, cards: Sequence[str]) -> bool:
-    """Whether a GPU is there, or may be, that torch does not use: that can change, and the key does not tell."""
+    """Whether there is, or may be, a GPU that torch does not use: that can change without a change of the key."""
     may_be_there = any(cards) or view.built_for.startswith(("ROCm", "XPU"))
     return not view.usable and bool(view.error or view.warning or may_be_there)
 
@@ -189,11 +189,11 @@ def _is_outdated(view: View, cards: Sequence[str]) -> bool:
 
 
 def file() -> Path:
-    """Where answers are kept: JSON, by a digest of what they depend on."""
+    """Where answers are stored: JSON, by a digest of what they depend on."""
     return hub.cache_dir() / "torch_view.json"
 
 
-def _heard(run: Callable[[Sequence[str]], str]) -> View:
+def _ask_torch(run: Callable[[Sequence[str]], str]) -> View:
     base = installed()
     try:
         lines = run([sys.executable, "-m", MODULE]).splitlines()
@@ -225,24 +225,24 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _key(cards: Sequence[str]) -> str:
-    """A digest of what the answer depends on; a home may be shared by machines, and hold names that are private."""
+    """A digest of what the answer depends on; a home directory may be shared by machines, and names may be private."""
     parts = [_version_file(), sys.prefix, platform.node(), *cards]
     parts += [f"{name}={os.environ.get(name)}" for name in _ENVIRONMENT]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _kept() -> dict[str, Any]:
+def _load_answers() -> dict[str, Any]:
     try:
-        found = json.loads(file().read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        answers = json.loads(file().read_text(encoding="utf-8"))
+        return answers if isinstance(answers, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
 
 
-def _keep(key: str, view: View) -> None:
-    """A cache folder that cannot be written to only means that torch is asked again."""
-    kept = {name: value for name, value in _kept().items() if name != key}
-    newest = dict(list(kept.items())[1 - _MOST_KEPT :]) | {key: asdict(view)}
+def _store_answer(key: str, view: View) -> None:
+    """Store an answer. A cache folder that cannot be written to only means that torch is asked again."""
+    others = {name: value for name, value in _load_answers().items() if name != key}
+    newest = dict(list(others.items())[1 - _MOST_KEPT :]) | {key: asdict(view)}
     aside = file().with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
         aside.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # begun in the background: programs of the tests would be deaf to Ctrl+C

@@ -1,23 +1,24 @@
-"""Write the generated parts of the README: `python -m tests.readme`. A test checks that they are up to date."""
+"""Write the generated parts of README.md and docs/: `python -m tests.readme`. A test checks that they are up to date."""
 
 import ast
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from qlora_gui import config as configs
-from qlora_gui.memory import known_models
+from qlora_gui.memory import estimate, known_models
 from qlora_gui.memory.budget import card
-from qlora_gui.memory.estimate import plan
 from tests import on_null_card
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 _OTHERS = {
     "adapters/README.md": "The folder of runs: one folder a run, one adapter a folder.",
     "benchmarks/": "Speed, as ratios measured side by side in one run; results in `benchmarks/results/`.",
-    "docs/": "Screenshots, and a report of four real runs.",
+    "docs/": "What the README links to: guides, screenshots, and a report of four real runs.",
     "tests/": "Tests; `tests/models.py` makes the small real models they use, `tests/matrix/` one of each architecture.",
 }
 
@@ -27,9 +28,9 @@ def settings_table() -> str:
     lines = ["| setting | default | what it does |", "|---|---|---|"]
     for name, field in configs.fields().items():
         choices = configs.choices(field)
-        told = f"{field.description} ({', '.join(choices)})" if choices else str(field.description)
+        text = f"{field.description} ({', '.join(choices)})" if choices else str(field.description)
         default = f"`{field.default}`" if field.default != "" else ""
-        lines.append(f"| `{name}` | {default} | {told} |")
+        lines.append(f"| `{name}` | {default} | {text} |")
     return "\n".join(lines)
 
 
@@ -41,14 +42,14 @@ def fit_table() -> str:
         for length in (512, 1024):
             config = configs.resolve({"batch_size": 4, "max_length": length}, preset=f"experiment-{number}")
             shape = known_models.find(config)
-            stock, ours = (plan(config, shape, card(16), way=way) for way in ("stock", "ours"))
-            told = [f"{found.total / 2**30:.1f} GB, {found.verdict}" for found in (stock, ours)]
+            stock, ours = (estimate.plan(config, shape, card(16), way=way) for way in ("stock", "ours"))
+            cells = [f"{plan.total / 2**30:.1f} GB, {plan.verdict}" for plan in (stock, ours)]
             base = config.base_model.rpartition("/")[2]
-            told += [
+            cells += [
                 ours.checkpointing,
                 *(on_null_card.peak(emulated[number, length, way]) for way in ("stock", "ours")),
             ]
-            lines.append(f"| {number} | {base} | 4 x {length} | {' | '.join(told)} |")
+            lines.append(f"| {number} | {base} | 4 x {length} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -63,8 +64,8 @@ _TOOLS = {
 
 def speed_table() -> str:
     """One epoch of every tool as benchmarks/train_speed.py measured it, in bf16."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "train_speed.json").read_text())
-    measured = {line["contestant"]: line for line in found["medians"]}
+    results = json.loads((ROOT / "benchmarks" / "results" / "train_speed.json").read_text())
+    measured = {line["contestant"]: line for line in results["medians"]}
     best = min(line["held_out_loss"] for line in measured.values())
     lines = ["| | examples/s | ours is | peak memory | held-out loss after |", "|---|---|---|---|---|"]
     for tool, name in _TOOLS.items():
@@ -90,34 +91,46 @@ def file_tree() -> str:
     lines = []
     for name in sorted(listed, key=lambda path: (path.count("/") > 0, Path(path).parts[:-1], path)):
         path = ROOT / name
-        if path.exists() and (told := _first_sentence(path)):
-            lines.append(f"| `{name}` | {told} |")
-    lines += [f"| `{name}` | {told} |" for name, told in _OTHERS.items()]
+        if path.exists() and (summary := _first_sentence(path)):
+            lines.append(f"| `{name}` | {summary} |")
+    lines += [f"| `{name}` | {summary} |" for name, summary in _OTHERS.items()]
     return "\n".join(["| file | what |", "|---|---|", *lines])
 
 
 def _first_sentence(path: Path) -> str:
     if path.suffix == ".yaml":
-        told = path.read_text().splitlines()[0].removeprefix("# ")
+        text = path.read_text().splitlines()[0].removeprefix("# ")
     elif path.suffix == ".py":
-        told = ast.get_docstring(ast.parse(path.read_text())) or ""
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
     elif path.suffix == ".jsonl":
-        told = f"The demo data set, {path.stem.replace('heldout', 'held-out')} rows."
+        text = f"The demo data set, {path.stem.replace('heldout', 'held-out')} rows."
     else:
-        told = ""
-    first = re.split(r"(?<=[.])\s|\n\n|(?<=:)\n", told.strip() + "\n\n")[0]
+        text = ""
+    first = re.split(r"(?<=[.])\s|\n\n|(?<=:)\n", text.strip() + "\n\n")[0]
     return " ".join(first.split()).replace("|", "\\|")
 
 
-def filled(text: str) -> str:
-    """The README with its generated parts made anew."""
-    made = {"settings": settings_table(), "fit": fit_table(), "speed": speed_table(), "files": file_tree()}
-    for part, body in made.items():
-        pattern = rf"(<!-- {part}:.*?-->\n).*?(<!-- /{part} -->)"
-        text = re.sub(pattern, lambda found, body=body: found.group(1) + body + "\n" + found.group(2), text, flags=re.S)
-    return text
+# Every generated part: the page it stands in, and what makes it.
+PARTS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "speed": (README, speed_table),
+    "settings": (DOCS / "settings.md", settings_table),
+    "fit": (DOCS / "memory.md", fit_table),
+    "files": (DOCS / "architecture.md", file_tree),
+}
+
+
+def filled(page: Path) -> str:
+    """A page with its generated parts made anew. Raises ValueError when it lacks the marks of one."""
+    text = page.read_text(encoding="utf-8")
+    for part, (where, make) in PARTS.items():
+        if where == page:
+            pattern, body = rf"(<!-- {part}:[^\n]*-->\n).*?(<!-- /{part} -->)", make()
+            text, count = re.subn(pattern, lambda marks, body=body: f"{marks[1]}{body}\n{marks[2]}", text, flags=re.S)
+            if count != 1:
+                raise ValueError(f"{page} has the marks of '{part}' {count} times")
+    return on_null_card.filled(text) if page == on_null_card.PAGE else text
 
 
 if __name__ == "__main__":
-    on_null_card.PAGE.write_text(on_null_card.filled(on_null_card.PAGE.read_text()))
-    README.write_text(filled(README.read_text()))
+    for page in {page for page, _ in PARTS.values()}:
+        page.write_text(filled(page), encoding="utf-8")

@@ -183,6 +183,7 @@ SIZES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.attack("numbers of a base's config.json beyond all measure")
 def test_no_number_of_a_config_costs_time_or_memory(
     store: RunStore, llama: Path, tmp_path: Path, attempt: Attempts
@@ -235,7 +236,7 @@ def test_no_number_of_a_config_costs_time_or_memory(
 def test_counting_a_base_has_a_limit(attempt: Attempts) -> None:
     repeated = {"model_type": "gpt_neo", "attention_types": [[["global"] * 100_000, 10**9]], "num_layers": 2}
     asked = {"base": repeated | {"hidden_size": 64, "num_heads": 4, "vocab_size": 100}}
-    program = "from qlora_gui.training import count; count.MOST_RAM = 2 << 30; raise SystemExit(count.main())"
+    program = "from qlora_gui.simulation import count_parameters as c; c.MOST_RAM = 2 << 30; raise SystemExit(c.main())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         input=json.dumps(asked),
@@ -247,6 +248,7 @@ def test_counting_a_base_has_a_limit(attempt: Attempts) -> None:
     attempt(done.returncode == 1 and "error" in json.loads(done.stdout), done.stdout + done.stderr[-500:])
 
 
+@pytest.mark.slow
 @pytest.mark.attack("lists of Python and rows of a CSV file that take memory and time in the page")
 def test_cells_and_columns_beyond_all_measure_are_told(
     store: RunStore, llama: Path, tmp_path: Path, attempt: Attempts

@@ -32,6 +32,7 @@ KEYS = (
 ).split()
 
 
+@pytest.mark.slow
 def test_a_real_check_passes_here_and_leaves_only_the_speed(tmp_path: Path) -> None:
     """Both small models trained by the real trainer, against fp32; a run that met a limit; the estimate that follows."""
     cache = tmp_path / "cache"

@@ -101,7 +101,7 @@ def test_mixed_logits_equal_clean_ones_and_the_base_stays_clean(bloom: Path, blo
     before = {name: part.clone() for name, part in model.state_dict().items()}
     ids = columns.base.tokenizer("Where is my parcel?", return_tensors="pt").input_ids
     clean = [fresh(bloom, path)(input_ids=ids).logits for path in (None, *(run.path for run in bloom_runs.values()))]
-    with columns.rows.worn([BASE, 0, 1, 2]):
+    with columns.rows.activate([BASE, 0, 1, 2]):
         mixed = model(input_ids=ids.expand(4, -1)).logits
     for row, alone in zip(mixed, clean, strict=True):
         assert (row - alone[0]).abs().max() <= 1e-5 * alone.abs().max()
@@ -354,6 +354,7 @@ def test_the_worker_answers_streams_and_proves(
     assert found[-1] == {"kind": "done"} and sum(e["kind"] == "column" for e in found) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "getpriority"), reason="priorities are Unix's")
 def test_the_worker_makes_way_for_a_run_that_trains_and_never_starves(client: CompareClient, llama: Path) -> None:
     client.columns(str(llama), "", [])
@@ -387,6 +388,7 @@ def test_a_new_turn_carries_each_columns_own_history(
     assert "one</s>" in prompts[0] and "two</s>" in prompts[1] and prompts[0].endswith("### Assistant:\n")
 
 
+@pytest.mark.slow
 def test_stop_ends_an_answer_early(client: CompareClient, bloom: Path) -> None:
     client.columns(str(bloom), "", [])
     ends = []
@@ -432,6 +434,7 @@ def test_errors_in_the_worker_are_sentences_and_it_lives_on(
     assert list(client.answer([chat("Hi")], GREEDY))[-1] == {"kind": "done"}
 
 
+@pytest.mark.slow
 def test_the_worker_ends_with_its_page_and_after_idle_time(bloom: Path) -> None:
     code = (
         "import sys\n"
@@ -463,6 +466,7 @@ def gone(pid: int, seconds: float = 15) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_headless_compare_writes_what_the_readme_says(
     bloom_runs: dict[str, Run], tmp_path: Path, expected: Any
 ) -> None:

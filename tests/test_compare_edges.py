@@ -211,6 +211,7 @@ def logs() -> set[str]:
     return set(glob.glob(os.path.join(tempfile.gettempdir(), "qlora-gui-compare-*.log")))
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback_and_a_quiet_worker_leaves_no_log(bloom: Path) -> None:
     there = logs()
     client = CompareClient()

@@ -159,7 +159,7 @@ def test_lora_on_the_vision_part_is_left_out_and_told(sees: Path, tmp_path: Path
     with torch.no_grad():
         before = theirs(input_ids=ids).logits
         expected = PeftModel.from_pretrained(theirs, str(adapter)).eval()(input_ids=ids).logits
-        with columns.rows.worn([0]):
+        with columns.rows.activate([0]):
             ours = columns.base.model(input_ids=ids).logits
     assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (before - expected).abs().max() > 1e-2 * expected.abs().max()

@@ -1,9 +1,11 @@
 """Every knob once: presets, precedence, sentences for faults, and the command line that means the same."""
 
+import contextlib
 import json
+import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +13,12 @@ from qlora_gui import config as configs
 from qlora_gui.cli import flags, main
 from qlora_gui.config import RunConfig, command_line, resolve
 from qlora_gui.errors import UserError
+from qlora_gui.memory import simulated_step
+from qlora_gui.report import comparability
+from qlora_gui.runs import sweep
+from qlora_gui.runs.store import RunStore
+from qlora_gui.simulation import client
+from qlora_gui.ui.train import preview
 
 KNOBS = (
     "name base_model revision dataset dataset_format dataset_split skip_bad_rows system_prompt max_length eval_fraction rank alpha "
@@ -169,3 +177,57 @@ def test_the_command_line_gives_the_same_config(preset: str | None) -> None:
     arguments = flags.headless().parse_args(words[2:])
     knobs = {name: getattr(arguments, name) for name in KNOBS if hasattr(arguments, name)}
     assert resolve(knobs, preset=main.preset_of(arguments, knobs)) == config
+
+
+def test_what_is_true_of_a_knob_is_on_its_line_and_found_where_it_matters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama: Path
+) -> None:
+    """A knob made on the fly is asked about wherever lists of knobs used to be written by hand."""
+
+    class Wider(RunConfig):
+        notes: str = configs.knob("", "A file of notes.", "Logging", marks="path wide")
+        dora: bool = configs.knob(False, "A kind of LoRA.", "LoRA")
+        stem: str = configs.knob("", "Which rows are read.", "What to train", marks="rows hub single titled")
+
+    before = {mark: configs.marked(mark) for mark in get_args(configs.Mark)}
+    monkeypatch.setattr(configs, "RunConfig", Wider)
+    added = {mark: {*configs.marked(mark)} - {*before[mark]} for mark in before}
+    assert added == {
+        "path": {"notes"},
+        "wide": {"notes"},
+        "cost": {"notes"},
+        "step": {"dora"},
+        "rows": {"stem"},
+        "hub": {"stem"},
+        "single": {"stem"},
+        "titled": {"stem"},
+    }
+    plain = {"base_model": str(llama), "dataset": "demo"}
+    guarded = RunStore(tmp_path / "adapters", [tmp_path / "adapters", llama])
+    with pytest.raises(UserError, match="notes"):  # a guest names a file of the machine
+        guarded.create(Wider(**plain, notes="/etc/hostname"))
+    whole = RunStore(tmp_path / "own").create(Wider(**plain, notes=os.path.relpath(__file__))).manifest()
+    assert whole["config"]["notes"] == str(Path(__file__).resolve())
+    with pytest.raises(UserError, match="'stem' cannot vary"):
+        sweep.expand({"stem": ["a", "b"], "rank": 4})
+    assert {"dora", "stem"} <= {*comparability.knobs()} and "notes" not in comparability.knobs()
+    rows = [preview.key(Wider(**plain, **more)) for more in ({}, {"stem": "x"}, {"dora": True})]
+    assert rows[0] != rows[1] and rows[0] == rows[2]
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        client,
+        "asked",
+        lambda module, question: asked.append(question) or {"peak": 1, "peak_in": "loss", "resident": 1, "phases": {}},
+    )
+    base = {"model_type": "llama", "hidden_size": 64}
+    for dora in (False, True, True):
+        with contextlib.suppress(Exception):
+            simulated_step.simulate(base, Wider(**plain, dora=dora), 1, 8)
+    assert len(asked) == 2, "another step was given the answer to the first"
+
+
+def test_a_knob_whose_help_names_a_file_or_folder_is_guarded() -> None:
+    """So that nobody forgets it: what a guest may name is looked at by this mark alone."""
+    for name, field in configs.fields().items():
+        if "file" in str(field.description).lower() or "folder" in str(field.description).lower():
+            assert name in configs.marked("path") or name == "name", f"{name} takes a path: marks='path'"

@@ -241,7 +241,7 @@ def facts_of(
     examples = [row | {"row": number} for number, row in enumerate(rows, 1)]
     chat = Chat(tokenizer, control=control)
     kept, report = tokenization.encode_all(examples, chat, max_length)
-    return row_stats.of(kept, report, chat, "messages")
+    return row_stats.compute(kept, report, chat, "messages")
 
 
 def test_facts_of_rows_that_are_learned_to_their_end(llama: Path, bloom: Path) -> None:

@@ -23,6 +23,7 @@ KNOBS = ["--gradient-accumulation", "1", "--gradient-checkpointing", "none", "--
 KNOBS += ["--save-steps", "1000", "--max-length", "256", "--batch-size", "8", "--probe-prompts", "0", "--answers", "0"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_leaves_no_half_model(tmp_path: Path) -> None:
     """Killed in the middle of the conversion, then made whole by the next attempt."""
     code = "from qlora_gui.models import demo; demo.ensure(lambda text: print(text, flush=True))"

@@ -40,7 +40,7 @@ Machine = Callable[..., None]
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """Makes this process believe in a machine: what nvidia-smi lists, and what torch answers."""
-    for name in (*torch_view._ENVIRONMENT, hardware.USE_CPU, gpus.TOLD):
+    for name in (*torch_view._ENVIRONMENT, hardware.USE_CPU, gpus.CARD_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("QLORA_GUI_CACHE", str(tmp_path / "cache"))
 
@@ -211,7 +211,7 @@ def test_a_card_without_kernels_before_a_usable_one_is_passed_over(machine: Mach
     machine([], View("cuda", (GTX, RTX), "2.13.0+cu130", "CUDA 13.0"))
     given = gpus.environment(gpu)
     assert given["CUDA_VISIBLE_DEVICES"] == "GPU-dddd"
-    assert ("the only one that torch has kernels for" in json.loads(given[gpus.TOLD])["said"]) == (gpu == "")
+    assert ("the only one that torch has kernels for" in json.loads(given[gpus.CARD_VARIABLE])["said"]) == (gpu == "")
     assert gpus.environment_of_several() == {"CUDA_VISIBLE_DEVICES": "GPU-dddd"}
     with pytest.raises(UserError, match="it is one of 1"):
         gpus.environment("0")
@@ -333,7 +333,7 @@ def test_one_process_is_given_one_card(
     given = gpus.environment(gpu, taken)
     card = (T4, T4_TOO)[number]
     assert given["CUDA_VISIBLE_DEVICES"] == f"GPU-{card.uuid}"
-    told = json.loads(given[gpus.TOLD])
+    told = json.loads(given[gpus.CARD_VARIABLE])
     assert (
         told["address"] == card.uuid
         and told["said"].startswith(f"On GPU {number} (Tesla T4")

@@ -418,7 +418,7 @@ def test_a_planted_fault_is_found_with_its_numbers_and_nothing_else_is(fault: st
     (finding,) = found
     assert evidence in finding.evidence
     assert (finding.level == "bad") == (check in BAD or fault in BAD_HERE)
-    for said in (finding.evidence, finding.why, finding.mend):
+    for said in (finding.evidence, finding.why, finding.fix):
         assert (said[0].isupper() or said[0].isdigit()) and said.endswith(".") and "  " not in said
     assert finding.source and not finding.source.endswith(".")
 
@@ -518,7 +518,7 @@ def test_halving_a_rate_stays_among_the_usual_rates() -> None:
         assert spike.knobs and names(before(configs.make(config.model_dump() | spike.knobs))) == set()
     slow = DEMO.model_copy(update={"learning_rate": 5e-5})
     (spike,) = diagnostics.during(slow, events)
-    assert spike.knobs == {} and "low already" in spike.mend
+    assert spike.knobs == {} and "low already" in spike.fix
 
 
 def test_findings_of_the_first_rows_only_say_so() -> None:
@@ -574,10 +574,10 @@ def test_the_worst_comes_first() -> None:
 
 def test_findings_are_shown_escaped_with_at_most_four_different_changes() -> None:
     nasty = Finding("eos_not_learned", "warn", NASTY, NASTY, NASTY, NASTY, {"rank": 8})
-    shown = findings.told([nasty, Finding("learning_rate", "bad", "A.", "B.", "C", "D.")])
+    shown = findings.render([nasty, Finding("learning_rate", "bad", "A.", "B.", "C", "D.")])
     assert "<script>" not in shown and "EOS not learned" in shown and "Breaks the run" in shown
     many = [deepcopy(nasty)] + [Finding("x", "note", "", "", "", "", {"rank": rank}) for rank in (8, 9, 10, 11, 12)]
-    assert findings.mends(many) == [{"rank": 8}, {"rank": 9}, {"rank": 10}, {"rank": 11}]
+    assert findings.fixes(many) == [{"rank": 8}, {"rank": 9}, {"rank": 10}, {"rank": 11}]
     assert findings.words({"use_rslora": True, "alpha": 8.0}) == "Use rsLoRA → yes · Alpha → 8"
     assert findings.words({"learning_rate": 2e-4}) == "Learning rate → 0.0002"
     assert findings.words({"target_modules": "all-linear"}) == "Target modules → all-linear"

@@ -75,6 +75,7 @@ def rendered(renderer: Renderer, template: str) -> str:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.attack("chat templates that never end or fill the memory")
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_has_little_time_and_memory(name: str, renderer: Renderer, attempt: Attempts) -> None:
@@ -131,6 +132,7 @@ def endless_adapter(base: Path, folder: Path, template: str = LOOPS, **config: A
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.attack("chat templates that never end or fill the memory")
 def test_an_adapter_with_an_endless_template_is_refused_and_the_worker_serves_on(
     llama: Path, tmp_path: Path, attempt: Attempts
@@ -173,6 +175,7 @@ def test_patterns_without_an_end_are_refused_by_name(llama: Path, tmp_path: Path
         client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.attack("chat templates that never end or fill the memory")
 def test_a_run_with_an_endless_template_ends_with_a_sentence_and_stops_at_once(
     llama: Path, store: RunStore, tmp_path: Path, attempt: Attempts
@@ -198,6 +201,7 @@ def test_a_run_with_an_endless_template_ends_with_a_sentence_and_stops_at_once(
     attempt(time.monotonic() - began < 5, "Stop does not help")
 
 
+@pytest.mark.slow
 @pytest.mark.attack("chat templates that never end or fill the memory")
 def test_the_preview_says_that_a_template_is_endless(llama: Path, tmp_path: Path, attempt: Attempts) -> None:
     template = tmp_path / "mine.jinja"
@@ -208,6 +212,7 @@ def test_the_preview_says_that_a_template_is_endless(llama: Path, tmp_path: Path
     attempt(psutil.Process().memory_info().rss - before < 300e6, "memory of the page")
 
 
+@pytest.mark.slow
 @pytest.mark.attack("chat templates that never end or fill the memory")
 def test_ctrl_c_ends_a_headless_comparison_within_seconds(llama: Path, tmp_path: Path, attempt: Attempts) -> None:
     bad = endless_adapter(llama, tmp_path / "bad", ENDLESS)

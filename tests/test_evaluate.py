@@ -139,7 +139,7 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
 
     def run(eos: set[int]) -> list[list[int]]:
         rows = generate.Rows(base.tokenizer, [[]] * len(wear), eos, lambda event: None)
-        with columns.rows.worn(wear) if columns.rows else None:  # type: ignore[union-attr]
+        with columns.rows.activate(wear) if columns.rows else None:  # type: ignore[union-attr]
             out = base.model(input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1]), use_cache=True)
         start = generate.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(wear))
         assert columns.rows
@@ -159,10 +159,10 @@ def test_rows_side_by_side_equal_rows_one_by_one(columns: Columns, encoded: list
     assert columns.base and columns.rows
     ids = torch.tensor([row.input_ids[:24] for row in encoded])
     for wear in ([0, 0, 0, 1, 1, 1, BASE], [BASE, 2, 2, BASE, 0, 1, 1], [2, 1, 0, BASE, 0, 1, 2]):
-        with torch.no_grad(), columns.rows.worn(wear):
+        with torch.no_grad(), columns.rows.activate(wear):
             mixed = columns.base.model(input_ids=ids).logits
         for place, adapter in enumerate(wear):
-            with torch.no_grad(), columns.rows.worn([adapter]):
+            with torch.no_grad(), columns.rows.activate([adapter]):
                 alone = columns.base.model(input_ids=ids[place : place + 1]).logits[0]
             assert torch.allclose(mixed[place], alone, rtol=1e-4, atol=1e-4)
 
@@ -202,6 +202,7 @@ def test_probes_are_answered_at_every_measurement(llama_run: Run) -> None:
     assert len({json.dumps(event["answers"]) for event in probes}) > 1  # six steps at 3e-3 change a small model
 
 
+@pytest.mark.slow
 def test_probes_leave_the_losses_as_they_are(store: RunStore, llama: Path, llama_run: Run) -> None:
     quiet = train(store, base_model=str(llama), name="quiet", probe_prompts=0)
     losses = [
@@ -274,6 +275,7 @@ def test_wrong_questions_are_refused(
         evaluate.evaluate([Path(one) for one in adapters], data, job.Settings(**settings), lambda text: None)
 
 
+@pytest.mark.slow
 def test_faulty_rows_of_other_data_are_left_out_where_one_asks_and_what_is_not_used_is_said(
     llama_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,7 +313,7 @@ def test_what_is_counted_in_texts() -> None:
     known = metrics.grams(["one two three four five six seven eight nine"])
     assert metrics.copied("zero one two three four five six seven eight", known) == pytest.approx(8 / 9)
     assert metrics.copied("one two three", known) == 0
-    told = metrics.told(
+    told = metrics.measure_texts(
         ['{"a": 1}', "", "no json"],
         ["eos", "length", "stop string"],
         [5, 0, 3],
@@ -323,7 +325,7 @@ def test_what_is_counted_in_texts() -> None:
     )
     assert told["exact"] == pytest.approx(1 / 3) and told["json_valid"] == 0.5
     assert told["chrf"] is not None and 0 < told["chrf"] < 100 and told["rouge_l"] == pytest.approx(1 / 3)
-    without = metrics.told(["hello"], ["eos"], [1], [None], set())
+    without = metrics.measure_texts(["hello"], ["eos"], [1], [None], set())
     assert without["chrf"] is None and without["exact"] is None and without["json_valid"] is None
 
 
@@ -352,7 +354,7 @@ def test_the_verdict_follows_the_numbers(
         "texts": {"base": TEXTS, "adapter": TEXTS | adapter},
         "dependence": dependence and dict(zip(("base", "adapter", "low", "high"), dependence, strict=True)),
     }
-    told = verdict.of(found)
+    told = verdict.decide(found)
     assert told["kind"] == kind and says in told["text"]
 
 

@@ -84,12 +84,12 @@ def every_reader(store: RunStore, run: Run) -> str:
     found, _ = run.events()
     [one] = summaries(store)
     now = run_view.Drawing(run, one.state)
-    said = [now.head, now.told, now.data, now.plots, now.probes, now.numbers, *map(describe, found)]
+    said = [now.head, now.overview, now.data, now.plots, now.probes, now.numbers, *map(describe, found)]
     said += [views.outcome(one.state, found, "", one.checkpoint, one.adapter), views.stage("running", found)]
     said += [views.headline(run.id, "running", found), evaluation_views.timeline(found), str(one.row())]
-    said += [comparison.told([run, run], [one, one])]
-    if dead := memory_views.autopsy_of(found):
-        said += [memory_views.autopsy(dead), str(memory_views.retries(dead))]
+    said += [comparison.render([run, run], [one, one])]
+    if dead := memory_views.find_oom_report(found):
+        said += [memory_views.oom_report(dead), str(memory_views.retries(dead))]
     findings.of_run(run, found), findings.after_run(run, None), diagnostics.during(run.config(), found)
     blocks = report.written(store)
     said += [render(blocks) for render in report.RENDERERS.values()]
@@ -138,9 +138,9 @@ def test_no_wrong_field_ends_a_reader(store: RunStore, attempt: Attempts) -> Non
         one = summaries(store)[0]
         found, _ = run.events()
         now = run_view.Drawing(run, one.state)
-        _ = now.head, now.told, now.data, now.plots, now.probes, now.numbers, list(map(describe, found))
+        _ = now.head, now.overview, now.data, now.plots, now.probes, now.numbers, list(map(describe, found))
         findings.after_run(run, None)
-        if dead := memory_views.autopsy_of(found):
+        if dead := memory_views.find_oom_report(found):
             memory_views.retries(dead)
         for line in lines[first : first + 12]:
             attempt(True, line[:200])

@@ -101,6 +101,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return train(store, base_model=str(base), dataset=str(ROWS), name=request.param, **knobs)
 
 
+@pytest.mark.slow
 def test_a_run_learns_answers_that_end_wherever_they_are_asked_for(run: Run) -> None:
     events = run.events()[0]
     data = last(events, "data")

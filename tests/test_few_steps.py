@@ -35,6 +35,7 @@ def moved(run: Run) -> float:
     return max(float(part.abs().max()) for name, part in weights.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "scheduler", "warmup", "expected"),
     [
@@ -72,6 +73,7 @@ def with_a_token_more(llama: Path, folder: Path, **tokens: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["pad", "data"])
 def test_a_token_without_an_embedding_is_a_sentence(llama: Path, store: RunStore, tmp_path: Path, which: str) -> None:
     """Before the run by config.json, in the page and in the child; and by the weights, where that file says too much."""

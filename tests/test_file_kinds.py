@@ -266,7 +266,7 @@ def test_files_of_a_folder_that_are_not_read_are_told_and_two_to_train_on_refuse
         (tmp_path / name).write_text(row)
     source = load.find(str(tmp_path))
     assert source.held_out == tmp_path / "dev.jsonl" and source.unused_files == ("test.jsonl",)
-    told = rows_of(make({"dataset": str(tmp_path)})).told()
+    told = rows_of(make({"dataset": str(tmp_path)})).event_fields()
     assert data_remarks(told)[-1] == "Files of the data's folder that are not read: test.jsonl."
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "rows.csv").write_text("text\na\n")

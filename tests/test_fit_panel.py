@@ -66,8 +66,8 @@ def test_names_of_devices_and_programs_are_escaped() -> None:
         memory_views.line(drawn),
         memory_views.table(drawn),
         memory_views.unknown(NASTY),
-        memory_views.autopsy(found),
-        memory_views.told(events),
+        memory_views.oom_report(found),
+        memory_views.summary(events),
         cache.listed([Entry(NASTY, Path("/x"), GB)]),
     ):
         assert "<script>" not in said
@@ -98,18 +98,18 @@ def test_at_most_five_changes_the_ones_that_fit_and_only_cost_time_first() -> No
 
 def test_a_prediction_is_held_against_what_was_measured() -> None:
     event = {"t": 0.0, "kind": "memory", "gpu": "RTX", "predicted": 10 * GB, "measured": round(10.3 * GB)}
-    assert "predicted 10.0 GB, measured 10.3 GB (3% off)" in memory_views.told([event])
-    assert memory_views.told([]) == ""
+    assert "predicted 10.0 GB, measured 10.3 GB (3% off)" in memory_views.summary([event])
+    assert memory_views.summary([]) == ""
 
 
 def test_an_autopsy_leaves_out_what_nobody_knows_and_a_resumed_run_has_none() -> None:
     bare = {"phase": "in the loss", "step": 2, "predicted": None, "measured": None, "held_by": [], "changes": []}
     failed = {"t": 0.0, "kind": "failed", "message": "out of memory", "bug": False, "autopsy": bare}
-    assert memory_views.autopsy_of([failed]) == bare
-    said = memory_views.autopsy(bare)
+    assert memory_views.find_oom_report([failed]) == bare
+    said = memory_views.oom_report(bare)
     assert "in the loss" in said and "predicted" not in said and "No other program" in said
     assert memory_views.retries(bare) == []
-    assert memory_views.autopsy_of([failed, {"t": 1.0, "kind": "started"}]) is None
+    assert memory_views.find_oom_report([failed, {"t": 1.0, "kind": "started"}]) is None
     with_changes = bare | {"changes": [{"knobs": {"rank": 8}, "text": "Rank 8", "saves": 1, "fits": False}] * 2}
     assert len(memory_views.retries(with_changes)) == 2
     told = views.outcome("failed", [failed | {"autopsy": with_changes}], "", False, False)

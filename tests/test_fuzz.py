@@ -164,6 +164,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 LONG_LINE = json.dumps({"prompt": "p", "completion": "word " * 2_000_000}).encode()
 
 
+@pytest.mark.slow
 @many
 @given(
     st.one_of(
@@ -214,7 +215,8 @@ def test_data_files(
     turns = report.turns()
     assert turns["present"] == sum(turns[name] for name in ("learned", "context_only", "cut", "lost"))
     assert all(
-        isinstance(sentence, str) for sentence in row_stats.sentences(row_stats.of(kept, report, chat, found.format))
+        isinstance(sentence, str)
+        for sentence in row_stats.sentences(row_stats.compute(kept, report, chat, found.format))
     )
 
 
@@ -301,7 +303,7 @@ def test_adapter_folders(
         adapter = adapter_file.read(folder)
         rows = RowAdapters(base.model, [adapter])
         ids = torch.tensor([base.tokenizer("Where is it?")["input_ids"]] * 2)
-        with rows.worn([-1, 0]), torch.no_grad():
+        with rows.activate([-1, 0]), torch.no_grad():
             out = base.model(input_ids=ids).logits
         assert out[0].isfinite().all()
     except UserError as error:

@@ -236,6 +236,7 @@ def _pairs(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.attack(FILES)
 def test_the_page_tells_no_guest_which_files_there_are(tmp_path: Path, attempt: Attempts) -> None:
     """Every field that is a text, at every listener that takes it, with settings that are right and that are not."""
@@ -292,6 +293,7 @@ def test_run_names_tell_nothing_either(tmp_path: Path, attempt: Attempts) -> Non
             store.get(name)
 
 
+@pytest.mark.slow
 @pytest.mark.attack("links in allowed folders that lead out of them")
 def test_members_that_lead_out_are_not_read(tmp_path: Path, llama: Path, attempt: Attempts) -> None:
     allowed, secret = tmp_path / "allowed", tmp_path / "secret"

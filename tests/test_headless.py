@@ -154,6 +154,7 @@ def test_a_row_that_the_template_refuses_does_not_end_the_answers(tmp_path: Path
     assert probed and [one["prompt"] for one in probed[-1]["answers"]] == ["Hi"]
 
 
+@pytest.mark.slow
 def test_json_gives_the_events_and_nothing_else(tmp_path: Path, llama: Path) -> None:
     done = app(T, "--base-model", llama, "--name", "one", "--json", *flags(), cwd=tmp_path)
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -181,6 +182,7 @@ def started(tmp_path: Path, llama: Path, **knobs: object) -> tuple["subprocess.P
     return child, run
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path, llama: Path) -> None:
     child, run = started(tmp_path, llama, max_steps=80, eval_steps=1000, save_steps=1000)
     child.send_signal(signal.SIGINT)
@@ -190,6 +192,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path: Path, llama: Path) -> None:
     assert done.returncode == 0 and run.state() == "finished", done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_is_exit_code_1(tmp_path: Path, llama: Path) -> None:
     child, run = started(tmp_path, llama, max_steps=4000)
     os.kill(next(event["pid"] for event in run.events()[0] if event["kind"] == "started"), signal.SIGKILL)
@@ -197,6 +200,7 @@ def test_a_killed_trainer_is_exit_code_1(tmp_path: Path, llama: Path) -> None:
     assert child.returncode == 1 and b"The run died" in told and run.state() == "died"
 
 
+@pytest.mark.slow
 def test_a_resume_that_fails_deletes_nothing(folder: Path, llama: Path) -> None:
     """A copy of a run without its events, whose base is on a drive that is away: it had taken steps all the same."""
     base = folder / "base"

@@ -59,6 +59,7 @@ NEOX = {
 }
 
 
+@pytest.mark.slow
 def test_an_architecture_that_the_closed_form_does_not_know_is_simulated(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NEOX))
     done = fit("--base-model", tmp_path, "--memory", "8GB", "--json", cwd=tmp_path)

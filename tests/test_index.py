@@ -50,7 +50,7 @@ def anew(store: RunStore) -> list[object]:
 
 
 def kept(store: RunStore) -> Path:
-    index.of(store)._keep()
+    index.get_index(store)._keep()
     return derived_cache.folder() / derived_cache.name_of("runs", store.root)
 
 
@@ -146,15 +146,15 @@ def test_what_cannot_be_read_at_once_comes_later(runs: RunStore, monkeypatch: py
     monkeypatch.setattr(index, "PATIENCE_SECONDS", -1.0)
     began = time.monotonic()
     look = index.now(runs)
-    assert time.monotonic() - began < 5 and look.unread == 60 and look.found[0].row()[1:3] == ["…", "…"]
-    table = runs_table.drawn(look.found, runs_table.NEWEST_FIRST, [])
+    assert time.monotonic() - began < 5 and look.unread == 60 and look.summaries[0].row()[1:3] == ["…", "…"]
+    table = runs_table.drawn(look.summaries, runs_table.NEWEST_FIRST, [])
     assert "60 are still being read" in table
     turn.set()
     deadline = time.monotonic() + 30
     while index.now(runs).unread and time.monotonic() < deadline:
         time.sleep(0.1)
     assert index.now(runs).unread == 0 and index.now(runs).version != look.version
-    assert [one.row() for one in index.now(runs).found] == anew(runs)
+    assert [one.row() for one in index.now(runs).summaries] == anew(runs)
 
 
 def test_a_long_run_is_read_in_the_background(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_who_looks_at_once_shares_a_look(runs: RunStore, monkeypatch: pytest.Mon
     scans: list[int] = []
     scanned = scan.scan
     monkeypatch.setattr(scan, "scan", lambda root: (scans.append(1), scanned(root))[1])
-    index.of(runs)._look = index.Look((), "")
+    index.get_index(runs)._look = index.Look((), "")
     threads = [threading.Thread(target=index.glance, args=(runs,)) for _ in range(20)]
     for thread in threads:
         thread.start()

@@ -60,7 +60,7 @@ def test_one_at_a_time_also_without_locks(
     store.root.mkdir()
     line = tmp_path / "line"
     program = (
-        "import sys, time, filelock\nfrom pathlib import Path\nfrom qlora_gui.runs import locks\n"
+        "import sys, time, filelock\nfrom pathlib import Path\nfrom qlora_gui import locks\n"
         "for _ in range(15):\n"
         "    with locks.Lock(Path(sys.argv[1]), timeout=60):\n"
         "        with open(sys.argv[2], 'a') as file: file.write('(')\n"
@@ -157,7 +157,11 @@ def test_what_broke_off_while_it_took_over_blocks_for_a_moment_only(store: RunSt
 
 
 def test_where_there_are_locks_nothing_is_said(tmp_path: Path) -> None:
-    assert files.has_locks(tmp_path) and locks.told(tmp_path) == "" and locks.told(tmp_path / "missing") == ""
+    assert (
+        files.has_locks(tmp_path)
+        and locks.describe_fallback(tmp_path) == ""
+        and locks.describe_fallback(tmp_path / "missing") == ""
+    )
     with locks.Lock(tmp_path / ".lock"):
         assert locks.is_held(tmp_path / ".lock") and not (tmp_path / ".lock.claim").exists()
     assert not locks.is_held(tmp_path / ".lock")

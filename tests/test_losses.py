@@ -56,7 +56,7 @@ def test_a_run_is_not_deleted_while_it_is_read(store: RunStore) -> None:
 def test_a_reader_that_was_killed_keeps_nothing(store: RunStore) -> None:
     run = store.create(make({"name": "one"}))
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom qlora_gui.runs import locks\n"
+        "import os, sys\nfrom pathlib import Path\nfrom qlora_gui import locks\n"
         "with locks.reading([Path(sys.argv[1])], 'an evaluation'):\n    print('reads', flush=True)\n    sys.stdin.read()"
     )
     child = subprocess.Popen(
@@ -97,6 +97,7 @@ def test_an_evaluation_and_a_comparison_that_load_a_run_keep_it(copied: Run, sto
         client.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_gone_by_hand_ends_its_evaluation_with_a_sentence(copied: Run) -> None:
     said: list[str] = []
 
@@ -211,6 +212,7 @@ def test_a_report_and_a_stop_on_a_full_disk(
     actions.stop(store, run.id)  # a sentence on the page, never a traceback
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_a_full_disk_says_so(copied: Run, tmp_path: Path) -> None:
     try:
         with disks.small_disk(tmp_path / "disk", 8 << 20):
@@ -381,7 +383,7 @@ def test_a_damaged_mark_of_the_queue_stops_no_one(store: RunStore, monkeypatch: 
     assert [run.id for run in queue.waiting(store)] == ["fine"] and [damaged.id] == [
         run.id for run in queue.held_back(store)
     ]
-    assert len(index.now(store).found) == 2
+    assert len(index.now(store).summaries) == 2
 
 
 def test_a_lost_write_behind_the_last_line_changes_no_state(store: RunStore) -> None:

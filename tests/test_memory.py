@@ -144,8 +144,8 @@ def test_what_is_not_known_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch
     named = RunConfig(base_model=str(tmp_path))
     rough = known_models.find(named)
     assert rough.rough and not asked and rough.counted is None
-    assert known_models.find(named, count=True).counted == true and asked == ["count"]
-    assert known_models.find(named).counted == true and asked == ["count"]
+    assert known_models.find(named, count=True).counted == true and asked == [client.PARAMETERS]
+    assert known_models.find(named).counted == true and asked == [client.PARAMETERS]
     assert plan(named, known_models.find(named), budget.card(16)).fits
 
 
@@ -171,7 +171,7 @@ def test_a_size_per_layer_counts_by_its_largest() -> None:
 def a_step(
     config: RunConfig, of: model_shape.Shape, way: step_sizes.Way = "ours", checkpointing: str = "all"
 ) -> step_sizes.Step:
-    return step_sizes.of(config, of, HUGE, config.batch_size, config.max_length, way, checkpointing)
+    return step_sizes.make_step(config, of, HUGE, config.batch_size, config.max_length, way, checkpointing)
 
 
 def test_terms_of_a_tiny_bloom_by_hand() -> None:

@@ -63,6 +63,7 @@ def test_the_preflight_changes_nothing(llama: Path) -> None:
     assert all(part.grad is None for part in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_too_large_goes_on_with_smaller_micro_batches(
     llama: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +219,7 @@ def test_an_autopsy_of_a_card_too_full_to_be_asked(
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     monkeypatch.setattr(devices, "pick", lambda: torch.device("cuda", 0))
-    told = oom.of(store.create(make(TINY | HEAVY | {"base_model": str(llama)})))
+    told = oom.describe(store.create(make(TINY | HEAVY | {"base_model": str(llama)})))
     assert told["bug"] is False and told["autopsy"]["free"] == 0 and told["autopsy"]["total"] == 16 << 30
 
 

@@ -105,6 +105,7 @@ def test_a_base_stored_in_bf16_is_itself_in_every_format(base: Path, tmp_path: P
     assert_is_plain(stored_in_bf16(base, tmp_path / "bf16"), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.demo
 def test_the_demo_base_is_itself_to_the_bit(demo_base: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
@@ -188,6 +189,7 @@ def test_entries_of_bases_that_are_gone_go_too(bloom: Path, llama: Path, tmp_pat
     assert [entry.name.partition("-nf4")[0] for entry in kept.entries()] == ["small-llama"]
 
 
+@pytest.mark.slow
 def test_where_it_cannot_be_written_loading_goes_on_and_leaves_nothing(bloom: Path, cache: Path) -> None:
     code = (
         "import resource, signal\n"
@@ -218,6 +220,7 @@ def test_without_a_place_for_the_cache_loading_goes_on(
     assert "cannot be kept" in said[0] and torch.equal(logits(model), logits(plain(bloom, torch.float32)))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_are_safe(llama: Path, cache: Path) -> None:
     code = f"{LOAD}; print(m(input_ids=torch.tensor([{IDS[0].tolist()}])).logits.double().sum().item())"
     command = [sys.executable, "-c", code, str(llama)]

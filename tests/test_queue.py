@@ -83,6 +83,7 @@ def test_only_one_starter_lives(store: RunStore, llama: Path) -> None:
     until(lambda: not starters(store), seconds=10)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_start_does_not_hold_up_the_others(store: RunStore, llama: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 20)
@@ -149,8 +150,8 @@ def test_a_mark_that_the_queue_did_not_make_starts_nothing(
     shutil.copy(own.queue_file, copied.queue_file)
     assert [run.id for run in queue.waiting(store)] == ["own"]
     assert sorted(run.id for run in queue.held_back(store)) == ["copied", "damaged", "gift"]
-    assert [(one.state, one.place) for one in index.now(store).found if one.id == "gift"] == [("queued", 0)]
-    assert "came from elsewhere, and nobody starts it" in run_view.of(gift).told
+    assert [(one.state, one.place) for one in index.now(store).summaries if one.id == "gift"] == [("queued", 0)]
+    assert "came from elsewhere, and nobody starts it" in run_view.draw(gift).overview
     sweep.show(store)
     assert "held back  gift" in capsys.readouterr().out
     queue.leave(store, gift)
@@ -161,6 +162,7 @@ def test_a_mark_that_the_queue_did_not_make_starts_nothing(
     assert queue.waiting(store) == []
 
 
+@pytest.mark.slow
 def test_a_stopped_run_waits_to_be_resumed(store: RunStore, llama: Path) -> None:
     run = train(store, base_model=str(llama), name="once")
     with pytest.raises(UserError, match="no checkpoint"):

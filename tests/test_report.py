@@ -180,7 +180,7 @@ class Made:
                 for n in range(1, 6)
             ],
         }
-        found["verdict"] = verdict.of(found)
+        found["verdict"] = verdict.decide(found)
         (self.run.path / "evaluation.json").write_text(json.dumps(found | more))
         return self
 
@@ -205,7 +205,7 @@ def vote(log: VoteLog, columns: list[tuple[str, str | None]], choice: int | str,
 
 
 def said(store: RunStore, *ids: str) -> list[Observation]:
-    return [one for _, found in observations.of(collect.facts_of(store, ids)) for one in found]
+    return [one for _, found in observations.derive(collect.facts_of(store, ids)) for one in found]
 
 
 def statements(store: RunStore, *ids: str) -> str:
@@ -558,7 +558,7 @@ def test_what_the_doctor_cannot_read_costs_its_findings_alone(store: RunStore, m
         raise KeyError("rows")
 
     Made(store, "odd").trained().evaluated()
-    monkeypatch.setattr(collect.doctor, "after", cannot_read)
+    monkeypatch.setattr(collect.diagnostics, "after", cannot_read)
     text = in_markdown(store)
     assert "Not examined: its events or its evaluation lack what the doctor reads." in text
     assert "not examined" in rows(store, "verdict")[0] and "Better on the task" in text
@@ -809,7 +809,7 @@ def test_what_cannot_be_written_is_told_in_a_sentence(store: RunStore, tmp_path:
 def test_the_tab_shows_and_hands_out_the_report(store: RunStore) -> None:
     Made(store, "a").trained().evaluated()
     with gr.Blocks() as app:
-        tab.tab(store, gr.State(links.to("train")))
+        tab.ReportTab(store).wire(gr.State(links.to("train")))
     listeners = {fn.name: fn.fn for fn in app.fns.values()}
     assert all(fn.api_visibility == "private" for fn in app.fns.values())
 

@@ -144,6 +144,7 @@ def test_with_no_whole_checkpoint_there_is_a_sentence(run: Run) -> None:
     assert not any(event["kind"] == "started" for event in run.events()[0][1:]), "nothing was started"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_rotted_one(run: Run) -> None:
     expected = losses(run)
     flipped(run.checkpoints / "checkpoint-6" / "optimizer.pt")
@@ -151,7 +152,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_rotted_one(run: Run) -> None
     assert wait_until_ended(run) == "finished", run.log_tail()
     told = [event["text"] for event in run.events()[0] if event["kind"] == "note"]
     assert any("checkpoint-6 is damaged (optimizer.pt" in text and "goes on from checkpoint-4" in text for text in told)
-    assert "checkpoint-6 is damaged" in run_view.of(run).told and "checkpoint-6 is damaged" in run.log_tail()
+    assert "checkpoint-6 is damaged" in run_view.draw(run).overview and "checkpoint-6 is damaged" in run.log_tail()
     assert losses(run) == expected, "the steps after it are those of before"
     assert checkpoints.sound(run.checkpoints)[0] == run.checkpoints / "checkpoint-6", "written anew over the rotted one"
 
@@ -201,12 +202,13 @@ def test_a_run_does_not_go_on_with_something_else(
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_changed_goes_on_where_that_is_meant(run: Run) -> None:
     changed_rows(run)
     assert resuming.resume(store_of(run), run.id, changed=True) == ""
     assert wait_until_ended(run) == "finished", run.log_tail()
-    assert "Resumed though something has changed: its data has other rows." in run_view.of(run).told
-    assert changes.of_data(run) == "", "what it was last trained on is what counts"
+    assert "Resumed though something has changed: its data has other rows." in run_view.draw(run).overview
+    assert changes.describe_data_changes(run) == "", "what it was last trained on is what counts"
 
 
 @pytest.mark.slow

@@ -312,6 +312,7 @@ def test_the_password_is_in_no_process_list_and_no_child_has_secrets(
     assert "hidden-1234" not in json.dumps(launch.child_environment())
 
 
+@pytest.mark.slow
 @pytest.mark.attack("secrets in process lists, children, runs and reports")
 def test_a_run_and_its_report_hold_no_secret(store: RunStore, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qlora_gui import report
@@ -344,6 +345,7 @@ def test_a_chat_template_reaches_nothing_of_python(llama: Path) -> None:
             Chat(tokenizer, template).prompt([{"role": "user", "content": "x"}])
 
 
+@pytest.mark.slow
 @pytest.mark.attack("bases that bring code or pickles")
 def test_a_base_that_brings_code_or_pickles_runs_none(llama: Path, tmp_path: Path) -> None:
     import pickle

@@ -159,6 +159,7 @@ KINDS = {
 SIZES = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("way", "checkpointing"), [("ours", "none"), ("ours", "every-2"), ("stock", "all")])
 def test_few_layers_tell_the_bytes_of_all(kind: str, way: Any, checkpointing: str) -> None:
@@ -195,6 +196,7 @@ def test_lora_costs_16_bytes_a_parameter_while_gradients_exist() -> None:
     assert gradients == pytest.approx(4 * parameters, abs=65536)
 
 
+@pytest.mark.slow
 def test_experiment_2_the_stock_way_and_ours() -> None:
     """BLOOM-7B1 at 4 x 1024 in the real child: 16 GB are too little for the stock way, and enough for ours."""
     config = make({"rank": 20, "bias": "all", "gradient_checkpointing": "all"})
@@ -221,6 +223,7 @@ def test_an_answer_is_kept_by_all_its_inputs(monkeypatch: pytest.MonkeyPatch) ->
     assert json.loads(kept.read_text())["peak"] == first.peak
 
 
+@pytest.mark.slow
 def test_what_cannot_be_simulated_is_a_sentence() -> None:
     with pytest.raises(UserError, match="'nonsense'"):
         __main__.simulate({"model_type": "nonsense"}, run_of(), 1, 32)

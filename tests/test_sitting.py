@@ -1,4 +1,4 @@
-"""A sitting of blind votes without a page: a scripted compare worker, the real thread and the real file."""
+"""A blind session without a page: a scripted compare worker, the real thread and the real file."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import Run
 from qlora_gui.ui.compare import vote_views
-from qlora_gui.ui.compare.blind_session import Plan, Sitting, as_text, parse
+from qlora_gui.ui.compare.blind_session import BlindSession, Plan, as_text, parse
 from qlora_gui.ui.compare.session import Session
 from tests.test_statistics import BASE, LYNX, OTTER, vote
 
@@ -74,7 +74,7 @@ def worker() -> Worker:
 
 def seated(
     worker: Worker, folder: Path, prompts: int = 3, names: tuple[str, ...] = ("otter",), aa: bool = False, **more: Any
-) -> Sitting:
+) -> BlindSession:
     for name in names:
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "run.json").write_text(json.dumps({"config": RunConfig().model_dump(mode="json")}))
@@ -86,7 +86,7 @@ def seated(
         Decoding(**{"seed": 7, **more}),
         aa,
     )
-    return Sitting(Session(lambda: worker), VoteLog(folder), plan)
+    return BlindSession(Session(lambda: worker), VoteLog(folder), plan)
 
 
 def until(done: Any) -> None:
@@ -100,7 +100,7 @@ def test_all_prompts_are_answered_ahead_with_dice_of_their_own(worker: Worker, t
     one = seated(worker, tmp_path, names=("otter", "lynx"), system="Be kind.")
     until(lambda: one.written == 3)
     assert worker.asked == [(3, 7), (3, 8), (3, 9)]
-    assert [answer.text for answer in one.rounds[1].answers] == ["base: p1 8", "otter: p1 8", "lynx: p1 8"]
+    assert [answer.text for answer in one.trials[1].answers] == ["base: p1 8", "otter: p1 8", "lynx: p1 8"]
     one.vote(0, 1)
     (kept,) = VoteLog(tmp_path).read()
     assert kept.messages[0] == {"role": "system", "content": "Be kind."} and kept.decoding["seed"] == 7
@@ -127,7 +127,7 @@ def test_a_page_that_lags_does_not_vote_on_the_next_prompt(worker: Worker, tmp_p
         one.vote(0, 0)
     assert len(VoteLog(tmp_path).read()) == 1 and one.current == 1
     one.retry(0)
-    assert one.rounds[0].retries == 0
+    assert one.trials[0].retries == 0
 
 
 def test_nothing_is_voted_on_before_it_is_written(worker: Worker, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_nothing_is_voted_on_before_it_is_written(worker: Worker, tmp_path: Path
     until(lambda: worker.is_loaded)
     one.vote(0, 0)
     one.retry(0)
-    assert VoteLog(tmp_path).read() == [] and one.rounds[0].retries == 0
+    assert VoteLog(tmp_path).read() == [] and one.trials[0].retries == 0
     worker.gate.set()
     until(lambda: one.written == 3)
 
@@ -144,10 +144,10 @@ def test_nothing_is_voted_on_before_it_is_written(worker: Worker, tmp_path: Path
 def test_retry_gives_new_answers_and_is_counted(worker: Worker, tmp_path: Path) -> None:
     one = seated(worker, tmp_path)
     until(lambda: one.written == 3)
-    before = one.rounds[0].answers[0].text
+    before = one.trials[0].answers[0].text
     one.retry(0)
     until(lambda: one.written == 3)
-    assert one.rounds[0].answers[0].text != before and worker.asked[-1] == (2, 10)
+    assert one.trials[0].answers[0].text != before and worker.asked[-1] == (2, 10)
     one.vote(0, "tie")
     (kept,) = VoteLog(tmp_path).read()
     assert (kept.retries, kept.choice, kept.decoding["seed"]) == (1, "tie", 10)
@@ -164,7 +164,7 @@ def test_undo_goes_back_before_the_reveal_and_only_uncounts_after_it(worker: Wor
     one.vote(1, "bad")
     assert one.revealed and len(log.read()) == 2
     one.undo()
-    assert one.revealed and len(log.read()) == 1 and one.shown is one.rounds[0]
+    assert one.revealed and len(log.read()) == 1 and one.shown is one.trials[0]
     one.vote(1, 0)
     assert len(log.read()) == 1
 
@@ -218,7 +218,7 @@ def test_a_vote_that_cannot_be_kept_changes_nothing(worker: Worker, tmp_path: Pa
     VoteLog(tmp_path).path.mkdir(parents=True)  # in the way
     with pytest.raises(UserError, match="cannot be written"):
         one.vote(0, 0)
-    assert one.current == 0 and one.rounds[0].vote is None
+    assert one.current == 0 and one.trials[0].vote is None
 
 
 @pytest.mark.parametrize("prompts", [["one", "two"], ["a\nb", "c"], ["only\nthis"], ["x"], []])
@@ -258,7 +258,7 @@ def test_an_adapter_trained_anew_is_told_from_the_old_one() -> None:
 
 def test_what_models_and_people_write_is_escaped() -> None:
     nasty = [vote(n, 1, (BASE, type(OTTER)(NASTY, "x")), prompt=NASTY, by="human") for n in range(3)]
-    for said in (vote_views.results(nasty, ["base", NASTY]), vote_views.rounds(nasty)):
+    for said in (vote_views.results(nasty, ["base", NASTY]), vote_views.trials(nasty)):
         assert "<script>" not in said and "&lt;script&gt;" in said
     told = vote_views.results(
         [*nasty, *(vote(9, 1, nasty[0].columns, by=f"llm:{NASTY}") for _ in range(1))], ["base", NASTY]

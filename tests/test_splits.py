@@ -73,4 +73,4 @@ def test_held_out_rows_of_the_datas_own_that_are_trained_on_are_left_out(tmp_pat
     assert (len(found.train), found.duplicates, found.known) == (3, 1, 1)
     assert [one["row"] for one in found.held_out] == [2]
     counts = {"skipped": 0, "ignored": {}, "usable": 3, "duplicates": 1, "known": 1}
-    assert found.told() == counts | {"skipped_rows": [], "unused_files": []}
+    assert found.event_fields() == counts | {"skipped_rows": [], "unused_files": []}

@@ -286,7 +286,7 @@ def test_without_a_gradient_no_weight_is_unpacked_on_a_gpu(trained_bias: bool, m
 
 def test_dropout_keeps_its_share_and_changes_every_time() -> None:
     torch.manual_seed(0)
-    first, second = (lora_kernel._kept(torch.empty(1000, 101), 0.05) for _ in range(2))
+    first, second = (lora_kernel._draw_mask(torch.empty(1000, 101), 0.05) for _ in range(2))
     assert float(first.float().mean()) == pytest.approx(0.95, abs=0.003)
     assert not torch.equal(first, second) and first.shape == (1000, 101)
 

@@ -61,6 +61,6 @@ def test_the_plan_counts_what_a_base_is_stored_in(in_4_bits: Path, llama: Path) 
         shape = shapes.read(json.loads((base / "config.json").read_text()))
         config = make(TINY | {"base_model": str(base), "double_quant": double})
         budget = Budget("GPU", 2**34, 2**34, "cuda")
-        return terms.weights_4bit(steps.of(config, shape, budget, 1, 64, "ours", "none"))
+        return terms.weights_4bit(steps.make_step(config, shape, budget, 1, 64, "ours", "none"))
 
     assert size(in_4_bits, False) == size(in_4_bits, True) == size(llama, True) < size(llama, False)

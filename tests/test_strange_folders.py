@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from qlora_gui import plain_files, report
-from qlora_gui.cli import compare
 from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
-from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.client import CompareClient, trained_on
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs import launch, queue
 from qlora_gui.runs.events import EventLog
@@ -203,8 +202,8 @@ def test_the_page_neither_hangs_at_a_strangers_folder_nor_shows_what_is_elsewher
             lambda: job.result(run),
             lambda: queue.waiting(store),
             lambda: index.summaries(store),
-            lambda: (lambda drawn: drawn.head + drawn.told + drawn.log)(run_view.of(run)),
-            lambda: compare.trained_on(run.path),
+            lambda: (lambda drawn: drawn.head + drawn.overview + drawn.log)(run_view.draw(run)),
+            lambda: trained_on(run.path),
             lambda: "".join(render(report.written(store)) for render in report.RENDERERS.values()),
         ):
             seen = at_once(look)
@@ -219,7 +218,7 @@ def test_what_is_strange_is_said(store: RunStore, llama: Path, outside: Outside)
     outside.put("link to a file", run.log_file)
     assert "train.log' is a symbolic link that leads out of its folder" in run.log_tail()
     assert "train.log' is a symbolic link" in str(at_once(lambda: launch.start(run, store)))
-    assert "is a symbolic link" in run_view.of(run).told
+    assert "is a symbolic link" in run_view.draw(run).overview
 
 
 @pytest.mark.attack("links, pipes and devices in an adapter: read by the worker")
@@ -254,7 +253,7 @@ def test_links_of_the_hubs_cache_are_followed(llama: Path, tmp_path: Path) -> No
         file.rename(model / "blobs" / str(number))
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
     plain_files.check_readable(snapshot)
-    assert compare.trained_on(snapshot)["base_model"] == str(llama)
+    assert trained_on(snapshot)["base_model"] == str(llama)
     assert json.loads(plain_files.read_text(snapshot / "adapter_config.json"))["r"] == 2
     (snapshot / "stolen").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("x")

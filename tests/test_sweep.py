@@ -77,7 +77,7 @@ def test_what_cannot_fit_is_refused_before_anything_runs() -> None:
     """The report's experiment 2 on 16 GB: the long batches are refused, the short one is not."""
     values = {"base_model": "bigscience/bloom-7b1", "batch_size": [1, 32], "max_length": 2048}
     cells = sweeps.planned(sweep.expand(values), budget.card(16))
-    assert [cell.refused for cell in cells] == [False, True] and "Does not fit" in cells[1].said
+    assert [cell.refused for cell in cells] == [False, True] and "Does not fit" in cells[1].verdict_text
     assert [config.batch_size for config in sweeps.fitting(cells)] == [1]
     with pytest.raises(UserError, match=r"No run of this sweep fits.*batch size 1 "):
         sweeps.fitting(sweeps.planned(sweep.expand(values), budget.card(4)))

@@ -155,6 +155,7 @@ run([], encoding="utf-8"); TemporaryFile(); os.getpid(); os._exit(0); config.rep
     assert not direct_uses(source)
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_without_what_windows_lacks() -> None:
     code = (
         "import importlib, pkgutil, qlora_gui\n"
@@ -174,6 +175,7 @@ def windows_like(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "windows_like"), str(ROOT)])} | more
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_is_compared_without_what_windows_lacks_on_a_narrow_console(
     llama: Path, tmp_path: Path
 ) -> None:

@@ -121,7 +121,7 @@ def test_as_plain_values_it_is_the_same() -> None:
     one = Thinned()
     for number in range(5000):
         one.add({"t": 1.0, "kind": "probe" if number % 3 else "eval", "step": number, "loss": number % 17})
-    again = Thinned.of_plain(json.loads(json.dumps(one.plain())))
+    again = Thinned.from_plain(json.loads(json.dumps(one.plain())))
     for both in (one, again):
         both.add({"t": 1.0, "kind": "eval", "step": 5000, "loss": 1})
     assert one.all() == again.all() and one.thinned() == again.thinned() == {"probe": 3333, "eval": 1668}

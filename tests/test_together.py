@@ -67,6 +67,7 @@ def close(one: dict[int, float], other: dict[int, float]) -> bool:
     return one.keys() == other.keys() and all(one[step] == pytest.approx(other[step], rel=2e-4) for step in one)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(store: RunStore, llama: Path, rows: Path) -> None:
     runs = []
     for name, knobs in {
@@ -222,6 +223,7 @@ def events(run: Run, kind: str) -> list[dict[str, Any]]:
     return [event for event in run.events()[0] if event["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_shared_out_it_takes_the_steps_of_whole_bases(store: RunStore, bloom: Path, rows: Path) -> None:
     """Exactly, for the same numbers are computed, whoever keeps the weights."""
     knobs = {"num_processes": 2, "bias": "all", "optimizer": "adamw_8bit", "probe_prompts": 1}

@@ -49,6 +49,7 @@ def test_a_run_leaves_its_events_in_order(bloom_runs: dict[str, Run]) -> None:
     assert end["loss_after"] < end["loss_before"]
 
 
+@pytest.mark.slow
 def test_no_gradient_is_zero_in_the_first_step_with_checkpointing(llama: Path, store: RunStore) -> None:
     run = train(store, base_model=str(llama), gradient_checkpointing="all", max_steps=2)
     first = next(event for event in run.events()[0] if event["kind"] == "step")
@@ -156,6 +157,7 @@ def test_the_embedding_is_left_alone(bloom: Path) -> None:
     assert model.transformer.ln_f.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_packed_run_trains(llama: Path, bloom: Path, store: RunStore) -> None:
     for base in (llama, bloom):
         run = train(store, base_model=str(base), packing=True)
@@ -195,6 +197,7 @@ def test_stop_saves_an_adapter_and_resume_goes_on(long_run: Run, store: RunStore
     assert fresh[0]["resumed"] and fresh[1]["step"] == stopped["step"] + 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(bloom_runs: dict[str, Run], store: RunStore) -> None:
     whole = bloom_runs["all"]
     broken = Run(store.root / "broken")
@@ -236,6 +239,7 @@ def test_one_run_at_a_time_and_no_delete_while_live(long_run: Run, store: RunSto
     assert not long_run.path.exists()
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_no_adapter(bloom: Path, store: RunStore) -> None:
     run = store.create(make(TINY | {"base_model": str(bloom)}))
     launch.start(run, store)

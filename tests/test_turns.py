@@ -215,7 +215,7 @@ def test_a_conversation_that_begins_with_the_assistant_has_its_later_answers_lea
         assert len(rows) == 12 and not report.dropped
         assert not any("Hello there" in text for text in learned(rows, tokenizer))
         assert "Hello there" in tokenizer.decode(rows[2].input_ids)  # the greeting is context
-    told = " ".join(row_stats.sentences(row_stats.of(rows, report, chat, "sharegpt")))
+    told = " ".join(row_stats.sentences(row_stats.compute(rows, report, chat, "sharegpt")))
     assert f"{later} of {present} answers are learned ({present - later} as context only)" in told
     assert ("led by an empty user turn" in told) == (family == "gemma3")
 
@@ -249,7 +249,7 @@ def test_reasoning_that_a_template_drops_is_told_or_learned_where_the_prompt_ope
     assert learned(rows[:1], tokenizer) == ["It is 1.<|eot_id|>"]
     assert report.notes["reasoning_dropped"] == report.used
     assert "whose reasoning the chat template does not show" in " ".join(
-        row_stats.sentences(row_stats.of(rows, report, Chat(tokenizer), "messages"))
+        row_stats.sentences(row_stats.compute(rows, report, Chat(tokenizer), "messages"))
     )
     rows, _ = encoded(Chat(tokenizer), "think.jsonl")  # as text it is text
     assert learned(rows[:1], tokenizer)[0].startswith("<think>\nI take 1 and then 2.\n</think>")
@@ -307,7 +307,7 @@ def test_tool_calls_and_results_and_tools_go_to_the_template_or_the_row_says_why
     rows, report = tokenization.encode_all([{"row": 7, "messages": WITH_TOOL, "tools": TOOLS}], llama, 2048)
     assert [reason for _, reason in report.lost] == ["the chat template does not show its call of the tool 'weather'"]
     assert report.notes["tools_not_shown"] == 1 and report.learned == 1
-    told = row_stats.sentences(row_stats.of(rows, report, llama, "messages"))
+    told = row_stats.sentences(row_stats.compute(rows, report, llama, "messages"))
     assert (
         "The first that is not learnable is in row 7: the chat template does not show its call of the tool 'weather'"
         in told
@@ -336,7 +336,7 @@ def test_turns_beyond_max_length_are_counted_as_cut() -> None:
     rows, report = encoded(chat, "multi.jsonl", max_length=40)
     assert report.truncated == 12 and all(len(row.input_ids) == 40 for row in rows)
     assert report.cut > 0 and report.learned + report.cut == report.present == 36
-    assert "beyond max_length" in " ".join(row_stats.sentences(row_stats.of(rows, report, chat, "messages")))
+    assert "beyond max_length" in " ".join(row_stats.sentences(row_stats.compute(rows, report, chat, "messages")))
 
 
 def test_one_function_gives_all_that_ends_an_answer(hard: dict[str, Chat]) -> None:
@@ -420,7 +420,7 @@ def test_facts_count_conversations_and_not_the_rows_that_they_became() -> None:
     answer = {"role": "assistant", "content": "A", "reasoning_content": "hm " * 600}
     messages = [{"role": "user", "content": "Q <|im_end|>"}, answer] * 3
     kept, report = tokenization.encode_all([{"row": 1, "messages": messages}], chat, 512)
-    found = row_stats.of(kept, report, chat, "messages")
+    found = row_stats.compute(kept, report, chat, "messages")
     assert len(kept) == 3
     assert [found[name] for name in ("rows", "truncated", "truncated_answers", "spelled", "eos_supervised")] == [
         1,

@@ -61,9 +61,9 @@ def encoded(
 def check(chat: Chat, messages: Turns) -> None:
     """Every answer stands after the very tokens of its prompt, in the place that it has in the data."""
     found = chat.answers(messages)
-    assert found.found and not found.lost
+    assert found.learnable and not found.lost
     rows, _ = encoded(chat, messages)
-    for answer in found.found:
+    for answer in found.learnable:
         turn = messages[answer.turn]
         assert turn["role"] == "assistant" and turn["content"] in answer.learned.text
         asked = chat.prompt(messages[: answer.turn]).ids(chat.tokenizer)
@@ -212,11 +212,12 @@ def test_an_answer_that_is_joined_with_one_that_is_not_to_be_learned_is_learned_
 def test_the_answers_of_a_conversation_that_a_template_refuses_are_lost_with_the_reason() -> None:
     refused = Chat(real("gemma3"), "{{ raise_exception('not this') }}")
     rows, report = encoded(refused, [*turns("u: Q", "a: One.", "u: R", "a: Two."), *turns("u: S", "a: Three.")])
-    told = row_stats.of(rows, report, refused, "messages")
+    told = row_stats.compute(rows, report, refused, "messages")
     assert told["turns"]["lost"] == 3 and told["turns"]["learned"] == 0 and report.notes == {}
     assert told["lost"][0] == {"row": 1, "reason": "the chat template refuses it: not this"}
 
 
+@pytest.mark.slow
 def test_tools_are_not_shown_where_only_the_conversation_names_them() -> None:
     search = [{"type": "function", "function": {"name": "search", "description": "Finds.", "parameters": {}}}]
     for family, shown in (("gemma3", False), ("qwen3", True)):
@@ -282,7 +283,7 @@ def test_conversations_of_several_rows_are_counted_once() -> None:
         ]
         kept, report = tokenization.encode_all(examples, chat, DEMO.max_length)
         assert len(kept) == 3 * (long + whole)
-        return row_stats.of(kept, report, chat, "messages")
+        return row_stats.compute(kept, report, chat, "messages")
 
     found = told(4, 6)
     assert (found["rows"], found["truncated"], found["truncated_answers"], found["spelled"]) == (10, 4, 4, 10)
@@ -305,7 +306,7 @@ def test_a_template_that_refuses_everything_is_told_once(llama: Path) -> None:
     chat = Chat(load_tokenizer(llama), "{{ raise_exception('not this') }}")
     examples: list[Any] = [{"row": 1, "messages": [{"role": r, "content": "Hi"} for r in ("user", "assistant")]}]
     kept, report = tokenization.encode_all(examples, chat, 512)
-    found = row_stats.of(kept, report, chat, "messages")
+    found = row_stats.compute(kept, report, chat, "messages")
     said = row_stats.sentences(found)
     assert said[0] == "The chat template refuses even a question and an answer (not this)"
     assert said[1] == "0 of 1 answer is learned (1 not learnable)" and not any("end mark" in one for one in said)
@@ -373,8 +374,8 @@ def test_reasoning_that_stands_in_the_content_too_is_learned_once_or_not_at_all(
         off, on = (
             Chat(real("qwen3"), thinking=thinking).answers([*turns("u: Hi"), answer]) for thinking in (False, None)
         )
-        assert [one.learned.text for one in off.found] == ["Hello<|im_end|>"] and off.notes == {"reasoning_off": 1}
-        [one] = on.found
+        assert [one.learned.text for one in off.learnable] == ["Hello<|im_end|>"] and off.notes == {"reasoning_off": 1}
+        [one] = on.learnable
         assert one.learned.text.count("<think>") == (2 if thought == "Something else." else 1)
 
 
@@ -383,7 +384,7 @@ def test_neighbouring_answers_are_asked_for_as_one(gemma: Chat) -> None:
     for said in (["u: a", "a: b", "a: c"], ["s: z", "u: a", "a: b", "u: d", "a: e", "a: f"]):
         [prompt] = prompts_of([{"messages": turns(*said)}], 2, "")
         assert prompt.turns[-1]["role"] != "assistant"
-        [*_, newest] = gemma.answers(turns(*said)).found
+        [*_, newest] = gemma.answers(turns(*said)).learnable
         assert newest.context.text == gemma.prompt(prompt.turns).text
 
 
@@ -394,9 +395,9 @@ def test_an_answer_that_speaks_of_thoughts_is_learned_whole(thinking: bool | Non
     for more in ([], turns("u: And?", "a: No.")):
         messages = [*turns("u: Hi"), {"role": "assistant", "content": said}, *more]
         found = chat.answers(messages)
-        assert found.found[0].learned.text == said + "<|im_end|>" and not found.lost
+        assert found.learnable[0].learned.text == said + "<|im_end|>" and not found.lost
         assert found.notes == {"marks_kept": 1}
-        assert said in found.found[-1].whole.text
+        assert said in found.learnable[-1].whole.text
     assert said in chat.prompt(messages[:3]).text
 
 
@@ -404,4 +405,4 @@ def test_an_answer_that_speaks_of_thoughts_is_learned_whole(thinking: bool | Non
 @pytest.mark.parametrize("said", ["<think>\n\n</think>\n\n", "<think>hm</think>"])
 def test_an_answer_of_nothing_but_reasoning_is_lost_with_the_reason(thinking: bool | None, said: str) -> None:
     found = Chat(real("qwen3"), thinking=thinking).answers([*turns("u: Hi"), {"role": "assistant", "content": said}])
-    assert not found.found and found.lost == [(1, "nothing is left of it but its reasoning")]
+    assert not found.learnable and found.lost == [(1, "nothing is left of it but its reasoning")]

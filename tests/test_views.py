@@ -108,7 +108,7 @@ def test_a_live_run_has_no_outcome() -> None:
 def test_dropped_rows_are_named_with_their_reasons() -> None:
     event = {"t": 0, "kind": "data", "used": 1200, "held_out": 10, "truncated": 3, "dropped": 2}
     event["dropped_rows"] = [{"row": 88, "reason": NASTY}]
-    said = views.data_told([event])
+    said = views.data_summary([event])
     assert "1,200 rows to learn from" in said and "3 truncated" in said and "row 88" in said and "and 1 more" in said
     assert "<script>" not in said
 
@@ -118,14 +118,14 @@ def test_rows_left_out_copies_and_what_is_not_used_are_told() -> None:
     event |= {"dropped_rows": [], "skipped": 21, "usable": 110, "duplicates": 11, "known": 2}
     event["skipped_rows"] = [{"row": 8, "line": 12, "file": "a.csv", "reason": NASTY}]
     event["ignored"] = {"images": 3, "id": 110}
-    said, line = views.data_told([event]), describe(event)
+    said, line = views.data_summary([event]), describe(event)
     for told in (said, line):
         assert "21 rows that cannot be used are left out." in told and "row 8 (line 12)" in told
         assert "11 rows (10.0%) equal an earlier one" in told and "2 held-out rows equal rows to train on" in told
         assert "may change what the rows mean: images (3 rows)." in told and "Not used: id (110 rows)." in told
     assert "and 20 more" in said and "<script>" not in said
     event |= {"skipped": 0, "duplicates": 0, "known": 0, "ignored": {}, "skipped_rows": []}
-    assert "left out" not in views.data_told([event]) and "\n" not in describe(event)
+    assert "left out" not in views.data_summary([event]) and "\n" not in describe(event)
 
 
 def test_only_knobs_that_differ_are_listed() -> None:
@@ -179,7 +179,7 @@ def test_long_series_are_thinned_but_keep_their_ends() -> None:
 @pytest.fixture
 def fields() -> form.Form:
     with gr.Blocks():
-        return form.build(configs.resolve(preset="demo"), "demo")
+        return form.Form(configs.resolve(preset="demo"), "demo")
 
 
 def given(fields: form.Form, config: RunConfig, **typed: Any) -> dict[str, Any]:
@@ -347,6 +347,7 @@ def test_the_preview_marks_what_is_learned(llama: Path) -> None:
     assert marked.startswith("{&quot;topic&quot;") and marked.endswith("&lt;|im_end|&gt;")
 
 
+@pytest.mark.slow
 def test_the_preview_of_unusable_data_is_a_sentence(tmp_path: Path, llama: Path) -> None:
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
@@ -497,16 +498,16 @@ def test_pages_that_follow_a_run_share_one_drawing(store: RunStore, monkeypatch:
     log = EventLog(run.events_file)
     log.append("started")
     log.append("finished", step=1)
-    first = run_view.of(run)
+    first = run_view.draw(run)
     assert first.state == "finished" and not first.live
-    assert run_view.of(store.get(run.id)) is first
+    assert run_view.draw(store.get(run.id)) is first
     log.append("started")  # resumed, and then killed
-    now = run_view.of(run)
+    now = run_view.draw(run)
     assert now.state == "died" and now.face != first.face, "another state is seen at once"
     log.append("step", **{key: value for key, value in step(3).items() if key not in ("t", "kind")})
-    assert run_view.of(run) is now
+    assert run_view.draw(run) is now
     clock[0] += 1.0
-    assert "step 3 of 40" in run_view.of(run).head
+    assert "step 3 of 40" in run_view.draw(run).head
 
 
 def test_a_run_of_a_preset_is_known_as_such() -> None:
@@ -526,6 +527,7 @@ def test_one_row_of_a_column_is_not_called_rows() -> None:
     assert "images (1 row)." in describe({"kind": "data", **counts})  # type: ignore[typeddict-item]
 
 
+@pytest.mark.slow
 def test_the_preview_says_which_rows_outgrow_the_base(tmp_path: Path, llama: Path) -> None:
     base = shutil.copytree(llama, tmp_path / "short")
     told = json.loads((base / "config.json").read_text())

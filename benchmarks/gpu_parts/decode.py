@@ -33,12 +33,12 @@ def run(dry: bool) -> Iterator[dict[str, Any]]:
         model = bases.random_base(raw, config, steps.device()).eval()
         if model.device.type != "cpu":
             attention.install(model, "auto")  # as `compare.clean_base` does
-        worn = RowAdapters(model, [_adapter(model, config.rank, seed) for seed in (1, 2)])
+        row_adapters = RowAdapters(model, [_adapter(model, config.rank, seed) for seed in (1, 2)])
         read = _read_for_a_token(model)
         ids = torch.randint(10, raw["vocab_size"], (1, prompt), device=model.device)
         for repeat in range(1 if dry else 4):
             for columns, rows in list(COLUMNS.items())[:: 1 if repeat % 2 == 0 else -1]:
-                with worn.worn(rows):
+                with row_adapters.activate(rows):
                     seconds = _answer(model, ids.expand(len(rows), -1), new)
                 yield {"base": name, "columns": columns, "rows": len(rows), "repeat": repeat} | {
                     "tokens_per_second": new / seconds,

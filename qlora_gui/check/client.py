@@ -47,7 +47,7 @@ def run(store: RunStore) -> Iterator[Line]:
 
 
 def _child(folder: Path, role: str, environment: dict[str, str]) -> Iterator[Line]:
-    """The lines of one child; how it ended, where that was not well."""
+    """The lines of one child, and how it ended where it failed."""
     log = (folder / f"{role}.log").open("wb")
     child = subprocess.Popen(
         [sys.executable, "-m", MODULE, str(folder), role],
@@ -63,7 +63,7 @@ def _child(folder: Path, role: str, environment: dict[str, str]) -> Iterator[Lin
     try:
         assert child.stdout is not None
         for line in child.stdout:
-            yield texts.of(json.loads(line))
+            yield texts.from_dict(json.loads(line))
         code = child.wait()
         if code:
             yield _died(role, code, folder / f"{role}.log", time.monotonic() > deadline)
@@ -84,8 +84,10 @@ def _kill_at(child: "subprocess.Popen[str]", deadline: float) -> threading.Timer
 
 
 def _died(role: str, code: int, log: Path, late: bool) -> Line:
-    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+    last_line = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
     how = f"did not end within {_PATIENCE:.0f} s" if late else f"was ended by signal {-code}" if code < 0 else "failed"
     where = "on the device" if role == "device" else "on the CPU"
     fix = "Report this, with the lines above."
-    return Line(f"{role}-process", "failed", f"The process that computes {where} {how} ({said[0].strip()[:300]}).", fix)
+    return Line(
+        f"{role}-process", "failed", f"The process that computes {where} {how} ({last_line[0].strip()[:300]}).", fix
+    )

@@ -1,4 +1,4 @@
-"""Tokens a second of one decoder layer in 4 bits with LoRA, forward and backward, as training computes it."""
+"""Tokens per second of one decoder layer in 4 bits with LoRA, forward and backward, as training computes it."""
 
 import statistics
 import time

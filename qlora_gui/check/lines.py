@@ -35,24 +35,24 @@ class Line:
         return asdict(self)
 
 
-def of(value: dict[str, Any]) -> Line:
-    """A line from what `as_dict` gave."""
+def from_dict(value: dict[str, Any]) -> Line:
+    """The line that `as_dict` gave these values of."""
     return Line(value["key"], value["state"], value["text"], value.get("fix", ""))
 
 
-def verdict(found: Sequence[Line], seconds: float) -> str:
+def verdict(lines: Sequence[Line], seconds: float) -> str:
     """What the lines come to."""
-    failed = sum(line.state == "failed" for line in found)
-    warnings = sum(line.state == "warning" for line in found)
+    failed = sum(line.state == "failed" for line in lines)
+    warnings = sum(line.state == "warning" for line in lines)
     beside = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     if failed:
-        return f"{failed} of {len(found)} checks failed{beside} ({seconds:.0f} s). What to do stands in their lines."
-    return f"All {len(found)} checks passed{beside} ({seconds:.0f} s). This machine can train."
+        return f"{failed} of {len(lines)} checks failed{beside} ({seconds:.0f} s). What to do stands in their lines."
+    return f"All {len(lines)} checks passed{beside} ({seconds:.0f} s). This machine can train."
 
 
-def for_an_issue(found: Sequence[Line], said: str) -> str:
+def for_an_issue(lines: Sequence[Line], summary: str) -> str:
     """All lines and the verdict as a text that may be shown to everybody."""
-    return without_names("\n".join([*map(str, found), said]))
+    return without_names("\n".join([*map(str, lines), summary]))
 
 
 def without_names(text: str) -> str:
@@ -65,16 +65,16 @@ def without_names(text: str) -> str:
     return text
 
 
-def _last_part(found: re.Match[str]) -> str:
-    path = found[0].strip("'").strip('"').replace("\\", "/")
+def _last_part(match: re.Match[str]) -> str:
+    path = match[0].strip("'").strip('"').replace("\\", "/")
     return f"<path>/{Path(path).name}"
 
 
 def _private() -> list[tuple[str, str]]:
-    found = [(platform.node(), "<machine>"), (platform.node().partition(".")[0], "<machine>")]
+    names = [(platform.node(), "<machine>"), (platform.node().partition(".")[0], "<machine>")]
     with suppress(Exception):  # without a name for the user's number there is none to hide
-        found.append((getpass.getuser(), "<user>"))
+        names.append((getpass.getuser(), "<user>"))
     with suppress(RuntimeError):
-        found.append((Path.home().name, "<user>"))
-    found += [(os.environ.get(name, ""), "<user>") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")]
-    return [(name, word) for name, word in found if len(name) > 1]
+        names.append((Path.home().name, "<user>"))
+    names += [(os.environ.get(name, ""), "<user>") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")]
+    return [(name, word) for name, word in names if len(name) > 1]

@@ -1,4 +1,4 @@
-"""What can be told of the machine without computing anything: devices, driver, memory, disk, hub, browser."""
+"""What can be learned about the machine without computing anything: devices, driver, memory, disk, hub, browser."""
 
 import os
 import platform
@@ -51,13 +51,13 @@ def _devices() -> Iterator[Line]:
     seen, trouble, remark = hardware.view(), hardware.trouble(), hardware.remark()
     version = f"torch {seen.version}, built for {seen.built_for}" if seen and seen.version else "torch"
     driver = next((gpu.driver for gpu in nvidia.gpus() if gpu.driver), "") or nvidia.driver()
-    told = f"; NVIDIA driver {driver}" if driver else ""
+    driver_text = f"; NVIDIA driver {driver}" if driver else ""
     if seen is not None and seen.error:
         yield Line("torch", "failed", seen.error, "Install as the README says.")
     elif trouble:
-        yield Line("torch", "failed", f"{version}{told}. {trouble}")
+        yield Line("torch", "failed", f"{version}{driver_text}. {trouble}")
     else:
-        yield Line("torch", "warning" if remark else "ok", f"{version}{told}.", remark)
+        yield Line("torch", "warning" if remark else "ok", f"{version}{driver_text}.", remark)
     for device in hardware.devices():
         what = "GPU" if device.kind != "cpu" else "Device"
         number = f" {device.number}" if device.kind in ("cuda", "xpu") else ""
@@ -73,7 +73,7 @@ def _holders() -> Iterator[Line]:
         yield Line("memory", "warning", f"Less than half of GPU {device.number}'s memory is free.", fix)
     held = hardware.holders()
     if held:
-        named = ", ".join(f"{Path(one.name).name} ({one.bytes / 2**30:.1f} GB)" for one in held[:5])
+        named = ", ".join(f"{Path(holder.name).name} ({holder.bytes / 2**30:.1f} GB)" for holder in held[:5])
         yield Line("holders", "ok", f"GPU memory is held by {named}.")
     memory = psutil.virtual_memory()
     if memory.available < 4 * 2**30:
@@ -84,16 +84,16 @@ def _holders() -> Iterator[Line]:
 
 
 def _resident(process: psutil.Process) -> int:
-    told = process.info["memory_info"]
-    return told.rss if told else 0
+    memory = process.info["memory_info"]
+    return memory.rss if memory else 0
 
 
 def _disks(store: RunStore) -> Iterator[Line]:
     """Room for runs, for the cache, and for bases from the hub."""
     places = {"runs": store.root, "cache": hub.cache_dir(), "bases of the hub": _hub_cache()}
-    found: dict[int, tuple[list[str], int]] = {}
+    by_device: dict[int, tuple[list[str], int]] = {}
     for name, place in places.items():
-        there = next((one for one in (place, *place.parents) if os.path.lexists(one)), Path("/"))
+        there = next((folder for folder in (place, *place.parents) if os.path.lexists(folder)), Path("/"))
         if not os.path.isdir(there):
             what = "a link that leads to nothing" if there.is_symlink() else "no folder"
             yield Line("disk", "failed", f"The folder of {name} cannot be made: '{there}' is {what}.", "Move it away.")
@@ -103,8 +103,8 @@ def _disks(store: RunStore) -> Iterator[Line]:
             yield Line("disk", "failed", f"The folder of {name} cannot be written to.", fix)
             continue
         device, free = there.stat().st_dev, shutil.disk_usage(there).free
-        found.setdefault(device, ([], free))[0].append(name)
-    for names, free in found.values():
+        by_device.setdefault(device, ([], free))[0].append(name)
+    for names, free in by_device.values():
         text = f"{free / 2**30:.1f} GB of disk are free for {', '.join(names)}."
         small = "A base and its 4-bit form need about twice the size of its files." if free < _LEAST_DISK else ""
         yield Line("disk", "warning" if small else "ok", text, small)
@@ -127,8 +127,8 @@ def _hub() -> Line:
 
 
 def _browser() -> Line:
-    found = next((name for name in _BROWSERS if shutil.which(name)), None)
-    if found or kind.is_mac() or kind.is_windows():
-        return Line("browser", "ok", f"A browser for the page is here{f' ({found})' if found else ''}.")
+    browser = next((name for name in _BROWSERS if shutil.which(name)), None)
+    if browser or kind.is_mac() or kind.is_windows():
+        return Line("browser", "ok", f"A browser for the page is here{f' ({browser})' if browser else ''}.")
     fix = "Open the page from another machine: ssh -L 7860:127.0.0.1:7860, or --share."
     return Line("browser", "warning", "No browser is on this machine.", fix)

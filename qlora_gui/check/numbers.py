@@ -96,7 +96,7 @@ def trained(store: RunStore, config: RunConfig) -> Run:
 
 
 def measured(run: Run, adapter: Path) -> Numbers:
-    """What a trained run told, and what its base gives with the adapter of `adapter`, loaded anew."""
+    """What a trained run recorded, and what its base gives with the adapter of `adapter`, loaded anew."""
     config, events = run.config(), run.events()[0]
     loss, grads, largest, packed, repeats = _one_batch(config, adapter)
     return Numbers(
@@ -200,13 +200,13 @@ def choice_apart(columns: Columns, column: int, tokens: list[int], own: list[int
     place = next((place for place, (a, b) in enumerate(zip(tokens, own, strict=False)) if a != b), None)
     if place is None:
         return float("inf")
-    with torch.no_grad(), columns.rows.worn([column - 1]):
+    with torch.no_grad(), columns.rows.activate([column - 1]):
         logits = model(input_ids=torch.tensor([prompt + own[:place]], device=model.device)).logits[0, -1].float()
     return float((logits.max() - logits[tokens[place]]) / logits.abs().max())
 
 
 def survived(store: RunStore, base: Path, data: Path) -> str:
-    """Let a run meet a limit that its longest batch does not fit into; what it did then, as a sentence.
+    """Train under a limit that the longest batch exceeds; returns what the run did then, in words.
 
     Raises UserError where it did not go on.
     """
@@ -223,8 +223,8 @@ def survived(store: RunStore, base: Path, data: Path) -> str:
         "eval_fraction": 0,
     }
     config = config_of("out-of-memory", base, data, **knobs)
-    found = preflight.planned(config, device)
-    size = found.uncorrected if found else 32 << 20
+    plan = preflight.planned(config, device)
+    size = plan.uncorrected if plan else 32 << 20
     before = os.environ.get("QLORA_GUI_MEMORY_LIMIT")
     os.environ["QLORA_GUI_MEMORY_LIMIT"] = f"{max(size // 2 >> 20, 4)}MB"
     try:
@@ -244,22 +244,22 @@ def survived(store: RunStore, base: Path, data: Path) -> str:
 
 
 def _silent(text: str) -> None:
-    """What the stages of a run would say."""
+    """Discard the messages of a run's stages."""
 
 
-def relative(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+def relative(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     """The norm of the difference of two sets of tensors as a share of the second's; infinity where names differ."""
-    if one.keys() != other.keys():
+    if first.keys() != second.keys():
         return float("inf")
-    square = sum(float((one[name] - part).square().sum()) for name, part in other.items())
-    whole = sum(float(part.square().sum()) for part in other.values())
+    square = sum(float((first[name] - part).square().sum()) for name, part in second.items())
+    whole = sum(float(part.square().sum()) for part in second.values())
     return (square / max(whole, 1e-30)) ** 0.5
 
 
 def _apart(ours: list[float], theirs: list[float]) -> float:
     if len(ours) != len(theirs) or not ours or not all(map(math.isfinite, [*ours, *theirs])):
         return float("inf")
-    return max(abs(one - other) / max(abs(other), 1e-9) for one, other in zip(ours, theirs, strict=True))
+    return max(abs(left - right) / max(abs(right), 1e-9) for left, right in zip(ours, theirs, strict=True))
 
 
 def lines(name: str, here: Numbers, cpu: Numbers, choices: list[float]) -> Iterator[Line]:
@@ -296,7 +296,7 @@ def _judged(key: str, good: bool, text: str) -> Line:
 
 def kernels(here: dict[str, Numbers], cpu: dict[str, Numbers], kind: str) -> Iterator[Line]:
     """What only the device can tell: same bits twice, same 4-bit bytes as on a CPU, room in fp16's range."""
-    twice = all(one.repeats for one in here.values())
+    twice = all(numbers.repeats for numbers in here.values())
     text = "A second pass gives the same to the bit." if twice else "A second pass differs in the last bits."
     fix = "" if twice else "A run is not repeatable to the bit here; report it if a run says that its base changed."
     yield Line("repeats", "ok" if twice else "warning", text, fix)
@@ -304,20 +304,22 @@ def kernels(here: dict[str, Numbers], cpu: dict[str, Numbers], kind: str) -> Ite
         differ, count = _packed_apart(here, cpu)
         share = differ / max(count, 1)
         state: State = "ok" if share <= _FEW_BYTES else "failed"
-        said = "are the CPU's to the bit" if not differ else f"differ from the CPU's in {differ:,} of {count:,} bytes"
-        yield Line("quantized", state, f"4-bit values made here {said}.", "" if state == "ok" else _REPORT)
-    largest = max(one.largest for one in here.values())
-    if any(one.dtype == "float16" for one in here.values()):
+        comparison = (
+            "are the CPU's to the bit" if not differ else f"differ from the CPU's in {differ:,} of {count:,} bytes"
+        )
+        yield Line("quantized", state, f"4-bit values made here {comparison}.", "" if state == "ok" else _REPORT)
+    largest = max(numbers.largest for numbers in here.values())
+    if any(numbers.dtype == "float16" for numbers in here.values()):
         near = largest > _FP16_NEAR * _FP16_LARGEST
-        told = f"fp16 is computed in: between layers of these small bases numbers reach {largest:,.0f} of 65,504."
+        message = f"fp16 is computed in: between layers of these small bases numbers reach {largest:,.0f} of 65,504."
         fix = "Real bases are larger: Gemma's and some of Qwen's may overflow; a run says when steps are skipped."
-        yield Line("fp16", "warning" if near else "ok", told, fix)
+        yield Line("fp16", "warning" if near else "ok", message, fix)
 
 
 def _packed_apart(here: dict[str, Numbers], cpu: dict[str, Numbers]) -> tuple[int, int]:
     differ = count = 0
-    for name, one in here.items():
-        for linear, part in one.packed.items():
+    for name, numbers in here.items():
+        for linear, part in numbers.packed.items():
             other = cpu[name].packed.get(linear)
             count += part.numel()
             differ += part.numel() if other is None or other.shape != part.shape else int((part != other).sum())

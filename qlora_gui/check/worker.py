@@ -32,7 +32,7 @@ def main() -> int:
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries and the trainer print is no answer
     cache = hub.cache_dir()
-    os.environ["QLORA_GUI_CACHE"] = str(folder / "cache")  # what so small bases need and measure is nothing to keep
+    os.environ["QLORA_GUI_CACHE"] = str(folder / "cache")  # what these tiny bases need and measure is not worth keeping
     for line in (on_device if role == "device" else on_cpu)(folder, cache):
         answer.write(json.dumps(line.as_dict()) + "\n")
         answer.flush()
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def on_device(folder: Path, cache: Path | None) -> Iterator[Line]:
-    """Each line as it is known; `folder` gets what the CPU's part reads, `cache` the speed, which is not asked without it."""
+    """Each line as it is known; `folder` gets what the CPU's part reads, `cache` the speed, which is not measured without it."""
     device = devices.pick()
     yield from _tried("bitsandbytes", lambda: _bitsandbytes(device))
     if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
@@ -50,15 +50,15 @@ def on_device(folder: Path, cache: Path | None) -> Iterator[Line]:
     for name in tiny_models.NAMES:
         began = time.monotonic()
 
-        def one(name: str = name, began: float = began) -> Line:
+        def train_and_measure(name: str = name, began: float = began) -> Line:
             base = tiny_models.make(name, folder / name)
             run = numbers.trained(store, numbers.config_of(name, base, data))
-            found = numbers.measured(run, run.path)
-            torch.save(vars(found), folder / f"{name}.pt")
-            text = f"{name.capitalize()}: a small random one is trained, saved, reloaded and answers in {found.dtype}"
+            result = numbers.measured(run, run.path)
+            torch.save(vars(result), folder / f"{name}.pt")
+            text = f"{name.capitalize()}: a small random one is trained, saved, reloaded and answers in {result.dtype}"
             return Line(f"{name}-trained", "ok", f"{text} ({time.monotonic() - began:.0f} s).")
 
-        yield from _tried(f"{name}-trained", one)
+        yield from _tried(f"{name}-trained", train_and_measure)
     if device.type in ("cpu", "cuda"):  # elsewhere there is no limit to set
         yield from _tried("out-of-memory", lambda: _out_of_memory(store, folder, device))
     if cache is not None:
@@ -71,8 +71,10 @@ def _tried(key: str, look: Any) -> Iterator[Line]:
         yield look()
     except Exception as error:
         traceback.print_exc()
-        told = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-        yield Line(key, "failed", f"{key.replace('-', ' ').capitalize()}: {told}", "Report this, with the lines above.")
+        message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        yield Line(
+            key, "failed", f"{key.replace('-', ' ').capitalize()}: {message}", "Report this, with the lines above."
+        )
 
 
 def _bitsandbytes(device: torch.device) -> Line:
@@ -91,8 +93,8 @@ def _bitsandbytes(device: torch.device) -> Line:
     for count in (1, 64):  # a token, and a batch: kernels of their own
         x = torch.randn(count, 512, generator=torch.Generator().manual_seed(count)).to(device, dtype)
         wanted = x.float() @ dense.t()
-        found = bnb.matmul_4bit(x, packed.t(), quant_state=state).float()
-        worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
+        product = bnb.matmul_4bit(x, packed.t(), quant_state=state).float()
+        worst = max(worst, float((product - wanted).abs().max() / wanted.abs().max()))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     text = f"bitsandbytes {bnb.__version__} multiplies 4-bit values on {where} (within {worst:.0e})."
     if not worst < 3e-2:
@@ -101,7 +103,7 @@ def _bitsandbytes(device: torch.device) -> Line:
 
 
 def _library() -> str:
-    """The file that bitsandbytes' kernels come from, by what this process has mapped; "" where that cannot be told."""
+    """The file that bitsandbytes' kernels come from, by what this process has mapped; "" where that is unknown."""
     return next((Path(file).name for file in processes.mapped_files() if "libbitsandbytes" in file), "")
 
 
@@ -137,10 +139,10 @@ def _spilling(device: torch.device) -> Line:
 
 
 def _speed(device: torch.device, cache: Path) -> Line:
-    found = layer_speed.measured(device)
-    run_time.keep(found, cache)
-    large = found.layers[-1]
-    how = "fp32" if found.dtype == "float32" else found.dtype
+    speed = layer_speed.measured(device)
+    run_time.keep(speed, cache)
+    large = speed.layers[-1]
+    how = "fp32" if speed.dtype == "float32" else speed.dtype
     return Line(
         "speed",
         "ok",
@@ -157,7 +159,7 @@ def on_cpu(folder: Path, cache: Path | None) -> Iterator[Line]:
     cpu: dict[str, Numbers] = {}
     for name in tiny_models.NAMES:
         if not (folder / f"{name}.pt").is_file():
-            continue  # its line has said why
+            continue  # its line gave the reason
 
         try:
             here[name] = Numbers(**torch.load(folder / f"{name}.pt", weights_only=True))
@@ -170,8 +172,8 @@ def on_cpu(folder: Path, cache: Path | None) -> Iterator[Line]:
             yield from numbers.lines(name, here[name], cpu[name], choices)
         except Exception as error:
             traceback.print_exc()
-            told = f"{name.capitalize()} on the CPU: {type(error).__name__}: {first_line(error)}"
-            yield Line(f"{name}-cpu", "failed", told, "Report this, with the lines above.")
+            message = f"{name.capitalize()} on the CPU: {type(error).__name__}: {first_line(error)}"
+            yield Line(f"{name}-cpu", "failed", message, "Report this, with the lines above.")
     if cpu:
         yield from numbers.kernels({name: here[name] for name in cpu}, cpu, os.environ.get(CHECKED, "cpu"))
 

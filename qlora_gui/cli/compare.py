@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_gui.data import lenient_json
 from qlora_gui.errors import UserError
-from qlora_gui.files import told, write_whole
+from qlora_gui.files import explained, write_whole
 from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 
@@ -33,10 +33,10 @@ def compare_file(
         raise UserError(f"The answers cannot be written to '{out}': choose a file in an existing, writable folder.")
     if len(adapters) > MAX_ADAPTERS:
         raise UserError(f"{len(adapters)} adapters are too many to compare at once: give {MAX_ADAPTERS} at most.")
-    found = base_of(adapters, base, revision)
+    base_arguments = base_of(adapters, base, revision)
     client = CompareClient()
     try:
-        columns = client.columns(adapters=[path.absolute() for path in adapters], say=say, **found)
+        columns = client.columns(adapters=[path.absolute() for path in adapters], say=say, **base_arguments)
         answered = []
         for number, prompt in enumerate(prompts, 1):
             say(f"Prompt {number} of {len(prompts)}")
@@ -44,9 +44,9 @@ def compare_file(
     finally:
         client.close()
     settings = decoding.model_dump()
-    found = {"columns": [column | {"decoding": settings} for column in columns], "prompts": answered}
-    with told("The answers", out):
-        write_whole(out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    content = {"columns": [column | {"decoding": settings} for column in columns], "prompts": answered}
+    with explained("The answers", out):
+        write_whole(out, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_prompts(path: Path) -> list[Prompt]:

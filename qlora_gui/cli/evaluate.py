@@ -12,7 +12,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.evaluation.job import Settings
 from qlora_gui.evaluation.results import lines
 from qlora_gui.evaluation.run import AS_IT_IS, Reading, evaluate
-from qlora_gui.files import told, write_whole
+from qlora_gui.files import explained, write_whole
 
 
 def run(
@@ -38,11 +38,11 @@ def run(
         def say(text: str) -> None:
             tqdm.write(text, file=sys.stderr)
 
-        found = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how)
-    for one in found["evaluations"]:
-        print("\n".join(lines(one)), flush=True)
+        result = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how)
+    for evaluation in result["evaluations"]:
+        print("\n".join(lines(evaluation)), flush=True)
     if out is not None:
-        with told("The result", out):
-            write_whole(out, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        with explained("The result", out):
+            write_whole(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
         print(f"Everything measured is in {out}")
     return 0

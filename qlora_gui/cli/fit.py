@@ -29,66 +29,71 @@ def show(config: RunConfig, budget: Budget, way: Way, as_json: bool, simulate: b
     config.json cannot be had, or a step is to be simulated on a CPU.
     """
     shape = known_models.find(config, count=True)
-    found = plan(config, shape, budget, way=way)
+    memory_plan = plan(config, shape, budget, way=way)
     doubts = [_ROUGH] if shape.rough else []
     if budget.is_here:
-        doubts += [said for said in (hardware.trouble(), hardware.remark()) if said and config.gpu != gpus.CPU]
-    if simulate or simulated_step.wanted(found, shape):
+        doubts += [remark for remark in (hardware.trouble(), hardware.remark()) if remark and config.gpu != gpus.CPU]
+    if simulate or simulated_step.wanted(memory_plan, shape):
         try:
-            found = simulated_step.refined(found, config, shape, known_models.config_json(config))
+            memory_plan = simulated_step.refined(memory_plan, config, shape, known_models.config_json(config))
         except UserError as error:
-            if found.budget.kind != "cuda":
+            if memory_plan.budget.kind != "cuda":
                 raise
             doubts.append(f"This is the plan alone, without a simulated step. {error}")
-    takes = run_time.estimate(config, shape, found) if way == "ours" else None
+    takes = run_time.estimate(config, shape, memory_plan) if way == "ours" else None
     helpful = advice.changes(config, shape, budget) if way == "ours" else []
     if as_json:
         more = {"changes": [change.as_dict() for change in helpful], "doubts": doubts}
         more |= {"time": takes.as_dict() if takes else None}
-        print(json.dumps(found.as_dict() | more, indent=1))
+        print(json.dumps(memory_plan.as_dict() | more, indent=1))
     else:
         time = [f"{takes}. An estimate from this device's speed as --headless-check measured it."] if takes else []
-        print("\n".join(lines(config, found, helpful, time) + doubts))
-    return EXIT_FITS if found.fits else EXIT_DOES_NOT_FIT
+        print("\n".join(lines(config, memory_plan, helpful, time) + doubts))
+    return EXIT_FITS if memory_plan.fits else EXIT_DOES_NOT_FIT
 
 
-def lines(config: RunConfig, found: MemoryPlan, helpful: list[advice.Change], time: Sequence[str] = ()) -> list[str]:
-    """The plan as text: a bar, a line a term, the verdict, how long it takes where that is known, and the changes."""
+def lines(
+    config: RunConfig, memory_plan: MemoryPlan, helpful: list[advice.Change], time: Sequence[str] = ()
+) -> list[str]:
+    """The plan as text: a bar, a line per term, the verdict, how long it takes where that is known, and the changes."""
     marks = _MARKS if console.shows_everything() else "#=%+o*x:^~-."
-    named = dict(zip((term.key for term in found.terms), marks, strict=False))
-    rows = f"{found.rows} x {found.length} tokens, checkpointing {found.checkpointing}"
-    head = f"{config.base_model}: {rows}, {'the stock way' if found.way == 'stock' else 'as this program trains'}"
+    named = dict(zip((term.key for term in memory_plan.terms), marks, strict=False))
+    rows = f"{memory_plan.rows} x {memory_plan.length} tokens, checkpointing {memory_plan.checkpointing}"
+    head = f"{config.base_model}: {rows}, {'the stock way' if memory_plan.way == 'stock' else 'as this program trains'}"
     body = [
-        f"  {named[t.key]} {t.label:<30}{gigabytes(t.bytes):>9}{_share(t.bytes, found.total):>5}" for t in found.terms
+        f"  {named[t.key]} {t.label:<30}{gigabytes(t.bytes):>9}{_share(t.bytes, memory_plan.total):>5}"
+        for t in memory_plan.terms
     ]
     out = [
         head,
         "",
-        f"  [{_bar(found, named)}]",
+        f"  [{_bar(memory_plan, named)}]",
         "",
         *body,
-        f"    {'Peak, ' + found.moment:<30}{gigabytes(found.total):>9}",
+        f"    {'Peak, ' + memory_plan.moment:<30}{gigabytes(memory_plan.total):>9}",
     ]
-    if (seen := found.correction).factor != 1.0:
+    if (seen := memory_plan.correction).factor != 1.0:
         out.append(f"    corrected by {seen.factor:.2f}, from {seen.runs} runs here that were {seen.error:.0%} off")
-    out += ["", _verdict(found), *time]
+    out += ["", _verdict(memory_plan), *time]
     if helpful:
         out += ["", "Changes that make it smaller:"]
-        out += [f"  {change.text}{' · fits then' if change.fits and not found.fits else ''}" for change in helpful]
+        out += [
+            f"  {change.text}{' · fits then' if change.fits and not memory_plan.fits else ''}" for change in helpful
+        ]
         out.append(advice.RANK_AND_BIAS)
     return out
 
 
-def _bar(found: MemoryPlan, named: dict[str, str]) -> str:
+def _bar(memory_plan: MemoryPlan, named: dict[str, str]) -> str:
     """The terms side by side, to scale with the free memory; a `|` stands where that ends."""
-    scale = _BAR / max(found.total, found.budget.free)
+    scale = _BAR / max(memory_plan.total, memory_plan.budget.free)
     bar, filled = "", 0.0
-    for term in found.terms:
+    for term in memory_plan.terms:
         filled += max(term.bytes, 0) * scale
         bar += named[term.key] * (round(filled) - len(bar))
     bar = bar.ljust(_BAR)[:_BAR]
-    if found.total > found.budget.free:
-        end = min(round(found.budget.free * scale), _BAR - 1)
+    if memory_plan.total > memory_plan.budget.free:
+        end = min(round(memory_plan.budget.free * scale), _BAR - 1)
         bar = f"{bar[:end]}|{bar[end:]}"
     return bar
 
@@ -97,6 +102,6 @@ def _share(size: int, total: int) -> str:
     return f"{size / total:.0%}"
 
 
-def _verdict(found: MemoryPlan) -> str:
-    remark = f"; {found.remark}" if found.remark else ""
-    return f"{found.words}: {found.figures} free on {found.budget.name}{remark}."
+def _verdict(memory_plan: MemoryPlan) -> str:
+    remark = f"; {memory_plan.remark}" if memory_plan.remark else ""
+    return f"{memory_plan.words}: {memory_plan.figures} free on {memory_plan.budget.name}{remark}."

@@ -96,20 +96,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     `verb` is "" for the page; `called` is how the verb was given. Raises UserError; help ends the program.
     """
     flat = headless()
-    told = [word.partition("=")[0] for word in argv]
-    if not any(word.startswith("--headless-") for word in told) and (
-        not told or {"-h", "--help", *VERBS} & set(told) or not told[0].startswith("-")
+    words = [word.partition("=")[0] for word in argv]
+    if not any(word.startswith("--headless-") for word in words) and (
+        not words or {"-h", "--help", *VERBS} & set(words) or not words[0].startswith("-")
     ):
         parser, verbs = subcommands()
-        found, unknown = parser.parse_known_args(argv)
-        if unknown:  # said by the command, which knows what it may have meant
-            verbs.get(found.verb, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-        found.verb = found.called = found.verb or ""
-        return argparse.Namespace(**vars(flat.parse_args([])) | vars(found))
-    found = flat.parse_args(argv)
-    found.verb = "report" if found.runs is not None else found.verb
-    found.called = f"--headless-{found.verb}"
-    return found
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:  # reported by the command's parser, which knows the flags that may have been meant
+            verbs.get(arguments.verb, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+        arguments.verb = arguments.called = arguments.verb or ""
+        return argparse.Namespace(**vars(flat.parse_args([])) | vars(arguments))
+    arguments = flat.parse_args(argv)
+    arguments.verb = "report" if arguments.runs is not None else arguments.verb
+    arguments.called = f"--headless-{arguments.verb}"
+    return arguments
 
 
 def flag(name: str) -> str:
@@ -258,13 +258,15 @@ def _decoding(*names: str) -> Callable[[Any], None]:
 def _add(group: Any, name: str, field: Any) -> None:
     """One flag of a knob. Values stay texts: RunConfig itself converts and judges them."""
     default = ", ".join(field.default) if isinstance(field.default, list) else field.default
-    told = f"{field.description} (default: {default})" if default != "" else str(field.description)
-    told = told.replace("%", "%%")
+    help_text = f"{field.description} (default: {default})" if default != "" else str(field.description)
+    help_text = help_text.replace("%", "%%")
     if configs.types_of(field) == (bool,):
-        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=_GIVEN, help=told)
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=_GIVEN, help=help_text)
         return
     choices = configs.choices(field)
-    group.add_argument(flag(name), default=_GIVEN, help=told, metavar="|".join(choices) if choices else name.upper())
+    group.add_argument(
+        flag(name), default=_GIVEN, help=help_text, metavar="|".join(choices) if choices else name.upper()
+    )
 
 
 VERBS = {

@@ -163,15 +163,15 @@ def _cache(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui import cache
     from qlora_gui.runs import uploads
 
-    found = cache.entries()
-    for entry in found:
+    entries = cache.entries()
+    for entry in entries:
         print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
-    print(f"{sum(entry.bytes for entry in found) / 1e6:10,.1f} MB  in {cache.folder()}")
-    kept_uploads = uploads.entries(store.named())
-    unused = [one for one in kept_uploads if not one.runs]
-    if kept_uploads:
+    print(f"{sum(entry.bytes for entry in entries) / 1e6:10,.1f} MB  in {cache.folder()}")
+    stored_uploads = uploads.entries(store.named())
+    unused = [upload for upload in stored_uploads if not upload.runs]
+    if stored_uploads:
         print(
-            f"{sum(one.bytes for one in kept_uploads) / 1e6:10,.1f} MB  in {uploads.folder()}: {len(kept_uploads)} uploads, "
+            f"{sum(upload.bytes for upload in stored_uploads) / 1e6:10,.1f} MB  in {uploads.folder()}: {len(stored_uploads)} uploads, "
             f"{len(unused)} of them named by no run and removed after {uploads.KEPT_DAYS} days"
         )
     if arguments.clear:
@@ -224,9 +224,9 @@ def _page(arguments: argparse.Namespace, store: RunStore) -> int:
 
 
 def _work_nowhere() -> None:
-    """Go on in a folder without files: there `docs/notes` is a name of the hub, and tells nobody what lies here.
+    """Change to an empty folder: there `docs/notes` is a name on the hub, and reveals nothing of what lies here.
 
-    Raises UserError where there can be none.
+    Raises UserError where it cannot be made.
     """
     from qlora_gui import hub
 

@@ -18,13 +18,13 @@ def show(config: RunConfig, rows: int, as_json: bool) -> int:
     if not 1 <= rows <= row_preview.MOST_SHOWN:
         raise UserError(f"--rows is {rows}: give a number from 1 to {row_preview.MOST_SHOWN:,}.")
     answer: dict[str, Any] = {}
-    for one in row_preview.ask(config, rows=rows):
-        if "error" in one:
-            raise UserError(str(one["error"]))
-        if "say" in one:
-            print(one["say"], file=sys.stderr, flush=True)
+    for message in row_preview.ask(config, rows=rows):
+        if "error" in message:
+            raise UserError(str(message["error"]))
+        if "say" in message:
+            print(message["say"], file=sys.stderr, flush=True)
         else:
-            answer = one
+            answer = message
     print(json.dumps(answer) if as_json else "\n".join(_lines(answer, config)), flush=True)
     return 0
 

@@ -18,24 +18,26 @@ _POLL_SECONDS = 1.0
 _GOING = ("queued", *LIVE)
 
 
-def sweep(store: RunStore, found: Sweep, budget: Budget, wait: bool = True) -> int:
+def sweep(store: RunStore, definition: Sweep, budget: Budget, wait: bool = True) -> int:
     """Queue the runs of a sweep that fit into memory, and follow them to their end unless `wait` is off.
 
     Ctrl+C ends the following, not the runs. Returns 0 when all finished, 1 when one did not, 130 when interrupted.
     Raises UserError for bad input, and when none fits; then nothing is left behind.
     """
-    for config in found.configs:
+    for config in definition.configs:
         cpu_guard.check(config)
-    cells = sweeps.planned(found, budget)
+    cells = sweeps.planned(definition, budget)
     chosen = sweeps.fitting(cells)
-    print(f"Sweep {found.name}: {len(cells)} runs over {', '.join(found.varies)}; memory is estimated")
+    print(f"Sweep {definition.name}: {len(cells)} runs over {', '.join(definition.varies)}; memory is estimated")
     for cell in cells:
         refused = "refused, " if cell.refused else ""
-        print(f"  {cell.config.name:<24} {words(cell.varied):<40} {refused}{cell.said[:1].lower() + cell.said[1:]}")
-    runs = create(store, found, chosen)
+        print(
+            f"  {cell.config.name:<24} {words(cell.varied):<40} {refused}{cell.verdict_text[:1].lower() + cell.verdict_text[1:]}"
+        )
+    runs = create(store, definition, chosen)
     queue.add(store, runs)
     print(f"{len(runs)} runs wait in {store.root}; they go on without this terminal.", flush=True)
-    return _followed(found, runs) if wait else 0
+    return _followed(definition, runs) if wait else 0
 
 
 def add(store: RunStore, config: RunConfig) -> int:
@@ -62,20 +64,22 @@ def show(store: RunStore) -> int:
 
 
 def _place(store: RunStore, run: Run) -> int:
-    return next((number for number, one in enumerate(queue.waiting(store), 1) if one.id == run.id), 0)
+    return next((number for number, waiting in enumerate(queue.waiting(store), 1) if waiting.id == run.id), 0)
 
 
-def _followed(found: Sweep, runs: Sequence[Run]) -> int:
-    """Say each run's states and how it ended; the exit code."""
-    told: dict[str, str] = {}
+def _followed(definition: Sweep, runs: Sequence[Run]) -> int:
+    """Print each run's states and how it ended; returns the exit code."""
+    states: dict[str, str] = {}
     try:
         while True:
             for run in runs:
                 state = run.state()
-                if told.get(run.id) != state and state != "queued":
-                    print(f"{run.id} ({words(found.cell(run.config()))}): {state}{_losses(run, state)}", flush=True)
-                told[run.id] = state
-            if not any(state in _GOING for state in told.values()):
+                if states.get(run.id) != state and state != "queued":
+                    print(
+                        f"{run.id} ({words(definition.cell(run.config()))}): {state}{_losses(run, state)}", flush=True
+                    )
+                states[run.id] = state
+            if not any(state in _GOING for state in states.values()):
                 break
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
@@ -83,11 +87,11 @@ def _followed(found: Sweep, runs: Sequence[Run]) -> int:
         return 130
     except UserError:  # a folder was deleted meanwhile
         return 1
-    return 0 if all(state == "finished" for state in told.values()) else 1
+    return 0 if all(state == "finished" for state in states.values()) else 1
 
 
 def _losses(run: Run, state: str) -> str:
     end = last(run.events()[0], "finished", "stopped")
     if state in _GOING or not end or None in (end.get("loss_before"), end.get("loss_after")):
-        return ""  # where one was no number it is none
+        return ""  # a loss that was no number is null
     return f", held-out loss {end['loss_before']:.4f} → {end['loss_after']:.4f}"

@@ -18,14 +18,14 @@ from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import cpu_guard
 from qlora_gui.runs import launch
-from qlora_gui.runs.event_text import autopsy_lines, clock, describe, loss_of
+from qlora_gui.runs.event_text import clock, describe, loss_of, oom_report_lines
 from qlora_gui.runs.events import FINAL, Event
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.system import console, signals
 
 _POLL_SECONDS = 0.3
-_TOGETHER_SECONDS = 1.0  # signals that come so close to each other are one wish
+_TOGETHER_SECONDS = 1.0  # signals this close together count as one
 EXIT_CODES = {"finished": 0, "failed": 1, "died": 1, "stopped": 130}
 
 
@@ -68,8 +68,8 @@ def train(
 class _Interrupts:
     """Counts Ctrl+C and SIGTERM instead of being thrown out of whatever is going on, which would leave the run alone.
 
-    The first one does `act` at once: a notebook's stop button kills this process a moment after its Ctrl+C. Those that come
-    together count as one.
+    The first one does `act` at once: a notebook's stop button kills this process a moment after its Ctrl+C. Signals
+    close together count as one.
     """
 
     def __init__(self) -> None:
@@ -79,19 +79,19 @@ class _Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Interrupts":
-        self._before = signals.handle(self._came, signals.stop_signals())
+        self._before = signals.handle(self._on_signal, signals.stop_signals())
         return self
 
     def __exit__(self, *error: object) -> None:
         signals.restore(self._before)
 
-    def _came(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._last > _TOGETHER_SECONDS:
             self.count += 1
         self._last = now
         if self.count == 1 and self.act is not None:
-            with contextlib.suppress(UserError):  # it is tried again, and told, where the run is followed
+            with contextlib.suppress(UserError):  # tried again, and reported, where the run is followed
                 self.act()
 
 
@@ -129,12 +129,12 @@ def _remove_if_refused(store: RunStore, run: Run, end: Event) -> None:
 def _conclude(run: Run, end: Event, as_json: bool, answers: int) -> int:
     kind = end["kind"]
     if end.get("autopsy"):
-        told = "\n".join([f"The run failed. {end['message']}", *autopsy_lines(end["autopsy"])])
-        print(console.printable(told), file=sys.stderr)
+        message = "\n".join([f"The run failed. {end['message']}", *oom_report_lines(end["autopsy"])])
+        print(console.printable(message), file=sys.stderr)
         return EXIT_CODES[kind]
     if kind in ("failed", "died"):
-        said = "failed" if kind == "failed" else "died"
-        print(console.printable(f"The run {said}: {end['message']}\nSee {run.log_file}"), file=sys.stderr)
+        outcome = "failed" if kind == "failed" else "died"
+        print(console.printable(f"The run {outcome}: {end['message']}\nSee {run.log_file}"), file=sys.stderr)
         return EXIT_CODES[kind]
     if not as_json:
         print(_losses(end))

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: each is named, and none is left out unless somebody asks for that."""
+"""Rows that cannot be used: each is named, and none is left out unless that is asked for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class FaultyRows(UserError):
         self.named, self.count, self.rows, self.some_left = named, count, rows, some_left
         first = named[0].file
         read_as = f" (read as {named[0].read_as})" if named[0].read_as else ""
-        told = [
+        reasons = [
             f"{place(fault.plain(), first)}: {fault.reason}"
             if number
             else f"{place(fault.plain())}{read_as}: {fault.reason}"
@@ -49,9 +49,9 @@ class FaultyRows(UserError):
         ]
         more = f"; and {count - len(named):,} more" if count > len(named) else ""
         them = "it" if count == 1 else "them"
-        mend = f"fix {them}"
+        fix = f"fix {them}"
         if some_left:
-            mend += f", or leave {them} out (--skip-bad-rows, or skip_bad_rows in a config file)"
+            fix += f", or leave {them} out (--skip-bad-rows, or skip_bad_rows in a config file)"
         elif named[0].read_as:  # understood as a row, of another format perhaps
-            mend += ", or set dataset_format"
-        super().__init__(f"{'; '.join(told)}{more}. {count:,} of {rows:,} rows cannot be used: {mend}.")
+            fix += ", or set dataset_format"
+        super().__init__(f"{'; '.join(reasons)}{more}. {count:,} of {rows:,} rows cannot be used: {fix}.")

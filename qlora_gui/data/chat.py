@@ -40,11 +40,12 @@ class Answer:
 
 @dataclass
 class Answers:
-    """All of one conversation. `lost` says which turns cannot be learned, and why; `context_only` counts the turns
-    that are not to be learned; `notes` counts what a template left out or had changed, by the names of NOTES.
+    """All of one conversation. `learnable` are those to learn, `lost` says which turns cannot be learned, and why;
+    `context_only` counts the turns that are not to be learned; `notes` counts what a template left out or had changed,
+    by the names of NOTES.
     """
 
-    found: list[Answer] = field(default_factory=list)
+    learnable: list[Answer] = field(default_factory=list)
     lost: list[tuple[int, str]] = field(default_factory=list)
     context_only: int = 0
     notes: Counter[str] = field(default_factory=Counter)
@@ -125,7 +126,7 @@ class Chat:
             except Exception as error:  # templates are programs; they raise what they like
                 out.lost += [(place, first_line(error)) for place in places]
                 continue
-            out.found.append(Answer(places[0], hidden.reveal(context), hidden.reveal(learned), len(places)))
+            out.learnable.append(Answer(places[0], hidden.reveal(context), hidden.reveal(learned), len(places)))
         return out
 
     def _normal(self, messages: Turns, notes: Counter[str]) -> list[dict[str, Any]]:
@@ -147,7 +148,7 @@ class Chat:
         content = str(turn.get("content") or "")
         if any(closing in content and closing in self.template for _, closing in thought.MARKS):
             notes["marks_kept"] += 1
-            # Said even where there is none: templates take an answer apart at a mark only where nothing is said.
+            # Set even if empty: templates split an answer at a mark only where the field is absent.
             turn["reasoning_content"] = turn.get("reasoning_content") or ""
         return turn
 
@@ -208,8 +209,8 @@ class Chat:
         rest = self.probe.to_end_mark(rest, list(filter(None, [reasoning, content, *calls])))
         if missing := [name for name in calls if rest.count(name) < calls.count(name)]:
             raise LookupError(f"the chat template does not show its call of the tool '{missing[0]}'")
-        for note, said in (("reasoning_dropped", reasoning), ("text_dropped", content)):
-            if not role_adaptations.shows(rest, said):
+        for note, text in (("reasoning_dropped", reasoning), ("text_dropped", content)):
+            if not role_adaptations.shows(rest, text):
                 notes[note] += 1
         return context, rest
 
@@ -238,7 +239,7 @@ def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _lead(parts: Turns) -> str:
     """What a turn that was joined of `parts` begins with that is not to be learned, to the paragraph after it.
 
-    Raises LookupError where what is to be learned cannot be told apart from the rest, or has no end of its own.
+    Raises LookupError where what is to be learned cannot be separated from the rest, or has no end of its own.
     """
     learns = [bool(part.get("learn", True)) for part in parts]
     if all(learns):
@@ -246,8 +247,8 @@ def _lead(parts: Turns) -> str:
     first = learns.index(True)
     if not all(learns[first:]) or any(part.get("reasoning_content") for part in parts):
         raise LookupError("the chat template wants it joined with a neighbouring answer that is not to be learned")
-    said = [str(part["content"]) for part in parts[:first] if part.get("content")]
-    return "".join(f"{text}\n\n" for text in said)
+    texts = [str(part["content"]) for part in parts[:first] if part.get("content")]
+    return "".join(f"{text}\n\n" for text in texts)
 
 
 def _after(lead: str, context: str, learned: str) -> tuple[str, str]:

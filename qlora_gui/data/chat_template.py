@@ -27,25 +27,25 @@ OWN = {"plain": PLAIN, "chatml": CHATML}  # the templates that this program brin
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names that transformers gives to a base's own templates
 
 
-def choose(found: Any, choice: str = "", with_tools: bool = False, or_first: bool = False) -> str:
+def choose(own: Any, choice: str = "", with_tools: bool = False, or_first: bool = False) -> str:
     """The template to use, as Jinja text.
 
-    `found` is what a tokenizer brings: a text, several by name, or nothing (then the plain one is used). `choice` is
+    `own` is what a tokenizer brings: a text, several by name, or nothing (then the plain one is used). `choice` is
     "" for the base's own, a name of one of them, `plain`, `chatml`, or a file. Data with tools take the base's
     template for tools where it has one. Raises UserError for a choice that is neither, and where there is none among
     several without a default, unless `or_first`.
     """
-    named: Mapping[str, str] = found if isinstance(found, Mapping) else {}
+    named: Mapping[str, str] = own if isinstance(own, Mapping) else {}
     if choice in named:
         return named[choice]
     if choice in OWN:
         return OWN[choice]
     if choice:
         return _from_file(choice, named)
-    if not found:
+    if not own:
         return PLAIN
     if not named:
-        return str(found)
+        return str(own)
     if with_tools and _WITH_TOOLS in named:
         return named[_WITH_TOOLS]
     if _DEFAULT in named:

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from qlora_gui.data.tokenization import IGNORED, Encoded
 
-GPU_MULTIPLE = 8  # tokens a row are padded to on a GPU: 16 bytes in 16 bits
+GPU_MULTIPLE = 8  # tokens to a multiple of which rows are padded on a GPU: 16 bytes in 16 bits
 _SHORTEST_PREFIX = 4  # tokens: below, a shared beginning saves less than its mask costs
 
 
@@ -38,15 +38,15 @@ class WholeSteps(Sampler[int]):
         self.rows, self.step, self.seed, self.epoch = rows, step, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """accelerate tells which one it is, also after a resume."""
+        """Called by accelerate with the current epoch, also after a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.rows + -self.rows % self.step
 
     def __iter__(self) -> Iterator[int]:
-        dice = torch.Generator().manual_seed(self.seed + self.epoch)  # as accelerate's SeedableRandomSampler
-        yield from torch.randperm(self.rows, generator=dice).tolist()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)  # as accelerate's SeedableRandomSampler
+        yield from torch.randperm(self.rows, generator=generator).tolist()
         yield from [self.rows] * (-self.rows % self.step)
 
 
@@ -60,7 +60,7 @@ class Collate:
 
     Where the base keeps packed examples apart, `shared_length` is above 0: then the examples of a batch share rows
     of at most that many tokens, with position_ids and blocks, [rows, tokens], and a beginning that is the same in
-    all of them (a system prompt) stands once a row. It is the same step, with less to compute.
+    all of them (a system prompt) stands once per row. It is the same step, with less to compute.
     """
 
     def __init__(self, pad_id: int, shared_length: int = 0, multiple: int = 1):
@@ -122,10 +122,10 @@ def branched(parts: Sequence[Row], length: int) -> list[Row]:
     return [*apart, joined if len(apart) < len(others) else trunk]
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """The length of the common prefix of two rows."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def share(rows: Sequence[Row], length: int) -> list[Row]:
@@ -178,7 +178,7 @@ def common_prefix(rows: Sequence[Row]) -> list[int]:
 def packed_length(rows: Sequence[Row], hidden: int, max_length: int) -> int:
     """Tokens of a packed row: as many as keep attention small beside the linears, and no fewer than the longest.
 
-    A layer's linears take about 24 hidden^2 operations a token, attention over rows of L tokens 4 L hidden: at
+    A layer's linears take about 24 hidden^2 operations per token, attention over rows of L tokens 4 L hidden: at
     L = hidden / 2 that is a twelfth.
     """
     longest = max(len(row["input_ids"]) for row in rows)

@@ -40,7 +40,7 @@ Fits = Callable[[Iterable[str]], bool]  # whether a row with these columns is on
 class RawRow:
     """A row by its 1-based number and, in CSV, the line where it begins; `fault` says why it could not be read.
 
-    `note` explains what it may lack, `beside` names what the file says beside its rows, which is not read.
+    `note` says what it may lack, `beside` names what the file has beside its rows, which is not read.
     """
 
     number: int
@@ -62,8 +62,8 @@ class Contents:
 def open_rows(path: Path, fits: Fits) -> Contents:
     """The rows of a file of any kind. Raises UserError, also while they are read."""
     suffix = path.suffix.lower()
-    if told := _not_what_it_is_called(path, suffix):
-        raise UserError(f"The data file '{path}' {told}.")
+    if problem := _not_what_it_is_called(path, suffix):
+        raise UserError(f"The data file '{path}' {problem}.")
     if suffix in (".csv", ".tsv"):
         dialect = _dialect(path, fits)
         return Contents(_csv(path, dialect), dialect.separator)
@@ -94,13 +94,13 @@ def _not_json(error: Exception) -> str:
 
 
 def _not_what_it_is_called(path: Path, suffix: str) -> str:
-    """What a file is that only bears the name of a data file, and what to do; "" for any other."""
+    """Why a file is not the kind of data file that its name suggests, and what to do; "" where it may be."""
     with path.open("rb") as file:
         head = file.read(64)
     if head.startswith(b"PAR1") and suffix != ".parquet":
         return "is Parquet: give it the ending .parquet"
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    return next((told for begin, told in _OTHERS.items() if text.startswith(begin)), "")
+    return next((message for begin, message in _OTHERS.items() if text.startswith(begin)), "")
 
 
 def _is_json(body: str) -> bool:
@@ -125,7 +125,7 @@ def _json(path: Path, fits: Fits) -> Iterator[RawRow]:
         value = lenient_json.parsed(body)
     except (ValueError, RecursionError) as error:
         if getattr(error, "msg", "") == "Extra data" and _is_json(body.lstrip().partition("\n")[0]):
-            yield from _jsonl(path)  # one value a line: common on the hub under the name .json, and .jsonl of lists
+            yield from _jsonl(path)  # one value per line: common on the hub under the name .json, and .jsonl of lists
             return
         place = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"The data file '{path}' is not JSON: {_not_json(error)}{place}.") from None
@@ -139,7 +139,7 @@ def _beside(value: Any, rows: list[Any]) -> tuple[str, ...]:
     """The names of what stands around a list of rows and is not read."""
     if not isinstance(value, dict) or (rows and rows[0] is value):
         return ()
-    return tuple(f"{name} beside the rows" for name, told in value.items() if told is not rows and not is_empty(told))
+    return tuple(f"{name} beside the rows" for name, item in value.items() if item is not rows and not is_empty(item))
 
 
 def _is_plain(items: list[Any]) -> bool:
@@ -206,17 +206,20 @@ class _Dialect:
 
 
 def _dialect(path: Path, fits: Fits) -> _Dialect:
-    """Told by the header: the separator that gives the columns of a known format, else the one with most columns.
+    """Chosen by the header: the separator that gives the columns of a known format, else the one with most columns.
 
-    In doubt it is the one that the file's name promises. Excel's first line `sep=;` says it outright.
+    Ties go to the one that the file's name suggests. Excel's first line `sep=;` states it outright.
     """
     csv.field_size_limit(utf8.MOST_LINE)
     first = next((line.text for line in utf8.lines(path)), "").strip("\r\n")
     if first.lower().startswith("sep=") and first[4:] in SEPARATORS:
         return _header(path, first[4:], 1)
     order = sorted(SEPARATORS, key=lambda mark: mark != ("\t" if path.suffix.lower() == ".tsv" else ","))
-    found = [_header(path, mark) for mark in order]
-    return next((one for one in found if fits(one.columns)), max(found, key=lambda one: len(one.columns)))
+    dialects = [_header(path, mark) for mark in order]
+    return next(
+        (dialect for dialect in dialects if fits(dialect.columns)),
+        max(dialects, key=lambda dialect: len(dialect.columns)),
+    )
 
 
 def _header(path: Path, separator: str, skipped: int = 0) -> _Dialect:
@@ -292,7 +295,7 @@ def _too_few(cells: list[str], least: int) -> str:
 
 
 def _refuse_twice(path: Path, names: Sequence[str]) -> None:
-    """Raise UserError for a column that is there twice, for a row has one place for it, and for more than rows of texts have."""
+    """Raise UserError for a duplicate column name, and for more columns than rows of texts have."""
     if len(names) > _MOST_COLUMNS:
         raise UserError(f"The data file '{path}' has {len(names):,} columns, and at most {_MOST_COLUMNS:,} are read.")
     counts = Counter(names)
@@ -335,7 +338,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 
 
 def _characters(value: Any) -> int:
-    """How long the texts in a row are, all together."""
+    """The total length of the texts in a row."""
     if isinstance(value, (str, bytes)):
         return len(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A row of a data file -> an Example. One function a format; a new format is a function and a line in FORMATS.
+"""A row of a data file -> an Example. One function per format; a new format is a function and a line in FORMATS.
 
 Example is `{"messages": [Turn, ...]}` for conversations (see `turns`), with `tools` where the row brings them, or
 `{"text": ...}` for plain text.
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 Example = dict[str, Any]
 
 _EVERY_CHAT = ("system", "tools", "functions", "weight", "train")
-# Columns that change what a row means: that they are not used is told aloud, of any other in passing.
+# Columns that change what a row means: leaving them unused is a warning, leaving any other unused only a remark.
 _MEANING = {
     *("image", "images", "audio", "audios", "video", "videos", "file", "files", "document", "documents"),
     *("chosen", "rejected", "label", "context", "input", "history", "system", "tools", "functions"),
@@ -94,9 +94,9 @@ def example(row: Any, format: str) -> tuple[Example, set[str]]:
         raise RowError("it is not an object with named fields")
     how = FORMATS[format]
     unused: set[str] = set()
-    found = how.read(row, unused)
+    parsed = how.read(row, unused)
     used = (*how.columns, *how.optional)
-    return found, unused | {str(name) for name, value in row.items() if name not in used and not is_empty(value)}
+    return parsed, unused | {str(name) for name, value in row.items() if name not in used and not is_empty(value)}
 
 
 def recognize(columns: Iterable[str]) -> str | None:
@@ -128,25 +128,25 @@ def _conversation(row: Row, key: str, role_key: str, text_key: str, unused: set[
     return _chat(row, _answered(turns.conversation(row[key], key, role_key, text_key, unused), key), unused)
 
 
-def _chat(row: Row, found: list[Turn], unused: set[str]) -> Example:
+def _chat(row: Row, conversation: list[Turn], unused: set[str]) -> Example:
     """The turns with what the columns of every chat format say: system, tools, and whether the row is learned."""
     system = text(row, "system", optional=True)
-    if system.strip() and found[0]["role"] == "system":
+    if system.strip() and conversation[0]["role"] == "system":
         unused.add("system")  # the conversation brings its own
     elif system.strip():
-        found = [{"role": "system", "content": system}, *found]
+        conversation = [{"role": "system", "content": system}, *conversation]
     if not turns.learns(row, ("weight", "train"), unused):
-        for turn in found:
+        for turn in conversation:
             if turn["role"] == "assistant":
                 turn["learn"] = False
     tools, functions = turns.tools(row.get("tools")), turns.tools(row.get("functions"))
     if tools and functions:
         unused.add("functions")
     tools = tools or functions
-    return {"messages": found} | ({"tools": tools} if tools else {})
+    return {"messages": conversation} | ({"tools": tools} if tools else {})
 
 
-def _answered(found: list[Turn], key: str) -> list[Turn]:
-    if not any(turn["role"] == "assistant" for turn in found):
+def _answered(conversation: list[Turn], key: str) -> list[Turn]:
+    if not any(turn["role"] == "assistant" for turn in conversation):
         raise RowError(f"'{key}' has no assistant turn to learn from")
-    return found
+    return conversation

@@ -1,6 +1,6 @@
 """Read a data set: a file, the shipped demo, or a hub id -> Examples. Imports no torch; the page uses it too.
 
-Every faulty row is named by file and row number, and left out only where that is asked for; so is what is not used.
+Every faulty row is named by file and row number, and left out only where that is asked for; unused fields are named too.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class Dataset:
 
 @dataclass
 class Survey:
-    """What is seen while rows are read: how many, the faulty ones, and those that hold what is not used.
+    """What is counted while rows are read: how many, the faulty ones, and those that hold what is not used.
 
     Of the `usable` rows to train on `duplicates` equal an earlier one; `known` of the data's own held-out rows equal one
     to train on.
@@ -172,27 +172,27 @@ def _folder(name: str, path: Path) -> Source:
             files.setdefault(file.stem.lower(), []).append(file)
     if "train" not in files:
         raise UserError(f"The data folder '{name}' holds no train file: name one of its files, or add train.jsonl.")
-    found = [files["train"], *(files[stem] for stem in _HELD_OUT_NAMES if stem in files)][:2]
-    for several in found:
-        if len(several) > 1:
-            names = " and ".join(file.name for file in several)
+    groups = [files["train"], *(files[stem] for stem in _HELD_OUT_NAMES if stem in files)][:2]
+    for group in groups:
+        if len(group) > 1:
+            names = " and ".join(file.name for file in group)
             raise UserError(f"The data folder '{name}' holds {names}: take one of them out, or name a single file.")
-    used = [file for (file,) in found]
+    used = [file for (file,) in groups]
     others = tuple(file.name for listed in files.values() for file in listed if file not in used)
     return Source(name, used[0], used[1] if len(used) > 1 else None, (*others, *_out_of_reach(path)))
 
 
 def _out_of_reach(folder: Path) -> Iterator[str]:
     """What may hold data in a folder, but is packed, or lies a folder deeper."""
-    for one in sorted(folder.iterdir()):
+    for entry in sorted(folder.iterdir()):
         inner: list[Path] = []
-        if one.is_dir() and not one.name.startswith("."):
+        if entry.is_dir() and not entry.name.startswith("."):
             with contextlib.suppress(OSError):  # it may be another user's
-                inner = list(one.iterdir())
+                inner = list(entry.iterdir())
         if any(file.suffix.lower() in SUFFIXES for file in inner):
-            yield f"{one.name}/"
-        elif one.is_file() and one.suffix.lower() not in SUFFIXES and {*one.name.lower().split(".")} & _ENDINGS:
-            yield one.name
+            yield f"{entry.name}/"
+        elif entry.is_file() and entry.suffix.lower() not in SUFFIXES and {*entry.name.lower().split(".")} & _ENDINGS:
+            yield entry.name
 
 
 def _train(source: Source, split: str, limit: int | None, seen: Survey) -> Iterator[Example]:
@@ -229,13 +229,13 @@ def _examples(rows: Iterator[RawRow], file: str, seen: Survey) -> Iterator[Examp
         try:
             if row.fault:
                 raise RowError(row.fault)
-            found, unused = example(row.value, seen.format)
+            parsed, unused = example(row.value, seen.format)
         except RowError as error:
             reason = str(error) if row.fault or not row.note else f"{error}; {row.note}"
             seen.add(Fault(file, row.number, _short(reason), row.line, "" if row.fault else seen.format))
             continue
         seen.ignored.update(unused.union(row.beside))
-        yield found | {"row": row.number}
+        yield parsed | {"row": row.number}
 
 
 def _recognized(rows: Iterator[RawRow], file: str, seen: Survey) -> Iterator[RawRow]:
@@ -243,8 +243,8 @@ def _recognized(rows: Iterator[RawRow], file: str, seen: Survey) -> Iterator[Raw
     looked_at: list[RawRow] = []
     for row in rows:
         looked_at.append(row)
-        if isinstance(row.value, dict) and (found := recognize(row.value)):
-            seen.format = found
+        if isinstance(row.value, dict) and (format := recognize(row.value)):
+            seen.format = format
             break
     if seen.format == "auto" and (strange := next((row for row in looked_at if not row.fault), None)):
         known = "; ".join(f"{name}: {', '.join(how.columns)}" for name, how in FORMATS.items())
@@ -285,17 +285,17 @@ def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
 def _check_card(name: str) -> None:
     """Raise UserError for a hub data set whose card names files elsewhere, before the library looks for them.
 
-    So nobody is told whether those exist, and no address is asked. The library reads a card from either of two files.
+    So nobody learns whether those exist, and no address is contacted. The library reads a card from either of two files.
     """
     from huggingface_hub import hf_hub_download, metadata_load
 
     for file in ("README.md", ".huggingface.yaml"):
-        found: dict[str, Any] = {}
+        card: dict[str, Any] = {}
         with contextlib.suppress(Exception):  # none there, no network, no YAML: the library says it better
             path = Path(hf_hub_download(name, file, repo_type="dataset"))
             read = metadata_load if file == "README.md" else _yaml
-            found = read(path) or {}
-        for named in _named_files(found.get("configs") if isinstance(found, dict) else None):
+            card = read(path) or {}
+        for named in _named_files(card.get("configs") if isinstance(card, dict) else None):
             if "://" in named or named.startswith(("/", "~", "\\")) or ".." in named.replace("\\", "/").split("/"):
                 raise UserError(
                     f"The data set '{name}' names files that are not its own ('{named}'): choose another one."
@@ -309,15 +309,15 @@ def _yaml(path: Path) -> Any:
 def _named_files(configs: object) -> Iterator[str]:
     """Every text below `data_files` and `data_dir` in the configs of a card, however nested."""
     listed = configs if isinstance(configs, list) else []
-    left = [one.get(key) for one in listed if isinstance(one, dict) for key in ("data_files", "data_dir")]
+    left = [item.get(key) for item in listed if isinstance(item, dict) for key in ("data_files", "data_dir")]
     for _ in range(_MOST_NAMED):
         if not left:
             return
-        one = left.pop()
-        if isinstance(one, str):
-            yield one
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
         else:
-            left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            left += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
     raise UserError(f"The card of the data set names more than {_MOST_NAMED:,} files: choose another one.")
 
 

@@ -22,12 +22,12 @@ def prompts_of(examples: Sequence[Example], count: int, system_prompt: str) -> l
     Answers that follow each other are one: many templates join them, and take no other question than a user's or a
     tool's turn.
     """
-    found = []
+    prompts = []
     for example in examples:
         turns = example.get("messages", [])
         last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
         while last and turns[last - 1]["role"] == "assistant":
             last -= 1
         if last:
-            found.append(Prompt(with_system(turns[:last], system_prompt), example.get("tools")))
-    return found[:count]
+            prompts.append(Prompt(with_system(turns[:last], system_prompt), example.get("tools")))
+    return prompts[:count]

@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"[ \t]*(\r|\n|$)")
 def split(content: str, opened: bool = False) -> tuple[str, str]:
     """(reasoning, answer) of a text that begins with reasoning in MARKS; ("", text) of any other.
 
-    The opening mark may be missing, for some generation prompts end with it; then no other one may follow. Where it is
+    The opening mark may be missing, for some generation prompts end with it; then no other may follow. Where it is
     not known to be `opened` so, the closing mark has to end a line outside of code: else it is what the text is about.
     """
     for opening, closing in MARKS:
@@ -72,7 +72,7 @@ def parted(text: str, prompt: str | None = None) -> Parted:
 
 
 def split_turn(turn: Mapping[str, Any], opened: bool = False) -> dict[str, Any]:
-    """An assistant turn with the reasoning of its content in `reasoning_content`, unless it has other one there.
+    """An assistant turn with the reasoning of its content in `reasoning_content`, unless that field holds something else.
 
     Marks with nothing between them, as models write them that think no more, are taken off.
     """
@@ -105,19 +105,19 @@ def left_open(prompt: str) -> tuple[str, str] | None:
 
 def closed(prompt: str) -> str:
     """A prompt that leaves no thought open."""
-    found = left_open(prompt)
-    return prompt + found[1] if found else prompt
+    opened = left_open(prompt)
+    return prompt + opened[1] if opened else prompt
 
 
 def completed(context: str, rest: str, reasoning: str) -> tuple[str, str]:
-    """Context and answer that fit together where the prompt opens a thought that the template writes no more of.
+    """Context and answer made consistent where the prompt opens a thought that the template does not go on with.
 
     With reasoning the answer goes on with it; without, the thought is closed in the context.
     """
-    found = left_open(context)
-    if found is None:
+    opened = left_open(context)
+    if opened is None:
         return context, rest
-    mark, closing = found
+    mark, closing = opened
     if reasoning and reasoning in rest:
         opening = next(opening for opening, closing_mark in MARKS if closing_mark == mark)
         began = rest.lstrip().startswith(opening)

@@ -1,4 +1,4 @@
-"""Conversations as a template accepts them: joined, folded or filled where it refuses them as they are. All is counted."""
+"""Conversations as a template accepts them: joined, folded or filled where it refuses them as they are. Every change is counted."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,29 +65,29 @@ def _check_shown(turns: Sequence[Turn], rendered: str) -> None:
             raise LookupError(f"the chat template does not show {what}")
 
 
-def shows(rendered: str, said: str) -> bool:
+def shows(rendered: str, text: str) -> bool:
     """Whether a text stands in what a template wrote, as it is, as JSON, or with other white space."""
-    said = said.strip()
-    if said in rendered or json.dumps(said, ensure_ascii=False)[1:-1] in rendered:
+    text = text.strip()
+    if text in rendered or json.dumps(text, ensure_ascii=False)[1:-1] in rendered:
         return True
-    return "".join(said.split()) in "".join(rendered.split())
+    return "".join(text.split()) in "".join(rendered.split())
 
 
 def _joined(turns: list[Turn]) -> list[Turn]:
     """Neighbours of one role as one turn, which keeps them in `joined`; turns with tool calls stay."""
-    found: list[Turn] = []
+    joined: list[Turn] = []
     for turn in turns:
-        before = found[-1] if found else None
+        before = joined[-1] if joined else None
         plain = turn["role"] in ("user", "assistant", "system") and not turn.get("tool_calls")
         if before is None or not plain or before["role"] != turn["role"] or before.get("tool_calls"):
-            found.append(dict(turn))
+            joined.append(dict(turn))
             continue
         parts = [*before.get("joined", [dict(before)]), turn]
         for name in ("content", "reasoning_content"):
-            if texts := [one[name] for one in parts if one.get(name)]:
+            if texts := [part[name] for part in parts if part.get(name)]:
                 before[name] = _paragraphs(*texts)
         before["joined"] = parts
-    return found
+    return joined
 
 
 def _moved(turns: list[Turn]) -> list[Turn]:
@@ -98,19 +98,19 @@ def _moved(turns: list[Turn]) -> list[Turn]:
 
 def _folded(turns: list[Turn]) -> list[Turn]:
     """System turns at the end of the user turn that they follow, or else at the head of the next one."""
-    found: list[Turn] = []
+    folded: list[Turn] = []
     waiting = ""
     for turn in turns:
-        if turn["role"] == "system" and found and found[-1]["role"] == "user":
-            found[-1] = {**found[-1], "content": _paragraphs(found[-1]["content"], turn["content"])}
+        if turn["role"] == "system" and folded and folded[-1]["role"] == "user":
+            folded[-1] = {**folded[-1], "content": _paragraphs(folded[-1]["content"], turn["content"])}
         elif turn["role"] == "system":
             waiting = _paragraphs(waiting, turn["content"])
         elif turn["role"] == "user" and waiting:
-            found.append({**turn, "content": _paragraphs(waiting, turn["content"])})
+            folded.append({**turn, "content": _paragraphs(waiting, turn["content"])})
             waiting = ""
         else:
-            found.append(turn)
-    return turns if waiting else found
+            folded.append(turn)
+    return turns if waiting else folded
 
 
 def _paragraphs(*texts: str) -> str:
@@ -121,7 +121,7 @@ def _renamed(turns: list[Turn]) -> list[Turn]:
     """Tool calls with ids of nine letters and digits, and results that name them, in order where they named none."""
     names: dict[str, str] = {}
     unanswered: list[str] = []
-    found = []
+    renamed = []
     for turn in turns:
         if turn.get("tool_calls"):
             calls = []
@@ -135,8 +135,8 @@ def _renamed(turns: list[Turn]) -> list[Turn]:
             known = names.get(str(turn.get("tool_call_id")))
             turn = {**turn, "tool_call_id": known or (unanswered[0] if unanswered else f"{0:09d}")}
             unanswered = [name for name in unanswered if name != turn["tool_call_id"]]
-        found.append(turn)
-    return found
+        renamed.append(turn)
+    return renamed
 
 
 def _arguments_as_text(turns: list[Turn]) -> list[Turn]:

@@ -1,4 +1,4 @@
-"""Facts about encoded rows that decide whether anything good can be learned from them; the doctor reads them."""
+"""Facts about encoded rows that decide whether anything good can be learned from them; read by the diagnostics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from qlora_gui.data.tokenization import Encoded, Report
 _LISTED = 20
 
 
-def of(rows: Sequence[Encoded], report: Report, chat: Chat, format: str) -> dict[str, Any]:
+def compute(rows: Sequence[Encoded], report: Report, chat: Chat, format: str) -> dict[str, Any]:
     """The facts of rows encoded under `chat`, as plain values for an event.
 
     A row is an example here, also where it became several. `format` is what they were read as. `supervised_share` is
@@ -49,18 +49,18 @@ def of(rows: Sequence[Encoded], report: Report, chat: Chat, format: str) -> dict
 
 
 def _examples(rows: Sequence[Encoded], which: Callable[[Encoded], bool]) -> int:
-    """Of how many examples some row is such a one."""
+    """The number of examples with at least one such row."""
     return len({row.row for row in rows if which(row)})
 
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
-    """What became of the answers, and what the chat template did to them, for people; [] where nothing is to be said."""
+    """What became of the answers, and what the chat template did to them, for people; [] where there is nothing to report."""
     turns = facts.get("turns") or {}
     if not turns.get("present"):
         return []
-    told = []
+    lines = []
     if facts.get("refuses"):
-        told.append(f"The chat template refuses even a question and an answer ({facts['refuses']})")
+        lines.append(f"The chat template refuses even a question and an answer ({facts['refuses']})")
     unended = turns.get("unended", 0)
     if turns["learned"] != turns["present"] or turns["present"] != facts["rows"] or unended:
         apart = {"context_only": "as context only", "cut": "beyond max_length", "lost": "not learnable"}
@@ -68,25 +68,25 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         cut = f", {unended:,} of them without the end, which is beyond max_length" if unended else ""
         verb = "is" if 1 in (turns["learned"], turns["present"]) else "are"
         answers = _counted(turns["present"], "answers")
-        told.append(f"{turns['learned']:,} of {answers} {verb} learned{cut}" + _listed(rest))
+        lines.append(f"{turns['learned']:,} of {answers} {verb} learned{cut}" + _listed(rest))
     if turns["lost"] and facts.get("lost"):
         first = facts["lost"][0]
-        told.append(f"The first that is not learnable is in row {first['row']:,}: {first['reason']}")
+        lines.append(f"The first that is not learnable is in row {first['row']:,}: {first['reason']}")
     if turns["split"]:
-        told.append(
+        lines.append(
             f"{_counted(turns['split'], 'conversations')} became several rows, for the chat template writes earlier "
             "turns otherwise than the newest"
         )
-    told += [_counted(count, NOTES[name]) for name, count in facts.get("notes", {}).items() if count and name in NOTES]
+    lines += [_counted(count, NOTES[name]) for name, count in facts.get("notes", {}).items() if count and name in NOTES]
     if facts.get("thinking") is not None:
         first = facts.get("thinking_by_first")
         which = f", going by the first {first:,} rows; a run goes by all it trains on" if first else ""
-        told.append(f"Thinking is {'on' if facts['thinking'] else 'off'}{which}")
+        lines.append(f"Thinking is {'on' if facts['thinking'] else 'off'}{which}")
     if facts.get("end_from") == "eos" and not facts.get("refuses"):
-        told.append("The chat template writes no end mark, so the EOS token is learned as one")
+        lines.append("The chat template writes no end mark, so the EOS token is learned as one")
     if facts.get("end_from") == "next turn":
-        told.append(f"Answers end with {facts['end'].strip()}, where the next turn begins")
-    return told
+        lines.append(f"Answers end with {facts['end'].strip()}, where the next turn begins")
+    return lines
 
 
 def _counted(count: int, words: str) -> str:

@@ -139,19 +139,19 @@ def _spelled(
 ) -> tuple[list[int], list[Span]]:
     """The tokens with the special ones that lie in `literal` replaced by the tokens of their letters."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    found: list[int] = []
+    replaced: list[int] = []
     spans: list[Span] = []
     for number, (first, last) in zip(ids, places, strict=True):
         if number in special and any(first < end and begin < last for begin, end in literal):
             piece = tokenizer(
                 text[first:last], add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
             )
-            found += piece["input_ids"]
+            replaced += piece["input_ids"]
             spans += [(first + begin, first + end) for begin, end in piece["offset_mapping"]]
         else:
-            found.append(number)
+            replaced.append(number)
             spans.append((first, last))
-    return found, spans
+    return replaced, spans
 
 
 _patterns: WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = WeakKeyDictionary()  # Gemma brings 6,000 added tokens
@@ -159,11 +159,11 @@ _patterns: WeakKeyDictionary[Any, tuple[int, re.Pattern[str]]] = WeakKeyDictiona
 
 def _pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds every spelling of a special token; made once a tokenizer, and again when it got more tokens."""
-    size, found = _patterns.get(tokenizer, (-1, re.compile("")))
+    size, pattern = _patterns.get(tokenizer, (-1, re.compile("")))
     if size != len(tokenizer):
-        found = compiled(tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special))
-        _patterns[tokenizer] = len(tokenizer), found
-    return found
+        pattern = compiled(tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special))
+        _patterns[tokenizer] = len(tokenizer), pattern
+    return pattern
 
 
 @lru_cache(maxsize=16)

@@ -63,15 +63,15 @@ class Probe:
         """A turn with its reasoning where the template looks for it, and without what is not for it."""
         shaped = {key: value for key, value in turn.items() if key not in ("learn", "joined", "place", *_ALIASES)}
         reasoning = turn.get("reasoning_content")
-        said = reasoning or (reasoning == "" and self.form == "field")
-        return _with_reasoning(shaped, str(reasoning), self.form) if said else shaped
+        has_reasoning = reasoning or (reasoning == "" and self.form == "field")
+        return _with_reasoning(shaped, str(reasoning), self.form) if has_reasoning else shaped
 
-    def to_end_mark(self, rest: str, said: Sequence[str]) -> str:
-        """What a template wrote for the newest answer, up to its end mark and no further; `said` are texts in it."""
+    def to_end_mark(self, rest: str, texts: Sequence[str]) -> str:
+        """What a template wrote for the newest answer, up to its end mark and no further; `texts` are known to be in it."""
         if rest.endswith(self.tail):
             rest = rest[: len(rest) - len(self.tail)] + self.end
         # Templates may write something else after calls of tools: an end mark of their own, or the next prompt.
-        after = max((rest.rfind(text) + len(text) for text in said if text in rest), default=0)
+        after = max((rest.rfind(text) + len(text) for text in texts if text in rest), default=0)
         places = [(rest.find(mark, after), len(mark)) for mark in filter(None, (self.end, *self.marks))]
         ended = min((place + size for place, size in places if place >= 0), default=None)
         return rest.rstrip() if ended is None else rest[:ended]
@@ -118,14 +118,14 @@ def _renderer(tokenizer: Any, template: str, settings: Mapping[str, Any], no_too
     usual = getattr(type(tokenizer).apply_chat_template, "__module__", "") == "transformers.tokenization_utils_base"
 
     def render(turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, generation_prompt: bool = False) -> str:
-        told = list(tools) if tools else no_tools
+        tool_list = list(tools) if tools else no_tools
         if usual:
             special = tokenizer.special_tokens_map
-            return RENDERER.render(template, special, turns, told, generation_prompt, settings)
+            return RENDERER.render(template, special, turns, tool_list, generation_prompt, settings)
         return str(
             tokenizer.apply_chat_template(
                 list(turns),
-                tools=told,
+                tools=tool_list,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
@@ -240,9 +240,9 @@ def _added(tokenizer: Any) -> list[str]:
     return [str(token) for token in tokenizer.added_tokens_decoder.values()]
 
 
-def _common(one: str, other: str) -> str:
-    size = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-    return one[: min(len(one), len(other)) if size is None else size]
+def _common(first: str, second: str) -> str:
+    size = next((place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
+    return first[: min(len(first), len(second)) if size is None else size]
 
 
 def _ending(tokenizer: Any, end: str) -> tuple[frozenset[int], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Chat templates, rendered in a process of their own that has little time and little memory.
+"""Chat templates, rendered in a separate process with limits on time and memory.
 
 Templates are programs, and come with bases and adapters of strangers: `{% for %}` in `{% for %}` runs for ever, a text
 doubled forty times fills the memory. One such process serves all templates of this one (`model.render`).
@@ -31,17 +31,17 @@ _START_SECONDS = 900.0  # on a machine that is very busy; a stop ends it before
 _LOOK_SECONDS = 0.1
 _CAN_WAIT = not kind.is_windows()  # Windows waits for no pipe: there it is ended by a timer
 _WALL_SECONDS = 600.0 if _CAN_WAIT else 60.0  # for those of computing, on a machine that is busy
-# All conversations together: one that takes a second each would keep a data set for days, under the limit of each.
+# For all conversations in total: a second for each would add up to days, without exceeding the limit of any.
 _USUAL_SECONDS, _AT_FIRST = 0.2, 10.0
 _SIZE = struct.Struct(">I")
 
 
 class TemplateError(Exception):
-    """What a template raised, which is the template's own affair."""
+    """An error that the template itself raised."""
 
 
 class EndlessTemplate(BaseException):
-    """A template that went beyond its limits; `str` says which. No Exception: what tries turns out must let it through."""
+    """A template that exceeded a limit; `str` says which. No Exception: code that tries out turns must let it through."""
 
 
 class StoppedRendering(BaseException):
@@ -50,7 +50,7 @@ class StoppedRendering(BaseException):
 
 @contextmanager
 def bounded(whose: str) -> Iterator[None]:
-    """Within, a template that goes beyond its limits is a UserError about `whose`."""
+    """Within, a template that exceeds its limits raises a UserError about `whose`."""
     try:
         yield
     except EndlessTemplate as error:
@@ -60,7 +60,7 @@ def bounded(whose: str) -> Iterator[None]:
 class Renderer:
     """The process that renders, started when it is first needed and again where it had to be ended.
 
-    `interrupt` is called while one waits for it, and may raise to end that. Safe to share between threads.
+    `interrupt` is called while waiting for it, and may raise to end that. Safe to share between threads.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Renderer:
 
     @contextmanager
     def interrupted_by(self, look: Callable[[], None]) -> Iterator[None]:
-        """Within, `look` is called while one waits for a template; what it raises ends that."""
+        """Within, `look` is called while waiting for a template; what it raises ends that."""
         before, self.interrupt = self.interrupt, look
         try:
             yield
@@ -135,15 +135,15 @@ class Renderer:
             )
 
     def _refuse(self, template: str, what: str) -> None:
-        told = {
+        reason = {
             "time": f"did not come to an end within {SECONDS:g} s of computing: it is endless, or far too slow",
             "slow": f"takes more than {_USUAL_SECONDS:g} s of computing for a conversation, again and again: it is far too slow",
             "memory": f"needs more than {MOST_MEMORY >> 20} MB of memory for one conversation",
             "text": f"writes more than {MOST_TEXT:,} characters for one conversation",
         }.get(what, what)
-        self._refused[template] = told
+        self._refused[template] = reason
         self.close()  # what is left of its memory
-        raise EndlessTemplate(told)
+        raise EndlessTemplate(reason)
 
     def _asked(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What the process answers; `too_much` says which limit it went beyond, as the process can or by how it ended."""
@@ -165,8 +165,8 @@ class Renderer:
             raise
         if answer is None:
             return {"too_much": self._ended()}
-        found: dict[str, Any] = json.loads(answer)
-        return self._weighed(str(asked["template"]), float(found["seconds"])) or found
+        result: dict[str, Any] = json.loads(answer)
+        return self._weighed(str(asked["template"]), float(result["seconds"])) or result
 
     def _weighed(self, template: str, seconds: float) -> dict[str, Any] | None:
         count, spent = self._spent.get(template, (0, 0.0))
@@ -176,26 +176,26 @@ class Renderer:
     def _read(self, size: int, seconds: float) -> bytes | None:
         """So many bytes; None where the process ended before, or the time is over."""
         assert self._child and self._child.stdout
-        stream, found, deadline = self._child.stdout, b"", time.monotonic() + seconds
+        stream, received, deadline = self._child.stdout, b"", time.monotonic() + seconds
         end_it = threading.Timer(seconds, self._child.kill)
         if not _CAN_WAIT:
             end_it.start()
         try:
-            while len(found) < size:
+            while len(received) < size:
                 self.interrupt()
                 if time.monotonic() > deadline:
                     return None
                 if not _CAN_WAIT or select.select([stream], [], [], _LOOK_SECONDS)[0]:
-                    piece = os.read(stream.fileno(), size - len(found))
+                    piece = os.read(stream.fileno(), size - len(received))
                     if not piece:
                         return None
-                    found += piece
-            return found
+                    received += piece
+            return received
         finally:
             end_it.cancel()
 
     def _ended(self) -> str:
-        """Which limit a process went beyond that does not answer."""
+        """Which limit a process exceeded that does not answer."""
         assert self._child
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._child.wait(0.5)
@@ -205,7 +205,7 @@ class Renderer:
 
 
 def _plain(token: Any) -> Any:
-    return [str(one) for one in token] if isinstance(token, (list, tuple)) else str(token)
+    return [str(part) for part in token] if isinstance(token, (list, tuple)) else str(token)
 
 
 RENDERER = Renderer()

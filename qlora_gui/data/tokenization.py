@@ -19,7 +19,7 @@ IGNORED = -100  # the label that torch's cross entropy skips
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row. `input_ids` and `labels` have one entry a token; a label is the id or IGNORED.
+    """One row. `input_ids` and `labels` have one entry per token; a label is the id or IGNORED.
 
     `row` is the number of its example: a conversation whose earlier turns the chat template rewrites is several rows.
     `turn` is the message that the row ends with (-1: plain text), `turns` how many answers of the data it learns, and
@@ -79,17 +79,17 @@ def encode_all(
     examples: Sequence[Example], chat: Chat, max_length: int, system_prompt: str = ""
 ) -> tuple[list[Encoded], Report]:
     """Encode every example; rows that have nothing left to learn are dropped, with the reason."""
-    report, kept = Report(), []
+    report, encoded = Report(), []
     for example in examples:
         rows = encode(example, chat, max_length, report, system_prompt)
-        kept += rows
+        encoded += rows
         report.used += bool(rows)
         report.truncated += any(row.truncated for row in rows)
         report.split += len(rows) > 1
         report.learned += sum(row.turns for row in rows)
         report.tokens += sum(len(row.input_ids) for row in rows)
         report.supervised += sum(row.supervised for row in rows)
-    return kept, report
+    return encoded, report
 
 
 def encode(example: Example, chat: Chat, max_length: int, report: Report, system_prompt: str = "") -> list[Encoded]:
@@ -123,20 +123,20 @@ def encode(example: Example, chat: Chat, max_length: int, report: Report, system
     report.notes.update(answers.notes)
     shift = len(messages) - len(example["messages"])
     rows, begins = [], max_length
-    for tokens in _grouped(answers.found, chat.tokenizer):
+    for tokens in _grouped(answers.learnable, chat.tokenizer):
         row = _row(example["row"], tokens, chat, max_length, spelled, shift)
         begins = min(begins, *(first for first, _ in tokens.spans))
         if row.supervised:
             rows.append(row)
-    covered = sum(answer.covers for answer in answers.found)
+    covered = sum(answer.covers for answer in answers.learnable)
     report.cut += covered - sum(row.turns for row in rows)
     if not rows:
-        report.dropped.append((example["row"], _why_nothing(answers.lost, begins, max_length, bool(answers.found))))
+        report.dropped.append((example["row"], _why_nothing(answers.lost, begins, max_length, bool(answers.learnable))))
     return rows
 
 
-def _why_nothing(lost: Sequence[tuple[int, str]], begins: int, max_length: int, found: bool) -> str:
-    if found:
+def _why_nothing(lost: Sequence[tuple[int, str]], begins: int, max_length: int, has_answers: bool) -> str:
+    if has_answers:
         return f"its answer begins at token {begins + 1}, beyond the {max_length} tokens of max_length"
     return lost[0][1] if lost else "none of its answers is to be learned"
 
@@ -192,16 +192,16 @@ def _tokenized(answers: Sequence[Answer], tokenizer: Any) -> tuple[_Tokens, list
         context = last.context.ids(tokenizer)
         ids = context + _continued(last.learned, tokenizer)
         return _Tokens(ids, [last], [(len(context), len(ids))]), earlier
-    found, spans, elsewhere = [], [], []
+    placed, spans, elsewhere = [], [], []
     for answer in earlier:
         first = _boundary(tokenizer, text, ids, places, len(answer.context.text))
         after = _place(places, len(answer.whole.text))
         if first is None or after is None:
             elsewhere.append(answer)
         else:
-            found.append(answer)
+            placed.append(answer)
             spans.append((first, after))
-    return _Tokens(ids, [*found, last], [*spans, (begin, len(ids))]), elsewhere
+    return _Tokens(ids, [*placed, last], [*spans, (begin, len(ids))]), elsewhere
 
 
 def _place(places: Sequence[Span], character: int) -> int | None:
@@ -214,7 +214,7 @@ def _place(places: Sequence[Span], character: int) -> int | None:
 def _boundary(tokenizer: Any, text: Text, ids: Sequence[int], places: Sequence[Span], character: int) -> int | None:
     """The token that begins at a character, where what stands before it is tokenized as it is when it stands alone.
 
-    So it is asked for. Looked at is what follows the last special token, over which no tokenizer reaches.
+    That is how a prompt is tokenized. Only the text after the last special token is checked: no token crosses one.
     """
     number = _place(places, character)
     if number is None:

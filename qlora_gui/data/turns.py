@@ -80,14 +80,14 @@ def tools(value: Any) -> list[dict[str, Any]]:
 
     Raises RowError.
     """
-    found = []
+    parsed = []
     for item in _objects(value, "'tools'"):
         bare = {name: part for name, part in item.items() if name != "type"}
         function = item.get("function", bare)
         if not isinstance(function, dict) or not _is_text(function.get("name")):
             raise RowError("'tools' holds a tool without a name")
-        found.append({"type": "function", "function": function})
-    return found
+        parsed.append({"type": "function", "function": function})
+    return parsed
 
 
 def messages_in(value: Any, answers: bool = False) -> list[Any] | None:
@@ -96,14 +96,18 @@ def messages_in(value: Any, answers: bool = False) -> list[Any] | None:
     JSON in a text is messages only where every entry is one, and of `answers` where the assistant begins: roles and
     names are also what people extract from texts, and an answer may be a conversation that was asked for.
     """
-    found = listed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
-    if not isinstance(found, list):
+    messages = listed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    if not isinstance(messages, list):
         return None
-    if found is value:
-        return found
-    if not found or not all(map(_is_message, found)) or (answers and _ROLES[found[0]["role"].lower()] != "assistant"):
+    if messages is value:
+        return messages
+    if (
+        not messages
+        or not all(map(_is_message, messages))
+        or (answers and _ROLES[messages[0]["role"].lower()] != "assistant")
+    ):
         return None  # a text that begins with a bracket, or other JSON that is to be learned
-    return found
+    return messages
 
 
 def _is_message(value: Any) -> bool:
@@ -144,11 +148,11 @@ def learns(fields: Mapping[str, Any], names: tuple[str, ...], unused: set[str], 
         value = fields.get(name)
         if is_empty(value):
             continue
-        said = _yes_or_no(value)
-        if said is None:
+        flag = _yes_or_no(value)
+        if flag is None:
             unused.add(f"{prefix}{name} other than 0 and 1" if name == "weight" else f"{prefix}{name}")
         else:
-            learned &= said != (name in _HIDES)
+            learned &= flag != (name in _HIDES)
     return learned
 
 
@@ -207,12 +211,12 @@ def kind(value: Any) -> str:
 def _turn(item: dict[str, Any], key: str, role_key: str, text_key: str, unused: set[str]) -> Turn:
     role_key = role_key if role_key in item or _OTHER_KEY[role_key] not in item else _OTHER_KEY[role_key]
     text_key = text_key if text_key in item or _OTHER_KEY[text_key] not in item else _OTHER_KEY[text_key]
-    said = item.get(role_key)
-    name = said.strip().lower() if isinstance(said, str) else ""
+    given_role = item.get(role_key)
+    name = given_role.strip().lower() if isinstance(given_role, str) else ""
     if name not in _ROLES:
         known = "system, user or assistant" if role_key == "role" else "system, human or gpt"
-        told = f"'{role_key}' is missing" if said is None else f"'{role_key}' is {said!r}"
-        raise RowError(f"{told}: use {known} (or tool)")
+        problem = f"'{role_key}' is missing" if given_role is None else f"'{role_key}' is {given_role!r}"
+        raise RowError(f"{problem}: use {known} (or tool)")
     role = _ROLES[name]
     used = {role_key, text_key, "name", "tool_call_id"}
     turn: Turn = {"role": role}
@@ -242,7 +246,7 @@ def _turn(item: dict[str, Any], key: str, role_key: str, text_key: str, unused: 
         used |= set(switches)
         if not learns(item, switches, unused, f"{key}."):
             turn["learn"] = False
-    else:  # only answers are learned; that a question is not to be learned needs no telling, nor a weight that all have
+    else:  # only answers are learned; a question marked as not to be learned needs no note, nor a weight that all have
         used |= {name for name in switches if name == "weight" or not learns(item, (name,), set())}
     unused |= {f"{key}.{field}" for field, value in item.items() if field not in used and not is_empty(value)}
     return turn
@@ -252,14 +256,14 @@ def _is_data(value: Any) -> bool:
     """Whether the result of a tool is an object or a list of them, and not blocks of content."""
     if not isinstance(value, list):
         return isinstance(value, dict)
-    if any(isinstance(one, dict) and one.get("type") in _OTHER_BLOCKS for one in value):
+    if any(isinstance(part, dict) and part.get("type") in _OTHER_BLOCKS for part in value):
         return False  # a picture, say, which is no text
-    return any(not isinstance(one, str) and not (isinstance(one, dict) and _is_block(one)) for one in value)
+    return any(not isinstance(part, str) and not (isinstance(part, dict) and _is_block(part)) for part in value)
 
 
-def _is_block(one: Mapping[str, Any]) -> bool:
+def _is_block(block: Mapping[str, Any]) -> bool:
     """Whether an object is a block of content: by its type, or with nothing but a text."""
-    return one["type"] in _BLOCKS if isinstance(one.get("type"), str) else one.keys() <= {"type", "text"}
+    return block["type"] in _BLOCKS if isinstance(block.get("type"), str) else block.keys() <= {"type", "text"}
 
 
 def _content(
@@ -296,7 +300,7 @@ def _block(block: Any, key: str, unused: set[str]) -> tuple[str, str]:
         _note_unused(block, {"type", "text"}, key, unused)
         return "text", text(block, "text", optional=True)
     if name in _THOUGHT_BLOCKS:
-        field = next((one for one in (name, "text", "content") if block.get(one) is not None), None)
+        field = next((part for part in (name, "text", "content") if block.get(part) is not None), None)
         if field is None:
             raise RowError(f"'{key}' holds a block of type {name!r} without its text")
         _note_unused(block, {"type", field, "signature"}, key, unused)
@@ -305,7 +309,7 @@ def _block(block: Any, key: str, unused: set[str]) -> tuple[str, str]:
             return "thought", inner
         if not isinstance(inner, list):
             raise RowError(f"'{key}' holds a block of type {name!r} whose text is {kind(inner)}")
-        return "thought", "".join(_block(one, key, unused)[1] for one in inner)
+        return "thought", "".join(_block(part, key, unused)[1] for part in inner)
     raise RowError(f"'{key}' holds a block of type {name!r}; only text can be learned from")
 
 
@@ -330,10 +334,10 @@ def _calls(value: Any, what: str, key: str, unused: set[str]) -> list[dict[str, 
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or not name.strip():
             raise RowError("a tool call has no name")
-        found = next((field for field in _ARGUMENTS if not is_empty(function.get(field))), "arguments")
-        arguments = function.get(found)
-        used = {"function", "id", "type", "index", "name", found}
-        fields = {field for field, told in (item | function).items() if not is_empty(told)}
+        arguments_key = next((field for field in _ARGUMENTS if not is_empty(function.get(field))), "arguments")
+        arguments = function.get(arguments_key)
+        used = {"function", "id", "type", "index", "name", arguments_key}
+        fields = {field for field, content in (item | function).items() if not is_empty(content)}
         unused |= {f"{key}.{field} of a call" for field in fields - used}
         arguments = {} if is_empty(arguments) else listed(arguments)
         if not isinstance(arguments, dict):

@@ -86,7 +86,7 @@ def text(path: Path) -> str:
 def whole(value: Any) -> Any:
     """A value of JSON with a replacement character for every half of a character, which no encoding takes.
 
-    A text that was cut inside an emoji ends with such a half. Names of fields are mended too.
+    A text that was cut inside an emoji ends with such a half. Field names are repaired too.
     """
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -97,11 +97,11 @@ def whole(value: Any) -> Any:
 
 def _refuse_wide(path: Path, sample: bytes) -> None:
     """Raise UserError for UTF-16 and UTF-32, with a mark or by every other byte being zero."""
-    found = next((name for mark, name in _WIDE.items() if sample.startswith(mark)), "")
-    if not found and len(sample) >= 8 and max(sample[0::2].count(0), sample[1::2].count(0)) > 0.4 * len(sample):
-        found = "UTF-16"
-    if found:
-        raise UserError(f"The data file '{path}' is {found}, not UTF-8: save it as UTF-8.")
+    encoding = next((name for mark, name in _WIDE.items() if sample.startswith(mark)), "")
+    if not encoding and len(sample) >= 8 and max(sample[0::2].count(0), sample[1::2].count(0)) > 0.4 * len(sample):
+        encoding = "UTF-16"
+    if encoding:
+        raise UserError(f"The data file '{path}' is {encoding}, not UTF-8: save it as UTF-8.")
 
 
 def _has_utf8(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The doctor: why a run may go wrong, is going wrong, or went wrong, each with its evidence and what mends it.
+"""Diagnostics: why a run may go wrong, is going wrong, or went wrong; each finding with its evidence and a fix.
 
 A check is a function from `Seen` to a `Finding` or None: to add one, write it and put it into its file's CHECKS.
 """
@@ -30,7 +30,7 @@ def during(config: RunConfig, events: Sequence[Event]) -> list[Finding]:
 
 
 def after(config: RunConfig, events: Sequence[Event], evaluation: Values | None) -> list[Finding]:
-    """All that is found about a run: settings, data, curves, and its adapter where it was evaluated; worst first."""
+    """All findings on a run: settings, data, curves, and its adapter where it was evaluated; worst first."""
     checks = adapter.CHECKS + answers.CHECKS + curves.CHECKS + data.CHECKS + settings.CHECKS
     return examine(_of_run(config, events, evaluation or {}), checks)
 

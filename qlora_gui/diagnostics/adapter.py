@@ -4,7 +4,7 @@ from qlora_gui.diagnostics.evidence import Seen
 from qlora_gui.diagnostics.finding import PEFT_TROUBLES, UNSLOTH_TROUBLES, Check, Finding, number
 from qlora_gui.diagnostics.settings import USUAL_RATE
 
-NO_DRIFT = 1e-3  # nats a token
+NO_DRIFT = 1e-3  # nats per token
 NO_UPDATE = 1e-4  # of the weights' norm
 
 

@@ -9,7 +9,7 @@ MORE = 0.2  # a share that differs from the base's by so much
 MANY_CUT = 0.1
 MUCH_COPIED = 0.3
 FORGOTTEN = 0.02  # of the base's loss on a general text
-NO_DEPENDENCE = 0.02  # nats a token
+NO_DEPENDENCE = 0.02  # nats per token
 
 
 def eos_not_learned(seen: Seen) -> Finding | None:
@@ -42,29 +42,29 @@ def repeats(seen: Seen) -> Finding | None:
     base, adapter = texts["base"]["rep4"], texts["adapter"]["rep4"]
     if adapter <= base + MORE:
         return None
-    mend, knobs = slower(seen)
+    fix, knobs = slower(seen)
     return Finding(
         "repeats",
         "warn",
         f"{adapter:.0%} of the adapter's four-word sequences were said before in the same answer (base {base:.0%}).",
         "Loops come from an end that was not learned, from too large steps, or from data that repeats itself.",
         "Neural text degeneration (1904.09751); rep-n of 1908.04319",
-        f"See first that ends are learned. {mend}",
+        f"See first that ends are learned. {fix}",
         knobs,
     )
 
 
 def ignores_prompts(seen: Seen) -> Finding | None:
     """Answers that depend less on their prompt than the base's, or not at all."""
-    found = seen.part("dependence")
-    if not found or (found["high"] >= 0 and found["adapter"] >= NO_DEPENDENCE):
+    dependence = seen.part("dependence")
+    if not dependence or (dependence["high"] >= 0 and dependence["adapter"] >= NO_DEPENDENCE):
         return None
     return Finding(
         "ignores_prompts",
         "warn",
-        f"An answer is {found['adapter']:.2f} nats a token likelier after its own prompt than after another row's; with "
-        f"the base it is {found['base']:.2f} (difference {found['difference']:+.2f} [{found['low']:+.2f}, "
-        f"{found['high']:+.2f}], {found['rows']} rows).",
+        f"An answer is {dependence['adapter']:.2f} nats a token likelier after its own prompt than after another row's; with "
+        f"the base it is {dependence['base']:.2f} (difference {dependence['difference']:+.2f} [{dependence['low']:+.2f}, "
+        f"{dependence['high']:+.2f}], {dependence['rows']} rows).",
         "So the adapter learned what answers look like more than what they answer. That is what training on answers "
         "that do not belong to their prompts gives; a change of style alone can give some of it.",
         "Mutual information of prompt and answer, as in 1510.03055",
@@ -111,14 +111,14 @@ def forgets(seen: Seen) -> Finding | None:
             "LoRA Learns Less and Forgets Less (2405.09673)",
             "Where it matters: a lower rank or learning rate, fewer epochs, or some general rows among the data.",
         )
-    mend, knobs = slower(seen)
+    fix, knobs = slower(seen)
     return Finding(
         "forgets",
         "warn",
         evidence,
         "The adapter lost on general text and gained nothing that can be told on its task.",
         f"LoRA Learns Less and Forgets Less (2405.09673); {UNSLOTH_GUIDE}",
-        f"Look for the reason that the task was not learned. {mend}",
+        f"Look for the reason that the task was not learned. {fix}",
         knobs,
     )
 

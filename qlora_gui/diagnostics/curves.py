@@ -9,7 +9,7 @@ from qlora_gui.diagnostics.settings import USUAL_RATE, slower
 RISEN = 0.03  # of the best held-out loss: above it, it is no wobble
 SPIKE = 1.0  # nats above the points before, and twice as high
 WIDE_GAP = 0.5  # nats between training and held-out loss
-FALLEN = 0.1  # of the training loss: below it, nothing can be said yet
+FALLEN = 0.1  # of the training loss: below it, no conclusion is possible yet
 HARDLY = 0.01
 FP16_END = 65_504
 NEAR_OVERFLOW = 0.5  # of it
@@ -27,14 +27,14 @@ def not_a_number(seen: Seen) -> Finding | None:
         lost += [event["step"] for event in seen.by_step("step") if event.get("grad_norm", 0.0) is None]
     if not lost:
         return None
-    mend, knobs = slower(seen)
+    fix, knobs = slower(seen)
     return Finding(
         "not_a_number",
         "bad",
         f"Loss or gradient is no number, first at step {min(lost)}.",
         "From the first such step on, the weights of the adapter are no numbers either.",
         "IEEE 754: every sum with NaN is NaN; qlora issue 71 for fp16",
-        mend + (" A GPU that has bf16 helps." if scaled else ""),
+        fix + (" A GPU that has bf16 helps." if scaled else ""),
         knobs,
     )
 
@@ -63,14 +63,14 @@ def loss_spikes(seen: Seen) -> Finding | None:
         usual = median(event["loss"] for event in steps[place - _BEFORE_SPIKE : place])
         loss = steps[place]["loss"]
         if loss > max(2 * usual, usual + SPIKE):
-            mend, knobs = slower(seen)
+            fix, knobs = slower(seen)
             return Finding(
                 "loss_spikes",
                 "warn",
                 f"The training loss jumps to {loss:.2f} at step {steps[place]['step']}, from about {usual:.2f}.",
                 "Such jumps come from steps that are too large, or from rows unlike all others.",
                 UNSLOTH_GUIDE,
-                mend,
+                fix,
                 knobs,
             )
     return None
@@ -94,9 +94,9 @@ def half_precision(seen: Seen) -> Finding | None:
 
 def near_overflow(seen: Seen) -> Finding | None:
     """Layers that hand on numbers near the end of fp16."""
-    found = [event.get("largest_activation") for event in seen.by_step("eval") if "largest_activation" in event]
-    largest = max((value for value in found if isinstance(value, (int, float))), default=0.0)
-    over = any(value is None for value in found)  # infinity and NaN have no word in JSON
+    activations = [event.get("largest_activation") for event in seen.by_step("eval") if "largest_activation" in event]
+    largest = max((value for value in activations if isinstance(value, (int, float))), default=0.0)
+    over = any(value is None for value in activations)  # infinity and NaN have no word in JSON
     if not over and largest < NEAR_OVERFLOW * FP16_END:
         return None
     reached = "went beyond it" if over else f"reached {largest:,.0f}"

@@ -212,11 +212,11 @@ def _more_steps(seen: Seen) -> dict[str, Any]:
     config = seen.config
     if config.max_steps:
         return {"max_steps": FEW_STEPS}
-    if seen.steps_an_epoch() is None:
+    if seen.steps_per_epoch() is None:
         return {}
     for epochs in (config.epochs, max(config.epochs, MOST_EPOCHS)):
         for accumulation in range(config.gradient_accumulation, 0, -1):
-            if ceil(epochs * (seen.steps_an_epoch(accumulation) or 0)) >= FEW_STEPS:
+            if ceil(epochs * (seen.steps_per_epoch(accumulation) or 0)) >= FEW_STEPS:
                 return _changed(config, epochs, accumulation)
     return _changed(config, max(config.epochs, MOST_EPOCHS), 1)
 

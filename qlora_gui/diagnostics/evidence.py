@@ -1,4 +1,4 @@
-"""What the doctor looks at: settings, data, events and evaluation of one run, as far as they are known."""
+"""What the checks look at: settings, data, events and evaluation of one run, as far as they are known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class Seen:
         rows = int(self.facts["rows"])
         return rows - round(rows * self.config.eval_fraction) if self.facts.get("splits") else rows
 
-    def steps_an_epoch(self, accumulation: int | None = None) -> int | None:
+    def steps_per_epoch(self, accumulation: int | None = None) -> int | None:
         """Optimizer steps over the rows once, as transformers counts them; None where rows are not known or packed.
 
         `accumulation` takes the place of the config's.
@@ -90,5 +90,5 @@ class Seen:
             return int(steps[-1]["max_steps"])
         if self.config.max_steps:
             return self.config.max_steps
-        each = self.steps_an_epoch()
+        each = self.steps_per_epoch()
         return ceil(self.config.epochs * each) if each else None

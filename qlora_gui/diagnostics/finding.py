@@ -1,4 +1,4 @@
-"""What the doctor says: one finding with its evidence, why it matters, where that is known from, and what mends it."""
+"""A finding with its evidence, why it matters, the source of that, and a fix; and how checks are run."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ PEFT_TROUBLES = "PEFT's troubleshooting guide"
 
 @dataclass(frozen=True)
 class Finding:
-    """`check` names the function that found it; `evidence`, `why` and `mend` are sentences; `knobs` the change of the
-    run's settings that mends it, {} where no setting does.
+    """`check` names the function that found it; `evidence`, `why` and `fix` are sentences; `knobs` are the
+    changes of the run's settings that fix it, {} where no setting does.
 
     `bad` is what certainly breaks a run, `warn` what probably harms it, `note` what one should know to read its results.
     """
@@ -32,7 +32,7 @@ class Finding:
     evidence: str
     why: str
     source: str
-    mend: str
+    fix: str
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -41,8 +41,8 @@ Check = Callable[[Seen], Finding | None]
 
 def examine(seen: Seen, checks: Iterable[Check]) -> list[Finding]:
     """What the checks find, worst first and then in their order. A check that meets damaged values says nothing."""
-    found = [finding for check in checks if (finding := _tried(check, seen)) is not None]
-    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+    findings = [finding for check in checks if (finding := _tried(check, seen)) is not None]
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
 def _tried(check: Check, seen: Seen) -> Finding | None:

@@ -1,4 +1,4 @@
-"""Checks of a run's settings: what they alone allow one to say, before anything is loaded."""
+"""Checks of a run's settings: what they reveal on their own, before anything is loaded."""
 
 from math import sqrt
 
@@ -80,8 +80,8 @@ def _linears(seen: Seen) -> tuple[int, int] | None:
         return None
     if shape is None or shape.family == "generic":  # whose names of linears are not its own
         return (1, 4) if tuple(wanted) == _FUSED else None
-    found = sum(any(f".{linear.name}".endswith(f".{name}") for name in wanted) for linear in shape.linears)
-    return (found * shape.layers, len(shape.linears) * shape.layers) if found else None
+    matching = sum(any(f".{linear.name}".endswith(f".{name}") for name in wanted) for linear in shape.linears)
+    return (matching * shape.layers, len(shape.linears) * shape.layers) if matching else None
 
 
 def scaling(seen: Seen) -> Finding | None:
@@ -129,7 +129,7 @@ def many_epochs(seen: Seen) -> Finding | None:
     """Data seen so often that it is learned by heart."""
     epochs = seen.config.epochs
     if seen.config.max_steps:
-        each = seen.steps_an_epoch()
+        each = seen.steps_per_epoch()
         epochs = seen.config.max_steps / each if each else 0.0
     if epochs <= MOST_EPOCHS:
         return None

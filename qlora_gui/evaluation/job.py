@@ -11,14 +11,14 @@ from typing import Any
 from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import results
-from qlora_gui.files import told
+from qlora_gui.files import explained
 from qlora_gui.runs import events
 from qlora_gui.runs.launch import detached, processes_of
 from qlora_gui.runs.store import EVALUATION_LOCK, Run
 
 MODULE = "qlora_gui.evaluation.run"
 FILE, PROGRESS = "evaluation.json", "evaluate.jsonl"
-_START_SECONDS = 180.0  # on a machine that is very busy; one that ends before is seen to
+_START_SECONDS = 180.0  # for a very busy machine; a child that ends earlier is noticed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ STANDARD = Settings()
 
 @dataclass(frozen=True)
 class State:
-    """What the last evaluation begun from a run's folder is doing: `share` is 0 to 1; `fault` a sentence or ""."""
+    """The state of the last evaluation started from a run's folder: `share` is 0 to 1; `fault` a sentence or ""."""
 
     running: bool
     text: str = ""
@@ -53,12 +53,12 @@ class State:
 
 
 def lock(folder: Path) -> locks.Lock:
-    """Held while an evaluation lives that was begun from this run."""
+    """Held while an evaluation started from this run is alive."""
     return locks.Lock(folder / EVALUATION_LOCK)
 
 
 def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
-    """Evaluate runs in a child; its progress is found in the first one's folder.
+    """Evaluate runs in a child; its progress is in the first run's folder.
 
     Raises UserError where it cannot begin, or ended at once.
     """
@@ -69,9 +69,11 @@ def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
     if state(runs[0]).running:
         raise UserError(f"The run '{runs[0].id}' is being evaluated already.")
     log_file = runs[0].path / "evaluate.log"
-    with told("The evaluation's log", runs[0].path), plain_files.open_to_write(log_file) as log:
+    with explained("The evaluation's log", runs[0].path), plain_files.open_to_write(log_file) as log:
         (runs[0].path / PROGRESS).unlink(missing_ok=True)
-        events.EventLog(runs[0].path / PROGRESS).append("stage", text="Starting")  # a full disk is told here, not later
+        events.EventLog(runs[0].path / PROGRESS).append(
+            "stage", text="Starting"
+        )  # a full disk is reported here, not later
         command = [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), *(str(run.path) for run in runs)]
         child = detached(command, log)
     deadline = time.monotonic() + _START_SECONDS
@@ -87,16 +89,16 @@ def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
 
 
 def state(run: Run) -> State:
-    """How the evaluation begun from this run is getting on."""
-    found, _ = events.read(run.path / PROGRESS)
+    """The progress of the evaluation started from this run."""
+    recorded, _ = events.read(run.path / PROGRESS)
     running = _is_locked(run.path)
-    if len(found) == 1 and not running:  # what `start` wrote: its child has not come to the lock yet, or never did
+    if len(recorded) == 1 and not running:  # written by `start`: its child has not taken the lock yet, or never did
         running = bool(processes_of(MODULE, run))
-    if not found:
+    if not recorded:
         return State(running, "Starting" if running else "")
-    progress, stage = events.last(found, "progress"), events.last(found, "stage")
+    progress, stage = events.last(recorded, "progress"), events.last(recorded, "stage")
     share = progress["done"] / progress["of"] if progress else 0.0
-    end = found[-1]
+    end = recorded[-1]
     if running:
         return State(True, str(stage["text"]) if stage else "Starting", share)
     if end["kind"] == "failed":
@@ -116,10 +118,10 @@ def result(run: Run) -> dict[str, Any] | None:
     What it may lack (see `results.Evaluation`) is None in it, or empty.
     """
     try:
-        found = json.loads(plain_files.read_text(run.path / FILE))
+        content = json.loads(plain_files.read_text(run.path / FILE))
     except (OSError, ValueError, RecursionError):
         return None
-    known = results.checked(found)
+    known = results.checked(content)
     if known is None:
         return None
     saved = events.last(events.recent(run.events_file), "saved")

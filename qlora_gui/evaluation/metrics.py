@@ -10,14 +10,14 @@ COPIED_WORDS = 8  # a run of words this long is no coincidence
 _SMALL = 40  # characters: shorter texts do not compress, whatever they say
 
 
-def told(
+def measure_texts(
     answers: Sequence[str],
     ended: Sequence[str],
     tokens: Sequence[int],
     references: Sequence[str | None],
     trained_on: Collection[tuple[str, ...]],
 ) -> dict[str, Any]:
-    """The `TEXTS` of an evaluation: shares and means over the answers, one entry an answer in every argument.
+    """The `TEXTS` of an evaluation: shares and means over the answers, one entry per answer in every argument.
 
     `ended` is eos, stop string, length or stopped; `trained_on` are the n-grams of `grams` of the training answers.
     References may be missing; what needs them is then None.
@@ -54,15 +54,15 @@ def mean(values: Sequence[float]) -> float:
 
 
 def repetition(text: str, size: int = 4) -> float:
-    """rep-n (Welleck et al. 2019, 1908.04319): 1 - unique / all n-grams of words. 0 says nothing is said twice."""
-    found = _grams(text.split(), size)
-    return 1 - len(set(found)) / len(found) if found else 0.0
+    """rep-n (Welleck et al. 2019, 1908.04319): 1 - unique / all n-grams of words. 0 means no repetition."""
+    ngrams = _grams(text.split(), size)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def distinct(texts: Sequence[str], size: int) -> float:
     """distinct-n (Li et al. 2016, 1510.03055): unique / all n-grams of words over all texts together."""
-    found = [gram for text in texts for gram in _grams(text.split(), size)]
-    return len(set(found)) / len(found) if found else 0.0
+    ngrams = [gram for text in texts for gram in _grams(text.split(), size)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def compression(text: str) -> float:

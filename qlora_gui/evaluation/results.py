@@ -40,7 +40,7 @@ class Sides(_Part):
 
 
 class Loss(Sides):
-    """Mean held-out losses, nats a token; `difference` is adapter - base, with its 95% interval and corrected p."""
+    """Mean held-out losses, nats per token; `difference` is adapter - base, with its 95% interval and corrected p."""
 
     difference: float
     low: float
@@ -50,7 +50,7 @@ class Loss(Sides):
 
 
 class Texts(_Part):
-    """What was counted in one side's greedy answers (`judge.texts`): shares, means, scores against references."""
+    """What was counted in one side's greedy answers (`metrics.measure_texts`): shares, means, scores against references."""
 
     answers: int
     ended_by_eos: float
@@ -109,7 +109,7 @@ class Example(_Part):
 
 
 class Evaluation(_Part):
-    """An evaluation.json, as far as page and report state it."""
+    """An evaluation.json, as far as page and report show it."""
 
     made: float
     adapter: Adapter
@@ -171,17 +171,17 @@ def put_together(
     settings: Mapping[str, Any],
     resamples: int = RESAMPLES,
 ) -> list[dict[str, Any]]:
-    """One evaluation an adapter, as its evaluation.json holds it.
+    """One evaluation per adapter, as its evaluation.json holds it.
 
-    `columns` are the worker's proofs, the base's first; `trained_on` the n-grams (`texts.grams`) of each adapter's training answers.
+    `columns` are the worker's proofs, the base's first; `trained_on` the n-grams (`metrics.grams`) of each adapter's training answers.
     """
     numbers, seed = sorted(measured.rows), settings["seed"]
     per_row = _per_row(measured, numbers)
-    found: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     for column in range(1, len(columns)):
         differences = [losses[column] - losses[0] for losses in per_row]
         paired = stats.paired(differences, resamples=resamples, seed=seed)
-        found.append(
+        evaluations.append(
             {
                 "schema": SCHEMA,
                 "made": round(time.time(), 3),
@@ -211,22 +211,22 @@ def put_together(
                 "examples": _examples(measured, numbers, column),
             }
         )
-    corrected = stats.holm([one["loss"]["p"] for one in found])
-    for one, p in zip(found, corrected, strict=True):
-        one["loss"]["p_holm"] = p
-        one["verdict"] = verdict.of(one)
-    return found
+    corrected = stats.holm([evaluation["loss"]["p"] for evaluation in evaluations])
+    for evaluation, p in zip(evaluations, corrected, strict=True):
+        evaluation["loss"]["p_holm"] = p
+        evaluation["verdict"] = verdict.decide(evaluation)
+    return evaluations
 
 
 def _per_row(measured: Measured, numbers: Sequence[int]) -> list[list[float]]:
-    """Nats a token of every column, a list an example: the rows that one conversation became are no independent ones."""
-    found = []
+    """Nats per token of every column, a list per example: rows cut from one conversation are not independent."""
+    result = []
     for _, group in groupby(sorted(numbers, key=measured.of_row), key=measured.of_row):
         here = list(group)
         tokens = sum(measured.tokens(number) for number in here)
         sums = zip(*(measured.rows[number]["loss"] for number in here), strict=True)
-        found.append([sum(values) / tokens for values in sums])
-    return found
+        result.append([sum(values) / tokens for values in sums])
+    return result
 
 
 def _base(proof: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _base(proof: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dependence(measured: Measured, column: int, resamples: int, seed: int) -> dict[str, Any] | None:
-    """How much a prompt says about its answer: loss of the answer after another row's prompt - after its own, nats a token.
+    """How much a prompt says about its answer: loss of the answer after another row's prompt - after its own, nats per token.
 
     The mean is an estimate of the mutual information of prompt and answer under the model.
     """
@@ -250,8 +250,8 @@ def _dependence(measured: Measured, column: int, resamples: int, seed: int) -> d
         return None
     paired = stats.paired([adapter - base for base, adapter in gains], resamples=resamples, seed=seed)
     means = [plain.fmean(values) for values in zip(*gains, strict=True)]
-    told = {"base": means[0], "adapter": means[1], "difference": paired.mean}
-    return told | {"low": paired.low, "high": paired.high, "p": paired.p, "rows": paired.n}
+    sides = {"base": means[0], "adapter": means[1], "difference": paired.mean}
+    return sides | {"low": paired.low, "high": paired.high, "p": paired.p, "rows": paired.n}
 
 
 def _texts(
@@ -265,18 +265,21 @@ def _texts(
         return None
     known = [measured.about["references"][event["number"]] or None for event in answered]
 
-    def told(which: int) -> dict[str, Any]:
+    def measure(which: int) -> dict[str, Any]:
         answers, ended, tokens = ([event[key][which] for event in answered] for key in ("text", "ended", "tokens"))
-        return metrics.told(answers, ended, tokens, known, trained_on)
+        return metrics.measure_texts(answers, ended, tokens, known, trained_on)
 
-    return {"base": told(0), "adapter": told(column)}
+    return {"base": measure(0), "adapter": measure(column)}
 
 
 def _eos(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float] | None:
-    found = [measured.rows[number]["eos"] for number in numbers if measured.rows[number]["eos"]]
-    if not found:
+    chances = [measured.rows[number]["eos"] for number in numbers if measured.rows[number]["eos"]]
+    if not chances:
         return None
-    return {"base": plain.fmean(one[0] for one in found), "adapter": plain.fmean(one[column] for one in found)}
+    return {
+        "base": plain.fmean(chance[0] for chance in chances),
+        "adapter": plain.fmean(chance[column] for chance in chances),
+    }
 
 
 def _drift(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float | None]:
@@ -311,49 +314,53 @@ def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[d
     ]
 
 
-def evaluation_of(found: Any) -> Evaluation | None:
+def evaluation_of(content: Any) -> Evaluation | None:
     """The content of an evaluation.json; None where it is damaged or of another version."""
     try:
-        return Evaluation(**found)
+        return Evaluation(**content)
     except (ValidationError, TypeError):
         return None
 
 
-def checked(found: Any) -> dict[str, Any] | None:
-    """The content itself, with what is known of it as it should be (numbers, and None for what it lacks), or None."""
-    known = evaluation_of(found)
-    return None if known is None else _over(found, known.model_dump())
+def checked(content: Any) -> dict[str, Any] | None:
+    """The content itself, with its known fields validated (numbers, and None for what it lacks), or None."""
+    known = evaluation_of(content)
+    return None if known is None else _over(content, known.model_dump())
 
 
-def _over(found: Any, known: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(found)
+def _over(content: Any, known: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(content)
     for name, value in known.items():
-        merged[name] = _over(found[name], value) if isinstance(value, dict) else value
+        merged[name] = _over(content[name], value) if isinstance(value, dict) else value
     return merged
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(evaluation: dict[str, Any]) -> list[str]:
     """An evaluation in words: the verdict, then its figures, base against adapter."""
-    told = [f"{found['adapter']['name']}: {found['verdict']['text']}"]
-    told += [f"  {name:44} {base:>10} {adapter:>10}" for name, base, adapter in (("", "base", "adapter"), *rows(found))]
-    drift = found["drift"]
-    told.append(
+    output = [f"{evaluation['adapter']['name']}: {evaluation['verdict']['text']}"]
+    output += [
+        f"  {name:44} {base:>10} {adapter:>10}" for name, base, adapter in (("", "base", "adapter"), *rows(evaluation))
+    ]
+    drift = evaluation["drift"]
+    output.append(
         f"  drift from the base: KL {drift['kl']:.3f} nats a token; {drift['same']:.0%} of the answers are the same"
     )
-    return told
+    return output
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+def rows(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, base, adapter) of every figure of an evaluation that was measured."""
-    loss, texts = found["loss"], found["texts"]
+    loss, texts = evaluation["loss"], evaluation["texts"]
     values = [("held-out loss, nats a token", loss["base"], loss["adapter"], ".3f")]
-    if found.get("dependence"):
-        told = found["dependence"]
-        values.append(("what the prompt says of the answer, nats", told["base"], told["adapter"], ".3f"))
-    if found["eos"]:
-        values.append(("P(end mark) where the reference ends", found["eos"]["base"], found["eos"]["adapter"], ".2f"))
-    if found["general"]:
-        values.append(("loss on general text", found["general"]["base"], found["general"]["adapter"], ".3f"))
+    if evaluation.get("dependence"):
+        dependence = evaluation["dependence"]
+        values.append(("what the prompt says of the answer, nats", dependence["base"], dependence["adapter"], ".3f"))
+    if evaluation["eos"]:
+        values.append(
+            ("P(end mark) where the reference ends", evaluation["eos"]["base"], evaluation["eos"]["adapter"], ".2f")
+        )
+    if evaluation["general"]:
+        values.append(("loss on general text", evaluation["general"]["base"], evaluation["general"]["adapter"], ".3f"))
     for key, name, style in TEXTS if texts else ():
         sides = texts["base"].get(key), texts["adapter"].get(key)
         if None not in sides:

@@ -19,7 +19,7 @@ from qlora_gui.data.bad_rows import place
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job, metrics, results
-from qlora_gui.files import told, write_whole
+from qlora_gui.files import explained, write_whole
 from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import changes, disk_reserve
@@ -69,7 +69,7 @@ def evaluate(
     revision: str = "",
     how: Reading = AS_IT_IS,
 ) -> dict[str, Any]:
-    """Measure adapters of one base against it. Gives `evaluations`, one an adapter, and `rows`, one a row.
+    """Measure adapters of one base against it. Gives `evaluations`, one per adapter, and `rows`, one per row.
 
     `base` is another base than the first adapter names, or the same by another name. `how` says how `data` is
     read.
@@ -95,11 +95,11 @@ def _evaluated(
     revision: str,
     how: Reading,
 ) -> dict[str, Any]:
-    found_base = base_of(folders, base, revision)
+    base_arguments = base_of(folders, base, revision)
     question = _question(folders, data, settings, how, say)
     own = client or CompareClient()
     try:
-        columns = own.columns(adapters=folders, say=say, **found_base)
+        columns = own.columns(adapters=folders, say=say, **base_arguments)
         measured = _measure(own, question, settings, say, progress)
     finally:
         if client is None:
@@ -107,17 +107,17 @@ def _evaluated(
     if len(measured.rows) < 2:
         raise UserError(f"Of {question.source} only {len(measured.rows)} rows can be measured: give more with --data.")
     say("Computing intervals")
-    found = results.put_together(measured, columns, question.grams, question.source, asdict(settings))
-    for folder, one in zip(folders, found, strict=True):
-        one["data"]["trained_on"] = question.shared
+    evaluations = results.put_together(measured, columns, question.grams, question.source, asdict(settings))
+    for folder, evaluation in zip(folders, evaluations, strict=True):
+        evaluation["data"]["trained_on"] = question.shared
         if folder.is_symlink():
             say(f"{folder.name} is a symbolic link: what was measured is not written to where it leads")
         elif (folder / "run.json").is_file():
-            with told("The evaluation", folder):
-                write_whole(folder / job.FILE, json.dumps(one, ensure_ascii=False, indent=1) + "\n")
+            with explained("The evaluation", folder):
+                write_whole(folder / job.FILE, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n")
         elif not folder.is_dir():
             say(f"'{folder.name}' was deleted meanwhile: its evaluation is kept nowhere but here.")
-    return {"columns": columns, "evaluations": found, "rows": _rows(measured)}
+    return {"columns": columns, "evaluations": evaluations, "rows": _rows(measured)}
 
 
 def _question(
@@ -130,18 +130,18 @@ def _question(
     known = {_key(example) for rows in trained for example in rows}
     first = configs[0]
     if data is not None:
-        found = load.load(data, how.format, how.split, skip_bad_rows=how.skip_bad_rows)
-        seen = vars(found) | {"unused_files": found.source.unused_files}
+        loaded = load.load(data, how.format, how.split, skip_bad_rows=how.skip_bad_rows)
+        seen = vars(loaded) | {"unused_files": loaded.source.unused_files}
         for text in (*data_warnings(seen), *data_remarks(seen)):
             say(f"{Path(data).name}: {text}")
-        for fault in found.skipped_rows:
+        for fault in loaded.skipped_rows:
             say(f"{place(fault.plain())} left out: {fault.reason}")
-        examples, source = [*found.train, *(found.held_out or [])], Path(data).name
+        examples, source = [*loaded.train, *(loaded.held_out or [])], Path(data).name
         shared = sum(_key(example) in known for example in examples)
     elif first is not None and runs[0] is not None:
-        if said := changes.of_data(runs[0]):
+        if change := changes.describe_data_changes(runs[0]):
             raise UserError(
-                f"Which rows the run '{folders[0].name}' held out is not known any more, for {said}: put it back, or give "
+                f"Which rows the run '{folders[0].name}' held out is not known any more, for {change}: put it back, or give "
                 "rows that it did not learn from with --data."
             )
         held_out = rows_of(first, runs[0].events()[0]).held_out
@@ -160,16 +160,16 @@ def _question(
 
 
 def _trained_rows(run: Run | None, say: Callable[[str], None]) -> list[Example]:
-    """What a run was trained on; [] where its data is gone. Says where that, or other data than it had, is so."""
+    """What a run was trained on; [] where its data is gone. Reports missing and changed data."""
     if run is None:
         return []
-    told = f"Rows that '{run.id}' was trained on cannot be told from others"
+    warning = f"Rows that '{run.id}' was trained on cannot be told from others"
     try:
-        if said := changes.of_data(run):
-            say(f"{told}, for {said}.")
+        if change := changes.describe_data_changes(run):
+            say(f"{warning}, for {change}.")
         return rows_of(run.config(), run.events()[0]).train
     except UserError as error:
-        say(f"{told}: {error}")
+        say(f"{warning}: {error}")
         return []
 
 
@@ -186,8 +186,12 @@ def _answer(example: Example) -> str:
 
 def foreign(examples: Sequence[Example]) -> list[Example]:
     """Answers after the prompt of the row before, numbered by their own row; of conversations of one answer only."""
-    single = [one for one in examples if [turn["role"] for turn in one.get("messages", [])].count("assistant") == 1]
-    single = [one for one in single if one["messages"][-1]["role"] == "assistant"][:MOST_FOREIGN]
+    single = [
+        example
+        for example in examples
+        if [turn["role"] for turn in example.get("messages", [])].count("assistant") == 1
+    ]
+    single = [example for example in single if example["messages"][-1]["role"] == "assistant"][:MOST_FOREIGN]
     if len(single) < 2:
         return []
     pairs = zip(single, [single[-1], *single[:-1]], strict=True)
@@ -238,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
     """The page's child: settings as JSON, and adapters; what it does goes into the first one's `evaluate.jsonl`."""
     settings, folders = job.Settings(**json.loads(argv[0])), [Path(word) for word in argv[1:]]
     try:
-        with job.lock(folders[0]), disk_reserve.kept(folders[0]) as room:
+        with job.lock(folders[0]), disk_reserve.hold(folders[0]) as room:
             return _logged(folders, settings, EventLog(folders[0] / job.PROGRESS), room)
     except filelock.Timeout:  # another page was faster
         return 1
@@ -264,8 +268,8 @@ def _logged(folders: Sequence[Path], settings: job.Settings, log: EventLog, room
     except Exception as error:
         room.give_back()  # a last word needs a place on the disk
         full = disk_reserve.why_not_written(folders[0], error, "evaluate again")
-        told_as = str(error) if isinstance(error, UserError) else full or f"{type(error).__name__}: {error}"
-        log.append("failed", message=told_as)
+        message = str(error) if isinstance(error, UserError) else full or f"{type(error).__name__}: {error}"
+        log.append("failed", message=message)
         if not (full or isinstance(error, UserError)):
             raise
     return 1

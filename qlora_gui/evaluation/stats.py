@@ -25,7 +25,7 @@ class Paired:
 
 
 def paired(differences: Sequence[float], resamples: int = 9_999, seed: int = 0) -> Paired:
-    """Mean of one difference a row (adapter - base), with a bootstrap interval and a sign-flip permutation p-value.
+    """Mean of one difference per row (adapter - base), with a bootstrap interval and a sign-flip permutation p-value.
 
     The interval is bias-corrected and accelerated (BCa: Efron 1987, "Better Bootstrap Confidence Intervals"); where that
     has no value, as in rows that hardly differ, it is the percentile interval. With few rows all sign flips are tried.
@@ -58,7 +58,7 @@ def _bootstrap(values: Any, resamples: int, seed: int) -> tuple[float, float]:
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of BCa about degenerate data: that is what the percentiles are for
-            found = stats.bootstrap(
+            interval = stats.bootstrap(
                 (values,),
                 np.mean,
                 n_resamples=resamples,
@@ -67,9 +67,9 @@ def _bootstrap(values: Any, resamples: int, seed: int) -> tuple[float, float]:
                 method=method,
                 rng=seed,
             ).confidence_interval
-        if math.isfinite(found.low) and math.isfinite(found.high):
+        if math.isfinite(interval.low) and math.isfinite(interval.high):
             break
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def _batch(rows: int) -> int:
@@ -92,8 +92,8 @@ def wilson(wins: int, n: int) -> tuple[float, float]:
 
     if n == 0:
         return 0.0, 1.0
-    found = stats.binomtest(wins, n).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    interval = stats.binomtest(wins, n).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def sign_test(wins: int, losses: int) -> float:

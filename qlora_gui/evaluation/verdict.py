@@ -11,38 +11,38 @@ _BROKEN_END, _BROKEN_REPEAT, _BROKEN_EMPTY = (
 )  # worse than the base by so much is broken, whatever the loss
 
 
-def of(found: Mapping[str, Any]) -> dict[str, str]:
+def decide(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """`kind` and `text` of an evaluation (the dict that evaluation.json holds, without its verdict).
 
     Better or worse needs an interval of the held-out loss that excludes zero and a p-value, corrected for the adapters
     evaluated together, below 5%. A lower loss does not count as better when answers broke, or depend less on their
     prompts than the base's: such an adapter learned what answers look like and not what they answer.
     """
-    loss, texts = found["loss"], found["texts"]
+    loss, texts = evaluation["loss"], evaluation["texts"]
     low, high = loss["low"], loss["high"]
     figures = f"loss {loss['difference']:+.2f} [{low:+.2f}, {high:+.2f}] on {loss['rows']} held-out rows"
     ends = _ends(texts)
     sure = loss["p_holm"] < 0.05
-    broken, dependence = _broken(texts), found.get("dependence")
+    broken, dependence = _broken(texts), evaluation.get("dependence")
     if sure and low > 0:
-        return _told("worse", f"Worse: {figures}{ends}.")
+        return _verdict("worse", f"Worse: {figures}{ends}.")
     if sure and high < 0:
         if broken:
-            return _told("worse", f"Worse in use: {figures}, but {broken}.")
+            return _verdict("worse", f"Worse in use: {figures}, but {broken}.")
         if dependence and dependence["high"] < 0:
-            return _told(
+            return _verdict(
                 "unclear",
                 f"Not enough evidence: {figures}, but its answers depend less on the prompt than the base's "
                 f"({dependence['adapter']:.2f} against {dependence['base']:.2f} nats a token): "
                 "it learned what answers look like, not what they answer.",
             )
-        return _told("better", f"Better on the task: {figures}{ends}.")
+        return _verdict("better", f"Better on the task: {figures}{ends}.")
     if broken:
-        return _told("worse", f"Worse in use: {broken}; {figures}.")
-    return _told("unclear", f"Not enough evidence: {figures}{ends}. More held-out rows would tell.")
+        return _verdict("worse", f"Worse in use: {broken}; {figures}.")
+    return _verdict("unclear", f"Not enough evidence: {figures}{ends}. More held-out rows would tell.")
 
 
-def _told(kind: Kind, text: str) -> dict[str, str]:
+def _verdict(kind: Kind, text: str) -> dict[str, str]:
     return {"kind": kind, "text": text}
 
 

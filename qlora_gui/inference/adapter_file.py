@@ -26,8 +26,8 @@ from qlora_gui.runs.store import Run
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_MOST_HEADER = 16 << 20  # bytes; some hundred for a tensor
-_COPIES = 3  # of the weights at a time: as they are, in fp32, and as rows wear them
+_MOST_HEADER = 16 << 20  # bytes; some hundred per tensor
+_COPIES = 3  # of the weights at a time: as stored, in fp32, and stacked for the rows
 _LEAVES_THE_BASE_ALONE = ("true", "false", "none", "gaussian", "eva", "orthogonal")  # kinds of initialization
 # aLoRA, KaSA and other kinds that compute something else than x @ a.T @ b.T; PEFT marks them in its config.
 _VARIANTS = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
@@ -232,16 +232,16 @@ def _sort(
 def _targets(folder: Path, config: dict[str, Any]) -> LoraConfig:
     """What an adapter_config.json says of the modules that have LoRA. Raises UserError where that is damaged."""
     kinds = {"target_modules": str, "exclude_modules": str, "layers_pattern": str, "layers_to_transform": int}
-    told = {name: config[name] for name in (*kinds, "target_parameters") if config.get(name) is not None}
-    for name, value in told.items():
+    settings = {name: config[name] for name in (*kinds, "target_parameters") if config.get(name) is not None}
+    for name, value in settings.items():
         listed = value if isinstance(value, list) or name == "target_parameters" else [value]
-        if not isinstance(listed, list) or not all(isinstance(one, kinds.get(name, str)) for one in listed):
+        if not isinstance(listed, list) or not all(isinstance(item, kinds.get(name, str)) for item in listed):
             raise UserError(f"The adapter_config.json of '{folder}' is damaged: its {name} is {value!r}.")
     try:
-        re.compile(pattern if isinstance(pattern := told.get("target_modules"), str) else "")
+        re.compile(pattern if isinstance(pattern := settings.get("target_modules"), str) else "")
     except re.error as error:
         raise UserError(f"The adapter_config.json of '{folder}' is damaged: its target_modules, {error}.") from None
-    return LoraConfig(**told)
+    return LoraConfig(**settings)
 
 
 def _module(name: str) -> str:
@@ -272,9 +272,9 @@ def _trained_on(folder: Path) -> dict[str, Any]:
     """The `base` event of the run that made it (name, revision, fingerprint) and its quantization (quant_type,
     double_quant): what the base was stored in, else what the run.json asked for; empty for adapters from elsewhere.
     """
-    told = events.last(events.read(folder / "events.jsonl")[0], "base") or {}
+    base = events.last(events.read(folder / "events.jsonl")[0], "base") or {}
     try:
         config = Run(folder).config()
     except UserError:
-        return told
-    return {"quant_type": config.quant_type, "double_quant": config.double_quant} | told
+        return base
+    return {"quant_type": config.quant_type, "double_quant": config.double_quant} | base

@@ -1,4 +1,4 @@
-"""Does an adapter belong to a base? By fingerprint where its run left one, else by name, or because a person says so."""
+"""Whether an adapter belongs to a base: by fingerprint where its run recorded it, else by name, or because a person says so."""
 
 import contextlib
 from pathlib import Path
@@ -24,13 +24,13 @@ def check(base: CleanBase, adapter: Adapter, chosen: bool) -> str:
     `chosen` is a base that a person named: then name and fingerprint decide nothing, and shapes and vocabulary do.
     Raises UserError where an adapter does not belong to the base, as far as its folder says; shapes are checked later.
     """
-    told, located = adapter.trained_on.get("fingerprint"), base.located
-    if told == located.fingerprint:
+    fingerprint, located = adapter.trained_on.get("fingerprint"), base.located
+    if fingerprint == located.fingerprint:
         return ""
     named = str(adapter.trained_on.get("name") or adapter.config.get("base_model_name_or_path") or "")
-    if told is not None and not chosen:
+    if fingerprint is not None and not chosen:
         raise UserError(
-            f"The adapter '{adapter.name}' was trained on another base, {named} ({told}), "
+            f"The adapter '{adapter.name}' was trained on another base, {named} ({fingerprint}), "
             f"not on {located.name} ({located.fingerprint}): {_OWN}."
         )
     how = "the same name" if named in ("", located.path) else base_names.relation(named, located.name)
@@ -68,9 +68,9 @@ def _check_vocabulary(base: CleanBase, adapter: Adapter) -> tuple[str, int]:
     lacking = {token: theirs[token] for token in sorted(theirs, key=theirs.__getitem__) if token not in ours}
     if needed := _needed(lacking, base, adapter):
         _refuse(base, adapter, needed)
-    told = ", so does the vocabulary" if known else ", its vocabulary is not known"
+    remark = ", so does the vocabulary" if known else ", its vocabulary is not known"
     s = "s" * (len(lacking) != 1)
-    return told + (f", but for {len(lacking):,} token{s} that the base's tokenizer lacks" if lacking else ""), len(
+    return remark + (f", but for {len(lacking):,} token{s} that the base's tokenizer lacks" if lacking else ""), len(
         lacking
     )
 
@@ -89,27 +89,27 @@ def _needed(lacking: dict[str, int], base: CleanBase, adapter: Adapter) -> dict[
 
 
 def _rendered(base: CleanBase, adapter: Adapter) -> str:
-    """A short chat by the adapter's template: some put their marks together, as '<|' + role + '|>'."""
+    """A short chat rendered by the adapter's template: some build their marks from parts, as '<|' + role + '|>'."""
     turns = [{"role": role, "content": "."} for role in ("user", "assistant", "user")]
-    found, whose = "", f"The chat template of the adapter '{adapter.name}'"
+    text, whose = "", f"The chat template of the adapter '{adapter.name}'"
     for messages in (turns, [{"role": "system", "content": "."}, *turns]) if adapter.template else ():
         # Templates are programs; they raise what they like on turns they dislike.
         with contextlib.suppress(Exception):
-            found += Chat(base.tokenizer, adapter.template, whose=whose).prompt(messages).text
-    return found
+            text += Chat(base.tokenizer, adapter.template, whose=whose).prompt(messages).text
+    return text
 
 
 def _refuse(base: CleanBase, adapter: Adapter, needed: dict[str, int]) -> None:
     """Raise the UserError for tokens that an adapter's chat needs and the base's tokenizer lacks."""
     first = ", ".join(list(needed)[:_NAMED]) + (f" and {len(needed) - _NAMED:,} more" if len(needed) > _NAMED else "")
     many = len(needed) > 1
-    told = f"the token{'s' * many} {first}, which the tokenizer of {base.located.name} lacks"
+    tokens = f"the token{'s' * many} {first}, which the tokenizer of {base.located.name} lacks"
     helps = "compare it on a copy of that base whose folder has the adapter's tokenizer files"
     if any(number >= _embeddings(base.model) for number in needed.values()):
-        told += f" and the base has no embedding{'s' * many} for"
+        tokens += f" and the base has no embedding{'s' * many} for"
         helps = "compare it on the base with the larger vocabulary that it was trained on"
     raise UserError(
-        f"The adapter '{adapter.name}' was trained with {told}, so its chats would be read as other tokens: {helps} "
+        f"The adapter '{adapter.name}' was trained with {tokens}, so its chats would be read as other tokens: {helps} "
         "(--base, or Base in the page)."
     )
 
@@ -117,15 +117,13 @@ def _refuse(base: CleanBase, adapter: Adapter, needed: dict[str, int]) -> None:
 def _listed(folder: Path) -> dict[str, int]:
     """The added tokens that a folder without a tokenizer.json names, by their spelling."""
     listed = json_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    found = {
+    ids = {
         _spelling(token): int(number)
         for number, token in (listed if isinstance(listed, dict) else {}).items()
         if number.isdecimal()
     }
-    found |= {
-        token: number for token, number in json_object(folder / "added_tokens.json").items() if type(number) is int
-    }
-    return {token: number for token, number in found.items() if token}
+    ids |= {token: number for token, number in json_object(folder / "added_tokens.json").items() if type(number) is int}
+    return {token: number for token, number in ids.items() if token}
 
 
 def _spelling(token: Any) -> str:

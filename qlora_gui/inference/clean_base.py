@@ -26,7 +26,7 @@ Key = tuple[str, str, str, bool]
 class CleanBase:
     """A loaded base with its tokenizer. `eos` are the tokens that end an answer; `proof` says what it is.
 
-    `reading` is how it reads batches; it is asked of the clean base, once. `quantization` is what it really is in.
+    `reading` is how it reads batches; it is probed on the clean base, once. `quantization` is the real one.
     """
 
     located: bases.Base
@@ -64,7 +64,7 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     if device.type != "cpu":  # there it is fp32, in which transformers' own BLOOM is exact
         attention.install(model, "auto")  # as in training: BLOOM's own attention is 9% off in 16 bits at 512 tokens
     causality.check(model, located.name)
-    quantization = quantized_cache.found(model)  # a base that is stored in 4 bits is in its own kind of them
+    quantization = quantized_cache.quantization_of(model)  # a base stored in 4 bits keeps its own kind
     unpacked = device.type == "cpu" and unpack_if_it_fits(model)
     if unpacked:
         onednn.install(model)
@@ -82,16 +82,16 @@ def load(key: Key, say: Callable[[str], None]) -> CleanBase:
     return CleanBase(located, model, tokenizer, eos, proof, quantization, model_probe.ask(model))
 
 
-def trained_in(base: CleanBase, told: Mapping[str, Any]) -> Quantization | None:
-    """The quantization that an adapter was trained in, by what its folder tells; None where it tells nothing.
+def trained_in(base: CleanBase, trained_on: Mapping[str, Any]) -> Quantization | None:
+    """The quantization that an adapter was trained in, by what its folder says; None where it says nothing.
 
-    Of this very base, stored in 4 bits, there is one: older runs tell the one that was asked for.
+    For this very base, stored in 4 bits, it is the stored one: older runs recorded the one that was asked for.
     """
-    if told.get("quant_type") is None:
+    if trained_on.get("quant_type") is None:
         return None
-    if told.get("fingerprint") == base.located.fingerprint and quantized_cache.stored(base.model):
+    if trained_on.get("fingerprint") == base.located.fingerprint and quantized_cache.stored(base.model):
         return base.quantization
-    return Quantization(told["quant_type"], bool(told.get("double_quant")))
+    return Quantization(trained_on["quant_type"], bool(trained_on.get("double_quant")))
 
 
 def unpack_if_it_fits(model: torch.nn.Module) -> bool:

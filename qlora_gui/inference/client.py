@@ -58,11 +58,11 @@ class CompareClient:
         double_quant: bool = True,
         chosen: bool = False,
     ) -> list[dict[str, Any]]:
-        """Load base and adapters; gives one dict a column: name, adapter (None for the base) and proof.
+        """Load base and adapters; returns one dict per column: name, adapter (None for the base) and proof.
 
-        `chosen` says that a person named the base, so that it need not be the one that the adapters name.
+        `chosen` says that a person named the base, so that it may differ from the base that the adapters name.
 
-        Raises UserError for what a person can mend, RuntimeError for a bug in the worker; that names the log file
+        Raises UserError for what a person can fix, RuntimeError for a bug in the worker; that names the log file
         which keeps the traceback. After an error there are no columns.
         """
         request = {
@@ -76,16 +76,16 @@ class CompareClient:
         }
         with self._busy:
             self._last_load = None
-            found = self._load(request, say)
+            loaded = self._load(request, say)
             self._last_load = request
-        return found
+        return loaded
 
     def answer(
         self, conversations: Sequence[Conversation], decoding: Decoding, tools: Sequence[Any] | None = None
     ) -> Iterator[dict[str, Any]]:
         """Ask every column its conversation: yields prompt, text and column events, then done.
 
-        `conversations` has one list of messages a column, in the order of `columns`; the last call of `columns` counts,
+        `conversations` has one list of messages per column, in the order of `columns`; the last call of `columns` counts,
         whichever thread made it. `tools` are what the answers may call, as a template takes them. A worker that died
         or was idle too long is started anew with the columns it had.
         Raises as `columns` does.
@@ -149,17 +149,17 @@ class CompareClient:
             self._log = None
 
     def _load(self, request: dict[str, Any], say: Callable[[str], None] | None) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        columns: list[dict[str, Any]] = []
         with closing(self._ask(request, "columns")) as events:
             for event in events:
                 if event["kind"] == "stage" and say:
                     say(event["text"])
                 elif event["kind"] == "columns":
-                    found = event["columns"]
-        return found
+                    columns = event["columns"]
+        return columns
 
     def _ask(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any]]:
-        """Send a request; yield its events up to the one of kind `last`."""
+        """Send a request; yield its events up to the first of kind `last`."""
         if self._idle:
             self._idle.cancel()
         if not self.is_loaded:
@@ -181,7 +181,7 @@ class CompareClient:
             self._rest()
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        """What the worker says, until it ends."""
+        """The worker's events, until it ends."""
         child = self._child
         try:
             for line in child.stdout if child and child.stdout else ():
@@ -222,10 +222,10 @@ class CompareClient:
             return
 
     def _bug(self, message: str) -> RuntimeError:
-        """An error of the worker's own; what it has logged, with the traceback, is kept in a file that this names."""
-        with tempfile.NamedTemporaryFile("wb", prefix="qlora-gui-compare-", suffix=".log", delete=False) as kept:
-            kept.write(self._logged().encode())
-        return RuntimeError(f"{message.splitlines()[0]} (more in {kept.name})")
+        """An error of the worker's own; what it has logged, with the traceback, is saved to a file that the error names."""
+        with tempfile.NamedTemporaryFile("wb", prefix="qlora-gui-compare-", suffix=".log", delete=False) as file:
+            file.write(self._logged().encode())
+        return RuntimeError(f"{message.splitlines()[0]} (more in {file.name})")
 
     def _logged(self) -> str:
         if self._log is None or self._log.closed:
@@ -235,13 +235,13 @@ class CompareClient:
 
     def _death(self) -> UserError:
         child, lines = self._child, self._logged().strip().splitlines()
-        told = f" ({lines[-1].strip()})" if lines else ""
+        reason = f" ({lines[-1].strip()})" if lines else ""
         if child is not None:
             with suppress(subprocess.TimeoutExpired):
                 if processes.was_killed(child.wait(5)):  # the log cannot know: there was no time to write
-                    told = " (it was killed: perhaps memory ran out)"
+                    reason = " (it was killed: perhaps memory ran out)"
         self.close()
-        return UserError(f"The compare process ended{told}; ask again to start it anew.")
+        return UserError(f"The compare process ended{reason}; ask again to start it anew.")
 
     def _rest(self) -> None:
         """End the worker after a while without a question."""
@@ -263,10 +263,10 @@ def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "
 
     Raises UserError when that is not to be had, or a folder holds no adapter.
     """
-    found, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
+    arguments, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
     if base is not None:
-        found |= {"base_model": base, "revision": revision, "chosen": True}
-    named = found["base_model"]
+        arguments |= {"base_model": base, "revision": revision, "chosen": True}
+    named = arguments["base_model"]
     if not named:
         raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: name it with --base.")
     if base is None and base_names.is_elsewhere(named):
@@ -274,8 +274,8 @@ def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "
             f"The adapter '{adapters[0]}' was trained on '{named}', a folder that is not on this machine: name the same "
             "base with --base."
         )
-    check_base(named, found["revision"])
-    return found
+    check_base(named, arguments["revision"])
+    return arguments
 
 
 def trained_on(adapter: Path) -> dict[str, Any]:
@@ -289,9 +289,9 @@ def trained_on(adapter: Path) -> dict[str, Any]:
         quantization = {"quant_type": config.quant_type, "double_quant": config.double_quant}
         return {"base_model": name, "revision": revision, **quantization}
     try:
-        told = json.loads(plain_files.read_text(adapter / "adapter_config.json", plain_files.MOST_CONFIG))
+        peft_config = json.loads(plain_files.read_text(adapter / "adapter_config.json", plain_files.MOST_CONFIG))
         name, revision = base_names.resolved(
-            str(told.get("base_model_name_or_path") or ""), str(told.get("revision") or "")
+            str(peft_config.get("base_model_name_or_path") or ""), str(peft_config.get("revision") or "")
         )
     except plain_files.StrangeFile as error:
         raise UserError(f"The adapter '{adapter}' cannot be read: {error}.") from None

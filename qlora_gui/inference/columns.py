@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 
 class Columns:
-    """One clean base and the adapters that its rows can wear."""
+    """One clean base and the adapters that can be active on its rows."""
 
     def __init__(self) -> None:
         self.key: Key | None = None
@@ -32,9 +32,9 @@ class Columns:
         self._chats: dict[tuple[str, bool | None, bool], Chat] = {}
 
     def load(self, key: Key, folders: Sequence[Path], say: Say, chosen: bool = False) -> list[dict[str, Any]]:
-        """Make the columns ready; a base that is loaded already stays. Gives one proof a column, the base's first.
+        """Make the columns ready; a base that is loaded already stays. Returns one proof per column, the base's first.
 
-        `chosen` says that a person named the base, so that it need not be the one that the adapters name.
+        `chosen` says that a person named the base, so that it may differ from the base that the adapters name.
         Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
         """
         self.adapters, self.rows = [], None
@@ -55,14 +55,14 @@ class Columns:
         tested = []
         for number, adapter in enumerate(adapters):
             say(f"Testing {adapter.name} against PEFT")
-            told = {"trained_on": names[number]} if names[number] else {}
-            tested.append({"self_test": self._test(rows, number, adapter)} | told)
+            trained_on = {"trained_on": names[number]} if names[number] else {}
+            tested.append({"self_test": self._test(rows, number, adapter)} | trained_on)
         self.adapters, self.rows = adapters, rows
         own = [self._proof(adapter) | test for adapter, test in zip(adapters, tested, strict=True)]
         return [self._proof(None), *own]
 
     def _check_patterns(self, adapters: Sequence[Adapter]) -> None:
-        """Raise UserError for what PEFT would be endless at, or would run out of memory at."""
+        """Raise UserError for patterns on which PEFT would never end, or would run out of memory."""
         assert self.base is not None
         modules = dict(self.base.model.named_modules())
         linears = {
@@ -77,17 +77,17 @@ class Columns:
     def _test(self, rows: RowAdapters, number: int, adapter: Adapter) -> str:
         assert self.base is not None
         try:
-            found = selftest.run(self.base, rows, number, adapter)
+            result = selftest.run(self.base, rows, number, adapter)
         except UserError:
             raise
         except Exception:
             self.base = self.key = None  # whether it is still clean is not known: load it anew
             raise
         if reason := rows.apart.get(number):
-            return f"computed by PEFT in a lane of its own, as {reason}; the adapter moves the logits by {found.effect:.1e}"
+            return f"computed by PEFT in a lane of its own, as {reason}; the adapter moves the logits by {result.effect:.1e}"
         return (
-            f"equals PEFT's logits within {found.difference:.1e} of the largest; "
-            f"the adapter moves them by {found.effect:.1e}"
+            f"equals PEFT's logits within {result.difference:.1e} of the largest; "
+            f"the adapter moves them by {result.effect:.1e}"
         )
 
     def answer(
@@ -98,7 +98,7 @@ class Columns:
         cancelled: Callable[[], bool],
         tools: list[Any] | None = None,
     ) -> None:
-        """Answer one conversation a column, all in one batch; `tools` are those that all may call. Raises UserError."""
+        """Answer one conversation per column, all in one batch; `tools` are those that all may call. Raises UserError."""
         if self.base is None or self.rows is None:
             raise UserError("No base is loaded: choose one first.")
         if len(conversations) != len(self.adapters) + 1:
@@ -112,7 +112,7 @@ class Columns:
         try:
             batches = self.rows.batches([BASE, *range(len(self.adapters))])
             columns = [[adapter + 1 for adapter in batch] for batch in batches]  # column 0 is the base
-            generate.answer(base, prompts, stops, decoding, emit, cancelled, self._worn, columns)
+            generate.answer(base, prompts, stops, decoding, emit, cancelled, self._activate, columns)
         except (RuntimeError, MemoryError) as error:
             if not devices.ran_out(error):
                 raise
@@ -120,10 +120,10 @@ class Columns:
                 "There is not memory enough for so long a conversation in so many columns: shorten it, or take fewer."
             ) from None
 
-    def _worn(self, columns: Sequence[int]) -> AbstractContextManager[None]:
-        """While this lasts, row i of every batch is the column columns[i]; 0 is the base."""
+    def _activate(self, columns: Sequence[int]) -> AbstractContextManager[None]:
+        """Within this context, row i of every batch is column columns[i]; 0 is the base."""
         assert self.rows is not None
-        return self.rows.worn([column - 1 for column in columns])
+        return self.rows.activate([column - 1 for column in columns])
 
     def chat(self, adapter: Adapter | None, decoding: Decoding | None = None) -> Chat:
         """The chat of a column: an adapter's own template and thinking, or the base's, which thinks as the adapters do."""
@@ -141,8 +141,8 @@ class Columns:
         return self._chats[key]
 
     def _trained_thinking(self, adapter: Adapter | None) -> bool | None:
-        found = {one.thinking for one in ([adapter] if adapter else self.adapters)}
-        return found.pop() if len(found) == 1 else None
+        settings = {each.thinking for each in ([adapter] if adapter else self.adapters)}
+        return settings.pop() if len(settings) == 1 else None
 
     def _proof(self, adapter: Adapter | None) -> dict[str, Any]:
         assert self.base is not None
@@ -166,25 +166,25 @@ class Columns:
         return proof
 
     def _warnings(self, adapter: Adapter) -> list[str]:
-        """What does not forbid a comparison, but has to be known to read it."""
+        """What does not rule out a comparison, but matters for reading it."""
         assert self.base is not None
-        found, told = [], adapter.trained_on
+        warnings, trained_on = [], adapter.trained_on
         modules = dict(self.base.model.named_modules())
         on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
         if adapter.config.get("bias") == "lora_only" and not adapter.biases and on_biases:
-            found.append("trained lora_only, but its biases are not in the file: an old PEFT lost them on saving")
+            warnings.append("trained lora_only, but its biases are not in the file: an old PEFT lost them on saving")
         if adapter.unasked:
             s = "s" * (len(adapter.unasked) != 1)
-            found.append(
+            warnings.append(
                 f"what it trained in {len(adapter.unasked):,} module{s} of the vision part is left out: no images are asked "
                 "about"
             )
-        if "fingerprint" not in told:
-            found.append("that it belongs to this base is known by name and shapes only")
-        trained, here = clean_base.trained_in(self.base, told), self.base.quantization
+        if "fingerprint" not in trained_on:
+            warnings.append("that it belongs to this base is known by name and shapes only")
+        trained, here = clean_base.trained_in(self.base, trained_on), self.base.quantization
         if trained not in (None, here):
-            found.append(f"trained on {trained}, answers on {here}")
-        return found
+            warnings.append(f"trained on {trained}, answers on {here}")
+        return warnings
 
 
 def _prompt(chat: Chat, messages: list[dict[str, Any]], tools: list[Any] | None) -> special_tokens.Text:

@@ -1,4 +1,4 @@
-"""The worker's side of an evaluation: rows encoded as in training, measured under all columns; what is known of each adapter."""
+"""The worker's side of an evaluation: rows encoded as in training, measured under all columns; what is known about each adapter."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: C
 
     `foreign` are examples whose answers belong to other prompts: only their losses are measured (`foreign` events, with
     the `row` whose answer it is).
-    `general` is a text (a `general` event). First comes a `facts` event, a dict an adapter. Raises UserError.
+    `general` is a text (a `general` event). First comes a `facts` event, one dict per adapter. Raises UserError.
     """
     base, rows = columns.base, columns.rows
     if base is None or rows is None:
@@ -36,22 +36,22 @@ def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: C
     how = chat, request["max_length"], request["system_prompt"]
     encoded, report = tokenization.encode_all(request["examples"], *how)
     foreign, _ = tokenization.encode_all(request["foreign"], *how)
-    base.check_ids(one.input_ids for one in (*encoded, *foreign))
+    base.check_ids(row.input_ids for row in (*encoded, *foreign))
     context.check([*encoded, *foreign], base.located.path, base.located.name)
     bos = base.tokenizer.bos_token_id
     by_row = {example["row"]: example for example in request["examples"]}
     emit(
         {
             "kind": "rows",
-            "rows": [one.row for one in encoded],
-            "tokens": [one.supervised for one in encoded],
+            "rows": [row.row for row in encoded],
+            "tokens": [row.supervised for row in encoded],
             "dropped": report.dropped,
             "truncated": report.truncated,
             "turns": report.turns(),
-            "prompts": [_prompt(base, one) for one in encoded],
-            "questions": [_said(by_row[one.row], one.turn, "user") for one in encoded],
-            "references": [_said(by_row[one.row], one.turn + 1, "assistant") for one in encoded],
-            "double_bos": bool(bos is not None and any(one.input_ids[:2] == [bos, bos] for one in encoded)),
+            "prompts": [_prompt(base, row) for row in encoded],
+            "questions": [_latest_message(by_row[row.row], row.turn, "user") for row in encoded],
+            "references": [_latest_message(by_row[row.row], row.turn + 1, "assistant") for row in encoded],
+            "double_bos": bool(bos is not None and any(row.input_ids[:2] == [bos, bos] for row in encoded)),
         }
     )
     chatting = request["max_new_tokens"] and all("messages" in example for example in request["examples"])
@@ -79,10 +79,10 @@ def _chat(columns: Columns, control: bool) -> Chat:
     return asked[0]
 
 
-def _said(example: Example, turn: int, role: str) -> str:
+def _latest_message(example: Example, turn: int, role: str) -> str:
     """The latest turn of a role before message number `turn`; "" where there is none."""
     before = example.get("messages", [])[: max(turn, 0)]
-    return next((str(one["content"]) for one in reversed(before) if one["role"] == role), "")
+    return next((str(message["content"]) for message in reversed(before) if message["role"] == role), "")
 
 
 def _prompt(base: CleanBase, row: tokenization.Encoded) -> str:
@@ -90,13 +90,13 @@ def _prompt(base: CleanBase, row: tokenization.Encoded) -> str:
 
 
 def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
-    """What an adapter's tensors and folder say of how it sits on the loaded base; the doctor reads it."""
+    """What an adapter's tensors and folder say about its fit to the loaded base, for the diagnostics."""
     base = columns.base
     assert base is not None
     modules: dict[str, Any] = dict(base.model.named_modules())
-    told, config = adapter.trained_on, adapter.config
+    trained_on, config = adapter.trained_on, adapter.config
     on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
-    quantization = clean_base.trained_in(base, told)
+    quantization = clean_base.trained_in(base, trained_on)
     return {
         "b_zero_share": _share([not lora.b.any() for lora in adapter.loras.values()]),
         "delta_ratio": _delta_ratio(modules, adapter),
@@ -105,11 +105,11 @@ def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
         "trained_biases": len(adapter.biases),
         "lora_only_lost": config.get("bias") == "lora_only" and not adapter.biases and on_biases,
         "embeddings_in_file": any(_is_embedding(base.model, modules[name]) for name in adapter.loras),
-        "vocab_differs": told.get("vocabulary") not in (None, base.model.get_input_embeddings().num_embeddings),
+        "vocab_differs": trained_on.get("vocabulary") not in (None, base.model.get_input_embeddings().num_embeddings),
         "template_differs": adapter.template is not None and adapter.template != base.tokenizer.chat_template,
         "no_base_template": base.tokenizer.chat_template == chat_template.PLAIN,
         "quantization_differs": quantization not in (None, base.quantization),
-        "revision_differs": told.get("revision") not in (None, base.located.revision),
+        "revision_differs": trained_on.get("revision") not in (None, base.located.revision),
     }
 
 

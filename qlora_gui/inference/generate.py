@@ -26,13 +26,13 @@ _LEAVE_AT = 0.75  # the batch is made smaller when no more than this share of it
 class Started:
     """Rows that have read their prompts: `cache` holds all tokens but the last one, `last` [rows].
 
-    `mask` [rows, tokens] is 0 where a row is padded on the left; `wear` is the adapter of each row.
+    `mask` [rows, tokens] is 0 where a row is padded on the left; `active` is each row's adapter number.
     """
 
     cache: Any
     last: torch.Tensor
     mask: torch.Tensor
-    wear: list[int]
+    active: list[int]
 
 
 Emit = Callable[[dict[str, Any]], None]
@@ -48,7 +48,7 @@ class Row:
 
 
 class Rows:
-    """transformers' streamer contract: `put` gets the prompt [rows, tokens], then one new token a row; then `end`."""
+    """transformers' streamer contract: `put` gets the prompt [rows, tokens], then one new token per row; then `end`."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[Sequence[str]], eos: Collection[int], emit: Emit):
         self.tokenizer, self.stops, self.eos, self.emit = tokenizer, stops, eos, emit
@@ -79,8 +79,8 @@ class Rows:
         if row.ended:
             return
         text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
-        found = [text.find(stop) for stop in self.stops[column] if stop in text]
-        self._send(column, text[: min(found)] if found else text)
+        positions = [text.find(stop) for stop in self.stops[column] if stop in text]
+        self._send(column, text[: min(positions)] if positions else text)
         row.ended = reason
         seconds = time.monotonic() - self.began
         self.emit(
@@ -135,34 +135,34 @@ class _Ended(StoppingCriteria):
 class GumbelNoise(LogitsProcessor):
     """Sampling by Gumbel noise: argmax(log p / T + noise) is a draw from p.
 
-    With the same dice one noise vector a step serves all rows (Coupled Token Generation, 2502.01754), else each row has
-    its own. Either way an answer depends on the seed and its column, and not on how many columns there are.
+    With shared sampling noise one vector per step serves all rows (Coupled Token Generation, 2502.01754), else each
+    row has its own. Either way an answer depends on the seed and its column, and not on how many columns there are.
     """
 
     def __init__(self, decoding: Decoding, columns: Sequence[int]):
         self.decoding = decoding
-        self.dice = [_dice(decoding.seed, column) for column in ([0] if decoding.same_dice else columns)]
+        self.generators = [_generator(decoding.seed, column) for column in ([0] if decoding.same_dice else columns)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float() / self.decoding.temperature
+        scores = scores.float() / self.decoding.temperature  # [rows, vocabulary], as everything below
         ordered, order = scores.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.decoding.top_p)
-        noise = torch.stack([_gumbel(scores.shape[-1], dice) for dice in self.dice])
+        noise = torch.stack([_gumbel(scores.shape[-1], generator) for generator in self.generators])
         return scores.masked_fill(dropped, -math.inf) + noise.to(scores.device, scores.dtype)
 
 
-def _dice(seed: int, row: int) -> torch.Generator:
+def _generator(seed: int, row: int) -> torch.Generator:
     """A row's own generator. Its seed is hashed: of a seed the generator on CPUs reads the lower 32 bits alone."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, row)).generate_state(1)[0]))
 
 
-def _gumbel(size: int, dice: torch.Generator) -> torch.Tensor:
-    uniform = torch.rand(size, generator=dice, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
+def _gumbel(size: int, generator: torch.Generator) -> torch.Tensor:
+    uniform = torch.rand(size, generator=generator, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
     return -torch.log(-torch.log(uniform))
 
 
-def together(prompts: Mapping[int, Sequence[int]], reading: Reading, new: int) -> list[list[int]]:
+def group_prompts(prompts: Mapping[int, Sequence[int]], reading: Reading, new: int) -> list[list[int]]:
     """The numbers of prompts that can be read in one batch, and answered with `new` tokens at most: all, or those of one
     length where padding is not ignored, or where the longest changes how the others are read.
     """
@@ -187,7 +187,7 @@ def run(
     processors: Sequence[LogitsProcessor],
     cancelled: Callable[[], bool],
 ) -> None:
-    """Answer prompts of tokens in one batch, padded on the left, by transformers' own `generate`; `rows` takes them."""
+    """Answer prompts of tokens in one batch, padded on the left, by transformers' own `generate`; `rows` takes the tokens."""
     model, pad = base.model, base.tokenizer.pad_token_id
     longest = max(map(len, prompts))
     padding = [longest - len(row) for row in prompts]
@@ -219,13 +219,13 @@ def answer(
     decoding: Decoding,
     emit: Emit,
     cancelled: Callable[[], bool] = lambda: False,
-    worn: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda places: nullcontext(),
+    activate: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda places: nullcontext(),
     batches: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Answer all prompts, in one batch where the base allows it; `emit` gets `text` events as they come and one
-    `column` event a row.
+    `column` event per row.
 
-    `batches` are the numbers of prompts that may share one, all where it is None; `worn` is entered around every batch,
+    `batches` are the numbers of prompts that may share a batch, all where it is None; `activate` is entered around every batch,
     with the numbers of the prompts that are its rows. Raises UserError when a prompt and its answer do not fit into the
     model's context, or a token has no embedding.
     """
@@ -236,11 +236,11 @@ def answer(
     for places in (
         part
         for batch in allowed
-        for part in together({place: ids[place] for place in batch}, base.reading, decoding.max_new_tokens)
+        for part in group_prompts({place: ids[place] for place in batch}, base.reading, decoding.max_new_tokens)
     ):
         rows = Rows(base.tokenizer, [stops[place] for place in places], base.eos, renumbered(emit, places))
         noise = [] if decoding.greedy else [GumbelNoise(decoding, places)]
-        with worn(places):
+        with activate(places):
             run(base, [ids[place] for place in places], rows, decoding.max_new_tokens, noise, cancelled)
 
 
@@ -265,10 +265,10 @@ def greedy(
 ) -> None:
     """Answer every row until its end or `max_new_tokens`; `rows` takes the tokens, and knows who has ended."""
     counted = model_probe.takes_positions(model)
-    here = list(range(len(start.wear)))  # the number of each row that is still in the batch
+    here = list(range(len(start.active)))  # the number of each row that is still in the batch
     rows.put(start.last)  # by the streamer's contract the prompt comes first
-    with ExitStack() as worn:
-        worn.enter_context(adapters.worn(start.wear))
+    with ExitStack() as stack:
+        stack.enter_context(adapters.activate(start.active))
         for _ in range(max_new_tokens):
             positions = {"position_ids": start.mask.sum(1, keepdim=True) - 1} if counted else {}
             out = model(
@@ -279,9 +279,9 @@ def greedy(
                 **positions,
             )
             start.last = out.logits[:, -1].argmax(-1)
-            told = torch.zeros(len(rows.rows), dtype=torch.long)  # those that have ended are not read
-            told[here] = start.last.cpu()
-            rows.put(told)
+            tokens = torch.zeros(len(rows.rows), dtype=torch.long)  # those that have ended are not read
+            tokens[here] = start.last.cpu()
+            rows.put(tokens)
             if cancelled():
                 break
             going = [place for place, number in enumerate(here) if not rows.rows[number].ended]
@@ -290,9 +290,9 @@ def greedy(
             start.mask = torch.cat([start.mask, start.mask.new_ones(len(here), 1)], dim=1)
             if len(going) <= _LEAVE_AT * len(here):
                 here = [here[place] for place in going]
-                worn.close()
+                stack.close()
                 _keep(start, going)
-                worn.enter_context(adapters.worn(start.wear))
+                stack.enter_context(adapters.activate(start.active))
     rows.end()
 
 
@@ -301,4 +301,4 @@ def _keep(start: Started, places: Sequence[int]) -> None:
     index = torch.tensor(places, device=start.last.device)
     start.cache.batch_select_indices(index)
     start.last, start.mask = start.last[index], start.mask[index]
-    start.wear = [start.wear[place] for place in places]
+    start.active = [start.active[place] for place in places]

@@ -1,4 +1,4 @@
-"""How a model reads a batch and what it remembers of it, found out by trying: no list of architectures is complete."""
+"""How a model reads a batch and what it remembers of it, determined by trying: no list of architectures is complete."""
 
 import inspect
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Reading:
 
     `left_padding`: a row that is padded on the left gives what it gives alone. `croppable`: what was read can be cut
     back to an earlier token. `token_bytes` and `row_bytes`: what a row keeps of each token, and besides. `alike_up_to`:
-    the tokens beyond which a row changes how those beside it are read (`model.rope`); None where none does.
+    the tokens beyond which a row changes how those beside it are read (`models.rope`); None where none does.
     """
 
     left_padding: bool = True
@@ -45,7 +45,7 @@ class Reading:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether a causal LM is told positions: BLOOM is not, it counts by its mask."""
+    """Whether a causal LM takes positions: BLOOM does not, it counts by its mask."""
     return "position_ids" in inspect.signature(model.base_model.forward).parameters
 
 
@@ -130,11 +130,11 @@ def _crops(model: Any, ids: torch.Tensor, expected: torch.Tensor) -> bool:
     return _equal(model, again.logits[0, -1], expected)
 
 
-def _equal(model: Any, one: torch.Tensor, other: torch.Tensor) -> bool:
+def _equal(model: Any, actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """By the number format of the model's embeddings, for logits may be of a finer one than what they were made from, and by its
     depth."""
-    one, other = one.float(), other.float()
-    difference = (one - other).abs().max() / other.abs().max().clamp_min(1e-6)
+    actual, expected = actual.float(), expected.float()
+    difference = (actual - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or _LAYERS
     return bool(difference <= _TOLERANCE[model.get_input_embeddings().weight.dtype] * by_depth(layers))
 

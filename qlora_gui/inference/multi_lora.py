@@ -1,6 +1,6 @@
-"""Row adapters: a clean base answers a batch whose rows wear different adapters.
+"""Row adapters: a clean base answers a batch in which each row has its own active adapter.
 
-One forward hook a module adds, for each row, that row's LoRA product and the difference of its trained bias to the
+One forward hook per module adds, for each row, that row's LoRA product and the difference of its trained bias to the
 base's. Nothing of the base is changed, rows of the base are not touched, and leaving the context removes every hook.
 Adapters that are more than that, or linears that do not see the rows apart, are computed by PEFT in lanes of their own.
 """
@@ -17,8 +17,8 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.peft_lane import Lane
 
-BASE = -1  # the adapter number of a row that wears none
-_LOOK = 16  # tokens a row, to find out how modules see a batch
+BASE = -1  # the adapter number of a row without an active adapter
+_LOOK = 16  # tokens per row, to find out how modules see a batch
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class _Stack:
     b: torch.Tensor | None
     bias: torch.Tensor | None
 
-    def of(self, adapters: slice) -> "_Stack":
+    def select(self, adapters: slice) -> "_Stack":
         """The stack of neighbouring adapters: a view, for a copy would double what adapters take."""
         return _Stack(*(None if part is None else part[adapters] for part in (self.a, self.b, self.bias)))
 
 
 class RowAdapters:
-    """Adapters of one base, ready to be worn by rows.
+    """Adapters of one base, ready to be activated row by row.
 
-    `apart` are those that cannot share a batch, by number, and why; they are worn through their `lanes`, which the
+    `apart` are those that cannot share a batch, by number, and why; they are activated through their `lanes`, which the
     self-test makes. Raises UserError when an adapter does not fit the base's modules.
     """
 
@@ -66,20 +66,20 @@ class RowAdapters:
         shared = [adapter for adapter in adapters if adapter not in self.apart]
         return ([shared] if shared else []) + [[adapter] for adapter in adapters if adapter in self.apart]
 
-    def worn(self, rows: Sequence[int]) -> AbstractContextManager[None]:
-        """While this lasts, row i of every batch wears adapter number rows[i], or none where that is BASE.
+    def activate(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Within this context adapter number rows[i] is active on row i of every batch, or none where that is BASE.
 
-        Rows of one adapter side by side are computed as one: let them be, where an adapter has many.
+        Neighbouring rows of one adapter are computed as one block: keep an adapter's rows side by side.
         """
         if rows and rows[0] in self.apart:
             assert len(set(rows)) == 1, "an adapter in a lane of its own shares no batch"
-            return self.lanes[rows[0]].worn()
+            return self.lanes[rows[0]].activate()
         return self._hooked(rows, self.stacks)
 
-    def worn_by_head(self, rows: Sequence[int]) -> AbstractContextManager[None]:
-        """As `worn`, by the model's output layer alone, for states [rows, tokens, width] that are given to it."""
+    def activate_on_head(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """As `activate`, on the model's output layer alone, for states [rows, tokens, width] that are given to it."""
         if rows and rows[0] in self.apart:
-            return self.worn(rows)
+            return self.activate(rows)
         return self._hooked(rows, {name: self.stacks[name] for name in self.stacks if self.modules[name] is self.head})
 
     @contextmanager
@@ -92,8 +92,8 @@ class RowAdapters:
                 handles += batch.watch(self.model)
             for name, stack in stacks.items() if blocks else ():
                 module = self.modules[name]
-                worn = [(block, stack.of(block.adapters)) for block in blocks]
-                handles.append(module.register_forward_hook(_hook(name, worn, batch, name in self.flat)))
+                active = [(block, stack.select(block.adapters)) for block in blocks]
+                handles.append(module.register_forward_hook(_hook(name, active, batch, name in self.flat)))
             yield
         finally:
             for handle in handles:
@@ -108,13 +108,13 @@ class _Batch:
     tokens: int = 0
 
     def watch(self, model: Any) -> list[Any]:
-        """Note the tokens of every forward pass, of a causal LM or of its decoder alone; gives the hooks' handles."""
+        """Note the tokens of every forward pass, of a causal LM or of its decoder alone; returns the hooks' handles."""
 
         def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
             self.tokens = ids.shape[1] if ids is not None else self.tokens
 
-        # the decoder is not always called by the causal LM: OPT's is one floor further down
+        # the decoder is not always called by the causal LM: OPT's is one level further down
         return [part.register_forward_pre_hook(note, with_kwargs=True) for part in {model, model.base_model}]
 
     def kind(self, x: torch.Tensor) -> str:
@@ -175,7 +175,7 @@ def _apart(modules: dict[str, Any], seen: dict[str, set[str]], adapter: Adapter)
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows side by side: `each` of the first of neighbouring adapters, then as many of the next, and so on."""
+    """Neighbouring rows: `each` of the first of neighbouring adapters, then as many of the next, and so on."""
 
     place: slice
     each: int
@@ -183,7 +183,7 @@ class _Block:
 
 
 def _blocks(rows: Sequence[int]) -> list[_Block]:
-    """Neighbouring runs of rows with one adapter each, joined while they are equally long and adapters count upwards."""
+    """Neighbouring runs of rows of one adapter each, joined while they are equally long and adapters count upwards."""
     blocks: list[_Block] = []
     start = 0
     for adapter, run in groupby(rows):
@@ -199,7 +199,7 @@ def _blocks(rows: Sequence[int]) -> list[_Block]:
     return blocks
 
 
-def _hook(name: str, worn: "Sequence[tuple[_Block, _Stack]]", batch: _Batch, flat: bool) -> Any:
+def _hook(name: str, active: "Sequence[tuple[_Block, _Stack]]", batch: _Batch, flat: bool) -> Any:
     """Add to the rows of every block, in fp32 and in the output itself.
 
     x is [rows, ..., in] and it [rows, ..., out], or, of modules that are `flat`, [rows * tokens, in] and out.
@@ -212,16 +212,16 @@ def _hook(name: str, worn: "Sequence[tuple[_Block, _Stack]]", batch: _Batch, fla
             raise UserError(
                 f"This base mixes the rows of a batch in '{name}', so adapters cannot share one batch on it."
             )
-        x = x.reshape(batch.rows, -1, x.shape[-1])
-        whole = output.view(batch.rows, -1, output.shape[-1])
-        for block, stack in worn:
-            part = whole[block.place]
-            together = block.adapters.stop - block.adapters.start, block.each * x.shape[1]
-            rows = part.reshape(*together, -1).float()
-            if stack.a is not None and stack.b is not None:
-                rows.baddbmm_(torch.bmm(x[block.place].reshape(*together, -1).float(), stack.a), stack.b)
+        x = x.reshape(batch.rows, -1, x.shape[-1])  # [rows, tokens, in]
+        whole = output.view(batch.rows, -1, output.shape[-1])  # [rows, tokens, out]
+        for block, stack in active:
+            part = whole[block.place]  # [rows of the block, tokens, out], a view of the output
+            grouped = block.adapters.stop - block.adapters.start, block.each * x.shape[1]
+            rows = part.reshape(*grouped, -1).float()  # [n, each * tokens, out], of n adapters
+            if stack.a is not None and stack.b is not None:  # [n, each * tokens, in] @ [n, in, rank] @ [n, rank, out]
+                rows.baddbmm_(torch.bmm(x[block.place].reshape(*grouped, -1).float(), stack.a), stack.b)
             if stack.bias is not None:
-                rows += stack.bias
+                rows += stack.bias  # [n, 1, out]
             if rows.data_ptr() != part.data_ptr():  # else `rows` is a view of the output
                 part.copy_(rows.view_as(part))
 
@@ -230,23 +230,23 @@ def _hook(name: str, worn: "Sequence[tuple[_Block, _Stack]]", batch: _Batch, fla
 
 def _stack(module: torch.nn.Module, name: str, adapters: Sequence[Adapter | None]) -> _Stack:
     device = next(module.parameters()).device
-    found = [adapter.loras.get(name) if adapter else None for adapter in adapters]
+    loras = [adapter.loras.get(name) if adapter else None for adapter in adapters]
     a = b = bias = None
-    some = next((lora for lora in found if lora), None)
+    some = next((lora for lora in loras if lora), None)
     if some:
-        rank = max(lora.a.shape[0] for lora in found if lora)
+        rank = max(lora.a.shape[0] for lora in loras if lora)
         a = torch.zeros(len(adapters), rank, some.a.shape[1])
         b = torch.zeros(len(adapters), rank, some.b.shape[0])
-        for number, lora in enumerate(found):
+        for number, lora in enumerate(loras):
             if lora:
                 a[number, : lora.a.shape[0]] = lora.a
                 b[number, : lora.b.shape[1]] = (lora.b * lora.scaling).T
-        a, b = a.to(device).transpose(1, 2), b.to(device)
+        a, b = a.to(device).transpose(1, 2), b.to(device)  # [n, in, rank], [n, rank, out]
     biases = [adapter.biases.get(name) if adapter else None for adapter in adapters]
-    if any(one is not None for one in biases):
+    if any(trained is not None for trained in biases):
         base = module.bias.detach().float()  # type: ignore[operator, union-attr]
-        rows = [torch.zeros_like(base) if one is None else one.to(device) - base for one in biases]
-        bias = torch.stack(rows)[:, None]
+        rows = [torch.zeros_like(base) if trained is None else trained.to(device) - base for trained in biases]
+        bias = torch.stack(rows)[:, None]  # [n, 1, out]
     return _Stack(a, b, bias)
 
 

@@ -16,7 +16,7 @@ _TRIALS = 8
 
 
 def install(model: torch.nn.Module) -> bool:
-    """Give a model's dense fp32 linears oneDNN's product, if on this CPU it is faster: asked by trying it.
+    """Give a model's dense fp32 linears oneDNN's product, if it is faster on this CPU, which is measured.
 
     For inference: there is no gradient. Returns whether it was done.
     """
@@ -39,7 +39,7 @@ def is_faster(linear: torch.nn.Linear) -> bool:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """The quickest of some trials: a disturbance only ever makes one slower."""
+    """The quickest of some trials: a disturbance only ever makes a trial slower."""
     took = []
     for _ in range(_TRIALS):
         began = time.perf_counter()

@@ -17,9 +17,9 @@ _MISSING = "missing adapter keys"  # PEFT only warns, and would go on with fresh
 
 
 class Lane:
-    """An adapter in PEFT's wrapper, which a base wears only inside of `worn`.
+    """An adapter in PEFT's wrapper, which is on the base only within `activate`.
 
-    Making one raises whatever PEFT raises for an adapter that it cannot load; the base is as it was then, too.
+    The constructor raises whatever PEFT raises for an adapter that it cannot load; the base is unchanged then, too.
     """
 
     def __init__(self, model: Any, adapter: Adapter):
@@ -29,10 +29,10 @@ class Lane:
         self._biases = {name: modules[name].bias for name in adapter.biases}
         self._children: list[tuple[Any, str, Any, Any]] = []  # of which module, under which name, the base's, PEFT's
         try:
-            with warnings.catch_warnings(record=True) as said:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=_NAME).eval()
-            if missing := next((str(one.message) for one in said if _MISSING in str(one.message)), None):
+            if missing := next((str(warning.message) for warning in caught if _MISSING in str(warning.message)), None):
                 raise ValueError(missing)
             self._children = [
                 (part, name, child, new) for part, name, child in children if (new := getattr(part, name)) is not child
@@ -49,8 +49,8 @@ class Lane:
                 del model.peft_config
 
     @contextmanager
-    def worn(self) -> Iterator[None]:
-        """While this lasts, the base is the base with this adapter, for all rows of every batch."""
+    def activate(self) -> Iterator[None]:
+        """Within this context the base has this adapter, for all rows of every batch."""
         try:
             for part, name, _, wrapped in self._children:
                 setattr(part, name, wrapped)

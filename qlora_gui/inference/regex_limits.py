@@ -1,6 +1,6 @@
 """The regular expressions of an adapter_config.json, tried within a limit of time before anything relies on them.
 
-PEFT matches them against the name of every module, and one like `(a+)+$` takes longer than the universe is old.
+PEFT matches them against the name of every module, and a pattern like `(a+)+$` takes practically forever.
 """
 
 import re
@@ -52,19 +52,21 @@ def check(adapter: str, config: Mapping[str, Any], names: Collection[str]) -> No
 
 def _tries(config: Mapping[str, Any]) -> dict[str, Callable[[str], object]]:
     """What PEFT does with a module's name, by the field that it does it for."""
-    found: dict[str, Callable[[str], object]] = {}
+    tries: dict[str, Callable[[str], object]] = {}
     for field in ("target_modules", "exclude_modules"):
         if value := config.get(field):
             # A text is a pattern, and a list may be long: either is matched as PEFT does it.
-            told = {"target_modules": ["none"]} | {field: value}
-            found[field] = _first_made(lambda told=told: LoraConfig(**told), check_target_module_exists)  # type: ignore[misc]
+            settings = {"target_modules": ["none"]} | {field: value}
+            tries[field] = _first_made(lambda settings=settings: LoraConfig(**settings), check_target_module_exists)  # type: ignore[misc]
     if value := config.get("layers_pattern"):
         layers = [value] if isinstance(value, str) else list(value)
-        found["layers_pattern"] = lambda name: [re.match(rf"(?:^|.*?\.){one}\.(?P<idx>\d+)\.", name) for one in layers]
+        tries["layers_pattern"] = lambda name: [
+            re.match(rf"(?:^|.*?\.){layer}\.(?P<idx>\d+)\.", name) for layer in layers
+        ]
     for field in ("alpha_pattern", "rank_pattern"):
         if isinstance(value := config.get(field), Mapping):
-            found[field] = lambda name, keys=tuple(value): get_pattern_key(keys, name)  # type: ignore[misc]
-    return found
+            tries[field] = lambda name, keys=tuple(value): get_pattern_key(keys, name)  # type: ignore[misc]
+    return tries
 
 
 def _first_made(make: Callable[[], Any], use: Callable[[Any, str], object]) -> Callable[[str], object]:

@@ -2,7 +2,7 @@
 
 Every row is read once by every column, prompt and reference in one pass; the answers go on from the cache of that
 pass, cut where the prompt ends. So differences are paired row by row, and a prompt is not read twice. Where what was
-read cannot be cut back, as in recurrent layers, the prompts are read once more.
+read cannot be cut back, as in recurrent layers, the prompts are read again.
 """
 
 import math
@@ -20,8 +20,8 @@ from qlora_gui.models import chunked_loss
 from qlora_gui.models import device as devices
 
 Emit = Callable[[dict[str, Any]], None]
-MOST_PROMPTS = 8  # a batch: with six columns 48 rows
-_SHARE = 4  # of the free memory one part in four is for what a batch takes
+MOST_PROMPTS = 8  # per batch: with six columns 48 rows
+_SHARE = 4  # a batch may take one part in four of the free memory
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def rows(
     emit: Emit,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Measure every example under the base and adapters 0 .. columns - 2; emits one `measured` event an example.
+    """Measure every example under the base and adapters 0 .. columns - 2; emits one `measured` event per example.
 
-    Its lists have one entry a column, the base first: `loss` (the sum over the supervised tokens, nats), `kl` (the
+    Its lists have one entry per column, the base first: `loss` (the sum over the supervised tokens, nats), `kl` (the
     sum over them of KL(column || base)), `eos` (the probability of an end mark where the reference ends; None where
     the row was cut), and of the answer `text`, `ended` (eos, length or stop string), `tokens`, and `differs` (the
     first token that is not the base's; None where all are).
@@ -71,10 +71,10 @@ def rows(
         for place, number in enumerate(batch.numbers):
             # one row under every column, without its padding on the left
             row = {adapter: part[place, batch.shift[place] :] for adapter, part in states.items()}
-            found = _losses(asked, row, examples[number])
+            scores = _losses(asked, row, examples[number])
             if task.max_new_tokens:
-                found |= _told([answers[adapter][place] for adapter in (BASE, *range(columns - 1))])
-            emit({"kind": "measured", "number": number, **found})
+                scores |= _answer_lists([answers[adapter][place] for adapter in (BASE, *range(columns - 1))])
+            emit({"kind": "measured", "number": number, **scores})
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class _Asked:
         states: dict[int, torch.Tensor] = {}
         answers: dict[int, list[dict[str, Any]]] = {}
         for group in self.groups:
-            wear = [adapter for adapter in group for _ in batch.numbers]
+            active = [adapter for adapter in group for _ in batch.numbers]  # all rows of one adapter, then the next
+            # [adapters of the group * rows, tokens]
             ids, mask = batch.ids.repeat(len(group), 1), batch.mask.repeat(len(group), 1)
             given = {
                 "input_ids": ids,
@@ -106,37 +107,38 @@ class _Asked:
             }
             if goes_on:
                 given["past_key_values"] = model_probe.fresh_cache(model)
-            with self.adapters.worn(wear):
+            with self.adapters.activate(active):
                 out = model.base_model(**given) if self.plain else model(**given)
-            said: list[dict[str, Any]] = []
+            batch_answers: list[dict[str, Any]] = []
             if goes_on:
                 cache = given["past_key_values"]
-                said = _go_on(self.base, self.adapters, batch, ids, mask, cache, wear, self.task, cancelled)
+                batch_answers = _go_on(self.base, self.adapters, batch, ids, mask, cache, active, self.task, cancelled)
             elif self.task.max_new_tokens:
-                said = _read_anew(self.base, self.adapters, prompts * len(group), wear, self.task, cancelled)
+                batch_answers = _read_anew(self.base, self.adapters, prompts * len(group), active, self.task, cancelled)
             for place, adapter in enumerate(group):
                 rows = slice(place * count, (place + 1) * count)
                 states[adapter] = (out.last_hidden_state if self.plain else out.logits)[rows]
-                answers[adapter] = said[rows]
+                answers[adapter] = batch_answers[rows]
         return states, answers
 
     def logits(self, row: dict[int, torch.Tensor], places: list[int]) -> torch.Tensor:
         """Of one row's states or logits [tokens, ...] by adapter, its logits at these places: [columns, places, vocabulary]."""
-        found: dict[int, torch.Tensor] = {}
+        by_adapter: dict[int, torch.Tensor] = {}
         for group in self.groups:
+            # [adapters of the group, places, width], or [..., vocabulary] where these are logits already
             part = torch.stack([row[adapter][places] for adapter in group])
             if self.plain:
                 dtype = self.base.model.get_output_embeddings().weight.dtype
-                with self.adapters.worn_by_head(group):
+                with self.adapters.activate_on_head(group):
                     part = self.base.model.get_output_embeddings()(part.to(dtype))
-            found |= dict(zip(group, part, strict=True))
-        return torch.stack([found[adapter] for adapter in sorted(found)])  # BASE is the least
+            by_adapter |= dict(zip(group, part, strict=True))
+        return torch.stack([by_adapter[adapter] for adapter in sorted(by_adapter)])  # the base first: BASE is -1
 
 
 def _read(
     asked: _Asked, columns: int, examples: Sequence[Encoded], cancelled: Callable[[], bool]
 ) -> Iterator[tuple[_Batch, dict[int, torch.Tensor], dict[int, list[dict[str, Any]]]]]:
-    """Rows of similar length together, with what `_Asked.read` gives of them: as many as memory and MOST_PROMPTS allow, and
+    """Batches of rows of similar length, with what `_Asked.read` returns for them: as many as memory and MOST_PROMPTS allow, and
     half as many from where that is too many after all."""
     order = sorted(range(len(examples)), key=lambda number: -len(examples[number].input_ids))
     most = MOST_PROMPTS
@@ -170,7 +172,7 @@ def _next_batch(asked: _Asked, columns: int, examples: Sequence[Encoded], order:
 
 
 def _bytes_read_by(model: Any, plain: bool) -> int:
-    """What a token takes while it is read, in bytes, besides what is kept of it (an estimate).
+    """What a token takes while it is read, in bytes, besides what the cache keeps of it (an estimate).
 
     In the widest part of a layer: gate, up and their product in the compute dtype, and two of them in fp32 for the
     adapters. Where all logits are made, those, and two copies that what follows the head may hold.
@@ -225,9 +227,9 @@ def _losses(asked: _Asked, row: dict[int, torch.Tensor], example: Encoded) -> di
     chunk = max(chunked_loss.chunk_rows(vocabulary, model.device.type) // columns, 1)
     for first in range(0, len(wanted), chunk):
         here = wanted[first : first + chunk]
-        logs = asked.logits(row, here).float().log_softmax(-1)
+        logs = asked.logits(row, here).float().log_softmax(-1)  # [columns, places, vocabulary]
         counted = max(min(len(places) - first, len(here)), 0)
-        right = targets[first : first + counted].expand(columns, -1)[..., None]
+        right = targets[first : first + counted].expand(columns, -1)[..., None]  # [columns, places, 1]
         losses -= logs[:, :counted].gather(-1, right).sum((1, 2)).double().cpu()
         kl += (logs.exp() * (logs - logs[:1]))[:, :counted].sum((1, 2)).double().cpu()
         if first + len(here) == len(wanted) and not (example.truncated and not ends):
@@ -242,41 +244,41 @@ def _go_on(
     ids: torch.Tensor,
     mask: torch.Tensor,
     cache: Any,
-    wear: list[int],
+    active: list[int],
     task: Task,
     cancelled: Callable[[], bool],
 ) -> list[dict[str, Any]]:
-    """One greedy answer a row of the batch, in its order, from the cache of the pass over prompt and reference."""
+    """One greedy answer per row of the batch, in its order, from the cache of the pass over prompt and reference."""
     cache.crop(-(ids.shape[1] - batch.begin + 1))  # its last token is read again, to be answered
-    said = _Said(len(wear))
-    rows = generate.Rows(base.tokenizer, [task.stops] * len(wear), base.eos, said.take)
-    start = generate.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(wear))
+    collected = _Answers(len(active))
+    rows = generate.Rows(base.tokenizer, [task.stops] * len(active), base.eos, collected.take)
+    start = generate.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(active))
     generate.greedy(base.model, adapters, start, rows, task.max_new_tokens, cancelled)
-    said.ids(rows, range(len(wear)))
-    return said.rows
+    collected.ids(rows, range(len(active)))
+    return collected.rows
 
 
 def _read_anew(
     base: CleanBase,
     adapters: RowAdapters,
     prompts: Sequence[list[int]],
-    wear: list[int],
+    active: list[int],
     task: Task,
     cancelled: Callable[[], bool],
 ) -> list[dict[str, Any]]:
-    """One greedy answer a prompt, in their order; prompt i wears adapter wear[i]."""
-    said = _Said(len(wear))
-    for places in generate.together(dict(enumerate(prompts)), base.reading, task.max_new_tokens):
+    """One greedy answer per prompt, in their order; adapter active[i] is active on prompt i."""
+    collected = _Answers(len(active))
+    for places in generate.group_prompts(dict(enumerate(prompts)), base.reading, task.max_new_tokens):
         rows = generate.Rows(
-            base.tokenizer, [task.stops] * len(places), base.eos, generate.renumbered(said.take, places)
+            base.tokenizer, [task.stops] * len(places), base.eos, generate.renumbered(collected.take, places)
         )
-        with adapters.worn([wear[place] for place in places]):
+        with adapters.activate([active[place] for place in places]):
             generate.run(base, [prompts[place] for place in places], rows, task.max_new_tokens, [], cancelled)
-        said.ids(rows, places)
-    return said.rows
+        collected.ids(rows, places)
+    return collected.rows
 
 
-class _Said:
+class _Answers:
     """Answers of a batch as they come: `text`, `ended` (eos, length or stop string) and `ids` of each."""
 
     def __init__(self, count: int):
@@ -295,31 +297,31 @@ class _Said:
             self.rows[place]["ids"] = row.ids
 
 
-def _told(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row's answers, a list a value, the base's first."""
+def _answer_lists(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row's answers as one list per value, the base's first."""
     of_base = answers[0]["ids"]
     return {
-        "text": [one["text"] for one in answers],
-        "ended": [one["ended"] for one in answers],
-        "tokens": [len(one["ids"]) for one in answers],
-        "differs": [_first_difference(of_base, one["ids"]) for one in answers],
+        "text": [answer["text"] for answer in answers],
+        "ended": [answer["ended"] for answer in answers],
+        "tokens": [len(answer["ids"]) for answer in answers],
+        "differs": [_first_difference(of_base, answer["ids"]) for answer in answers],
     }
 
 
-def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    if one == other:
+def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    if first == second:
         return None
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 @torch.no_grad()
 def text_loss(base: CleanBase, adapters: RowAdapters, columns: int, text: str, window: int = 256) -> dict[str, Any]:
-    """Mean loss of a text without any template, in nats a token: `loss` has one entry a column, the base first."""
+    """Mean loss of a text without any template, in nats per token: `loss` has one entry per column, the base first."""
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = [ids[first : first + window] for first in range(0, len(ids), window)]
     encoded = [Encoded(0, piece, list(piece), True) for piece in pieces if len(piece) > 1]
-    sums, tokens = [0.0] * columns, sum(one.supervised for one in encoded)
+    sums, tokens = [0.0] * columns, sum(row.supervised for row in encoded)
 
     def take(event: dict[str, Any]) -> None:
         for column, value in enumerate(event["loss"]):

@@ -1,4 +1,4 @@
-"""Does a row adapter give what PEFT gives? One short row, asked at load, answered in the column's proof."""
+"""Whether a row adapter computes what PEFT computes: one short row, tested at load, reported in the column's proof."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from qlora_gui.inference.peft_lane import Lane
 from qlora_gui.models import chunked_loss
 from qlora_gui.models import device as devices
 
-# The largest difference of logits, as a share of the largest logit, that rounding explains (`reading.by_depth`).
+# The largest difference of logits, as a share of the largest logit, that rounding explains (`model_probe.by_depth`).
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _TEXT = "The parcel never came, and the shop does not answer."
 
@@ -31,11 +31,11 @@ class Result:
 
 @torch.no_grad()
 def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Result:
-    """Hold one row adapter against PEFT, on its row and on a row of the base in one batch.
+    """Compare one row adapter with PEFT, on its row and on a row of the base in one batch.
 
     An adapter that cannot share a batch gets PEFT's own form as its lane instead. Raises UserError beyond rounding, or
-    when PEFT cannot load the adapter. The base wears PEFT's wrapper for one forward only; that it is the same to the bit
-    afterwards is checked, and a RuntimeError where it is not.
+    when PEFT cannot load the adapter. PEFT's wrapper is on the base for one forward pass only; afterwards the base is checked
+    to be the same to the bit, with a RuntimeError where it is not.
     """
     ids = torch.tensor([base.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]], device=base.model.device)
     ids = torch.cat([ids, ids.flip(1)])
@@ -44,7 +44,7 @@ def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Re
     failure: Exception | None = None
     try:
         lane = Lane(base.model, adapter)
-        with lane.worn():
+        with lane.activate():
             theirs = base.model(input_ids=ids).logits
     except Exception as error:  # PEFT raises what it likes for a config it dislikes; the check below comes first
         failure = error
@@ -63,14 +63,14 @@ def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Re
     if reason:
         rows.lanes[number] = lane
         return Result(0.0, effect)
-    with rows.worn([BASE, number]):
+    with rows.activate([BASE, number]):
         ours = base.model(input_ids=ids).logits
-    found = Result(float((ours - torch.stack([before[0], theirs[1]])).abs().max() / largest), effect)
-    if not found.difference <= tolerance(theirs.dtype, base.model.config.get_text_config().num_hidden_layers):
+    result = Result(float((ours - torch.stack([before[0], theirs[1]])).abs().max() / largest), effect)
+    if not result.difference <= tolerance(theirs.dtype, base.model.config.get_text_config().num_hidden_layers):
         raise UserError(
-            f"The adapter '{adapter.name}' cannot be compared: its answers differ from PEFT's by {found.difference:.1%}."
+            f"The adapter '{adapter.name}' cannot be compared: its answers differ from PEFT's by {result.difference:.1%}."
         )
-    return found
+    return result
 
 
 def tolerance(dtype: torch.dtype, layers: int) -> float:

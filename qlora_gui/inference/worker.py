@@ -87,9 +87,9 @@ def _serve(request: dict[str, Any], columns: Any, emit: Any, stop: threading.Eve
             message = f"{type(error).__name__}: {error}"
         emit({"kind": "error", "message": message, "bug": not short})
     except BaseException as error:
-        if (told := panicked(error)) is None:
+        if (panic := panicked(error)) is None:
             raise
-        emit({"kind": "error", "message": str(told), "bug": False})
+        emit({"kind": "error", "message": str(panic), "bug": False})
 
 
 def _ran_out(error: Exception) -> bool:
@@ -121,10 +121,6 @@ def _load(columns: Any, request: dict[str, Any], emit: Any) -> list[dict[str, An
     return loaded
 
 
-if __name__ == "__main__":
-    main()
-
-
 def a_run_trains_here() -> bool:
     """Whether a trainer of this program runs on this machine, whatever folder its run is in."""
     return any(_TRAINER in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
@@ -143,3 +139,7 @@ def follow(training: Callable[[], bool] = a_run_trains_here) -> None:
             pause.wait(_SECONDS)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

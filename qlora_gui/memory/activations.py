@@ -1,8 +1,8 @@
-"""Activations of one layer in bytes: what a forward pass keeps for the backward, and what the backward needs besides.
+"""Activations of one layer in bytes: what a forward pass saves for the backward, and what the backward needs besides.
 
 Counted from the code that runs: transformers' modeling_bloom.py and modeling_llama.py with models/lora_kernel.py (one copy
-of the input and x @ A a linear), models/norms.py (the input) and models/attention.py; the stock way with PEFT's
-lora/bnb.py under autocast, where every linear keeps a 16-bit copy of its own. tests/test_memory.py holds it against
+of the input and x @ A per linear), models/norms.py (the input) and models/attention.py; the stock way with PEFT's
+lora/bnb.py under autocast, where every linear keeps a 16-bit copy of its own. tests/test_memory.py compares it with
 the simulated step.
 """
 
@@ -18,7 +18,7 @@ _GELU_TEMPORARIES = (
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of one layer's backward pass: bytes besides what is kept, and the weight dequantized for it."""
+    """A moment of one layer's backward pass: bytes besides what the forward kept, and the weight dequantized for it."""
 
     working: int
     dequantized: int = 0
@@ -48,7 +48,7 @@ class Kept:
         return self.total - (self.boundary if self.first == self.boundary else 0)
 
 
-def kept(step: Step) -> Kept:
+def count_kept(step: Step) -> Kept:
     """What one layer keeps for its backward pass when it is not recomputed."""
     shape = step.shape
     attention = [linear for linear in shape.linears if "mlp" not in linear.name]
@@ -83,11 +83,11 @@ def backward(step: Step, held: Kept) -> list[Moment]:
 def eager_forward(step: Step, held: Kept) -> int:
     """Eager attention in the forward pass: scores, with the mask added, in fp32, and their softmax.
 
-    BLOOM's layers also give back their probabilities: those of the layer before stand until the next has its own.
+    BLOOM's layers also give back their probabilities: those of the layer before stay until the next has its own.
     """
     if not step.eager:
         return 0
-    copies = 3 if step.shape.family == "bloom" else 2
+    copies = 3 if step.shape.family == "bloom" else 2  # of [rows, heads, tokens, tokens] in the compute dtype
     return held.attention - _probabilities(step) + _scores(step) * (8 + copies * step.number)
 
 
@@ -127,7 +127,7 @@ def _last_input(step: Step, linear: Linear) -> int:
 
 
 def _scores(step: Step) -> int:
-    return step.rows * step.shape.heads * step.length**2
+    return step.rows * step.shape.heads * step.length**2  # [rows, heads, tokens, tokens]
 
 
 def _probabilities(step: Step) -> int:
@@ -147,7 +147,7 @@ def _attended(step: Step) -> int:
     output = numbers * queries
     if step.eager:
         return numbers * (spread + fused) + output + _probabilities(step)
-    sums = 4 * step.rows * shape.heads * step.length
+    sums = 4 * step.rows * shape.heads * step.length  # [rows, heads, tokens] in fp32
     mask = step.rows * step.length**2 * step.number if rotary and step.stock else 0  # made anew in every layer
     return numbers * (spread + fused) + output + sums + mask
 
@@ -165,7 +165,7 @@ def _dense(step: Step, linear: Linear) -> int:
 
 def _last_linear(step: Step, gradient: int) -> Moment:
     linear = step.shape.linears[-1]
-    to_input = step.tokens * linear.inputs * step.number
+    to_input = step.tokens * linear.inputs * step.number  # bytes of [tokens, in]
     after = to_input if step.config.dropout and step.has_lora(linear) and not step.stock else 0
     weight = _dense(step, linear)
     if after > weight:  # the LoRA's share of the gradient, which dropout keeps apart from the rest
@@ -175,7 +175,7 @@ def _last_linear(step: Step, gradient: int) -> Moment:
 
 def _activation(step: Step, held: Kept, gradient: int) -> Moment:
     size = 4 if step.stock else step.number
-    numbers = step.tokens * step.shape.intermediate * size
+    numbers = step.tokens * step.shape.intermediate * size  # bytes of [tokens, intermediate]
     plain = _GELU_TEMPORARIES if step.stock and step.shape.family == "bloom" else 1
     temporaries = 2 if step.shape.gated else plain
     return Moment(gradient + (1 + temporaries) * numbers - held.last_input)
@@ -183,7 +183,7 @@ def _activation(step: Step, held: Kept, gradient: int) -> Moment:
 
 def _attention(step: Step, held: Kept, gradient: int) -> Moment:
     shape = step.shape
-    queries = step.tokens * shape.heads * shape.head_dim
+    queries = step.tokens * shape.heads * shape.head_dim  # [tokens, heads * head_dim]
     # eager, the softmax: gradient and result in fp32, and the 16-bit probabilities have been given back
     eager = _scores(step) * (8 - step.number)
     # fused: gradients of query, key and value for every query head, and that of the query summed in fp32
@@ -192,7 +192,7 @@ def _attention(step: Step, held: Kept, gradient: int) -> Moment:
 
 
 def _first_linear(step: Step, held: Kept, gradient: int) -> Moment:
-    """The first linears of the MLP: their weight is as large as the last one's and less is kept by then."""
+    """The first linears of the MLP: their weight is as large as the last linear's and less is kept by then."""
     first = max((x for x in step.shape.linears if "mlp" in x.name), key=lambda x: x.outputs)
     to_outputs = step.tokens * first.outputs * step.number * (2 if len(step.shape.linears) == 7 else 1)
     to_input = step.tokens * first.inputs * step.number

@@ -1,4 +1,4 @@
-"""What to change so that a run needs less memory: each change with the bytes it saves, found by planning it again."""
+"""What to change so that a run needs less memory: each change with the bytes it saves, by planning again with it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,17 +56,17 @@ def changes(config: RunConfig, shape: Shape, budget: Budget) -> list[Change]:
     """Changes that lower the plan, the largest saving first.
 
     Where none that only costs time fits alone, a combination of such comes first, if one fits. With
-    gradient_checkpointing auto the plan after a change may recompute fewer layers: that is what its saving is of.
+    gradient_checkpointing auto the plan after a change may recompute fewer layers: the saving is computed with it.
     """
     before = plan(config, shape, budget)
-    found = [
+    singles = [
         change
         for knobs, words, same in _candidates(config, shape, budget)
         if (change := _change(config, shape, budget, before, knobs, words, same)) is not None
     ]
-    found.sort(key=lambda change: -change.saves)
-    together = _together(config, shape, budget, before, found)
-    return [together, *found] if together else found
+    singles.sort(key=lambda change: -change.saves)
+    combined = _combination(config, shape, budget, before, singles)
+    return [combined, *singles] if combined else singles
 
 
 def _candidates(config: RunConfig, shape: Shape, budget: Budget) -> Iterator[tuple[dict[str, Any], str, bool]]:
@@ -159,11 +159,11 @@ def _change(
     return Change(knobs, words, saves, after.fits, same)
 
 
-def _together(
-    config: RunConfig, shape: Shape, budget: Budget, before: MemoryPlan, found: list[Change]
+def _combination(
+    config: RunConfig, shape: Shape, budget: Budget, before: MemoryPlan, singles: list[Change]
 ) -> Change | None:
     """The mildest combination that fits and costs only time, where no single such change fits."""
-    harmless = [change for change in found if change.learns_the_same]
+    harmless = [change for change in singles if change.learns_the_same]
     if before.fits or any(change.fits for change in harmless):
         return None
     batches = [change for change in harmless if "batch_size" in change.knobs][::-1]  # the largest batch first
@@ -174,9 +174,9 @@ def _together(
             parts = [*always, *batch, *last]
             knobs = {name: value for change in parts for name, value in change.knobs.items()}
             words = ", ".join(change.words for change in parts)
-            together = _change(config, shape, budget, before, knobs, words, True) if len(parts) > 1 else None
-            if together and together.fits:
-                return together
+            combined = _change(config, shape, budget, before, knobs, words, True) if len(parts) > 1 else None
+            if combined and combined.fits:
+                return combined
     return None
 
 

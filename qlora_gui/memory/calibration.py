@@ -9,7 +9,7 @@ from pathlib import Path
 from qlora_gui import hub
 from qlora_gui.files import append_line
 
-_RUNS = 8  # the last ones count: drivers and libraries change
+_RUNS = 8  # the last runs count: drivers and libraries change
 _BOUNDS = (0.8, 1.5)  # beyond these the run was not what was planned, and must not spoil the next prediction
 # Runs count whose prediction is between half and twice the new one. A prediction is off by what grows with it and by
 # what does not (workspaces of libraries, blocks of the allocator): 12% of a 135M run are 0.2 GB, of a 7B run 1.6 GB.
@@ -45,7 +45,7 @@ NO_RUNS, UNCORRECTED = Correction(), Calibration()
 
 
 def path() -> Path:
-    """The file of all measurements, one JSON object a line."""
+    """The file of all measurements, one JSON object per line."""
     return hub.cache_dir() / "memory.jsonl"
 
 
@@ -74,12 +74,12 @@ def _pairs(gpu: str) -> list[tuple[int, int]]:
         lines = path().read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    found = []
+    pairs = []
     for line in lines:
         try:
             value = json.loads(line)
             if value["gpu"] == gpu and value["predicted"] > 0 and value["measured"] > 0:
-                found.append((value["predicted"], value["measured"]))
+                pairs.append((value["predicted"], value["measured"]))
         except (ValueError, KeyError, TypeError):
             continue
-    return found
+    return pairs

@@ -15,9 +15,9 @@ def check(config: RunConfig, trouble: str | None = None) -> None:
 
     `trouble` is `hardware.trouble`'s sentence where the caller has it already.
     """
-    said = hardware.trouble() if trouble is None else trouble
-    if said and config.gpu != gpus.CPU and not _is_small(config):
-        raise UserError(f"{said.rstrip('.')}; {_ON_PURPOSE}.")
+    reason = hardware.trouble() if trouble is None else trouble
+    if reason and config.gpu != gpus.CPU and not _is_small(config):
+        raise UserError(f"{reason.rstrip('.')}; {_ON_PURPOSE}.")
 
 
 def _is_small(config: RunConfig) -> bool:

@@ -12,7 +12,9 @@ from qlora_gui.memory.model_shape import Shape
 from qlora_gui.memory.step_sizes import Way
 
 Verdict = Literal["fits", "tight", "does not fit"]
-_GPU_MULTIPLE = 8  # tokens a row are padded to on a GPU, as in data/collate.py, which this side does not import
+_GPU_MULTIPLE = (
+    8  # rows are padded to a multiple of it on a GPU, as in data/collate.py, which this side does not import
+)
 TIGHT = 0.9  # of the free memory: above it, fragments and other programs decide
 LEVELS = ("none", "every-4", "every-3", "every-2", "all")  # of checkpointing, the cheapest in time first
 
@@ -135,12 +137,12 @@ def plan(
     return _plan(config, shape, budget, rows, length, way, wanted)
 
 
-def simulated(found: MemoryPlan, peak: int) -> MemoryPlan:
+def simulated(planned: MemoryPlan, peak: int) -> MemoryPlan:
     """The plan with a simulated peak (torch's allocator, in bytes) in place of the closed form's."""
-    more = Term("simulation", "Beyond the closed form", round((peak - found.uncorrected) * found.correction.factor))
-    total = found.total + more.bytes
-    verdict = verdict_of(total, found.budget.free)
-    return replace(found, terms=(*found.terms, more), total=total, uncorrected=peak, verdict=verdict)
+    more = Term("simulation", "Beyond the closed form", round((peak - planned.uncorrected) * planned.correction.factor))
+    total = planned.total + more.bytes
+    verdict = verdict_of(total, planned.budget.free)
+    return replace(planned, terms=(*planned.terms, more), total=total, uncorrected=peak, verdict=verdict)
 
 
 def choose_checkpointing(config: RunConfig, shape: Shape, budget: Budget) -> str:
@@ -155,25 +157,25 @@ def _cheapest(config: RunConfig, shape: Shape, budget: Budget, rows: int, length
     if budget.kind == "cpu":
         return _plan(config, shape, budget, rows, length, "ours", "none")
     for level in LEVELS:
-        found = _plan(config, shape, budget, rows, length, "ours", level)
-        if found.verdict == "fits":
-            return found
-    return found
+        candidate = _plan(config, shape, budget, rows, length, "ours", level)
+        if candidate.verdict == "fits":
+            return candidate
+    return candidate
 
 
 def _plan(
     config: RunConfig, shape: Shape, budget: Budget, rows: int, length: int, way: Way, checkpointing: str
 ) -> MemoryPlan:
-    step = steps.of(config, shape, budget, rows, length, way, checkpointing)
-    moment, sizes = max(parts.moments(step), key=lambda found: sum(found[1].values()))
-    found = [Term(key, label, sizes.get(key, 0)) for key, label in parts.LABELS.items()]
+    step = steps.make_step(config, shape, budget, rows, length, way, checkpointing)
+    moment, sizes = max(parts.moments(step), key=lambda pair: sum(pair[1].values()))
+    terms = [Term(key, label, sizes.get(key, 0)) for key, label in parts.LABELS.items()]
     uncorrected = sum(sizes.values()) - sizes["framework"]
     correction = budget.correction.at(uncorrected)
     if correction.factor != 1.0:
-        found.append(Term("correction", "Correction from earlier runs", round(uncorrected * (correction.factor - 1))))
-    total = sum(term.bytes for term in found)
+        terms.append(Term("correction", "Correction from earlier runs", round(uncorrected * (correction.factor - 1))))
+    total = sum(term.bytes for term in terms)
     return MemoryPlan(
-        terms=tuple(found),
+        terms=tuple(terms),
         total=total,
         uncorrected=uncorrected,
         moment=parts.MOMENTS[moment],

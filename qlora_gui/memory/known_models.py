@@ -1,4 +1,4 @@
-"""Where a base's config.json is found: its folder, the hub's cache, the shipped table of known bases, the hub."""
+"""Where a base's config.json comes from: its folder, the hub's cache, the shipped table of known bases, the hub."""
 
 import json
 from collections.abc import Mapping
@@ -78,8 +78,8 @@ def of_known(name: str) -> Shape:
 
 
 def _entry(name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(bases[name] for bases in _table().values() if name in bases)
-    return found
+    entry: Mapping[str, Any] = next(bases[name] for bases in _table().values() if name in bases)
+    return entry
 
 
 @lru_cache(maxsize=1)
@@ -106,10 +106,10 @@ def _plain(name: str) -> str:
 @lru_cache(maxsize=32)
 def _asked(name: str, revision: str) -> Mapping[str, Any]:
     hub.require("models", name, revision)
-    found = hub.fetch_json(name, "config.json", revision)
-    if found is None:
+    config = hub.fetch_json(name, "config.json", revision)
+    if config is None:
         raise UserError(f"The hub gives no config.json of '{name}': its memory cannot be planned.")
-    return found
+    return config
 
 
 def _read(path: Path, what: str) -> Mapping[str, Any]:
@@ -132,14 +132,14 @@ def counted(shape: Shape, base: Mapping[str, Any], ask: bool) -> Shape:
     question = {"base": dict(base)}
     file = client.folder() / f"count-{client.key(question)}.json"
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        return replace(shape, counted=(int(told["in_4_bits"]), int(told["all"])))
+        counts = json.loads(file.read_text(encoding="utf-8"))
+        return replace(shape, counted=(int(counts["in_4_bits"]), int(counts["all"])))
     except (OSError, ValueError, TypeError, KeyError):  # absent or damaged
         if not ask:
             return shape
     try:
-        told = client.asked(client.PARAMETERS, question)
+        counts = client.asked(client.PARAMETERS, question)
     except UserError:
         return shape
-    client.keep(file, told)
-    return replace(shape, counted=(told["in_4_bits"], told["all"]))
+    client.keep(file, counts)
+    return replace(shape, counted=(counts["in_4_bits"], counts["all"]))

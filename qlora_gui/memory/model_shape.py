@@ -49,7 +49,7 @@ class Shape:
     """A causal LM. `linears` and `norms` are those of one layer; `outer_norms` stand outside the layers.
 
     `experts` are parameters of experts in all layers, which stay in 16 bits. `counted` are the weights in 4 bits and all
-    parameters where those were counted on the model itself (memory/known_models.py): then they hold, and not the sums here.
+    parameters where those were counted on the model itself (memory/known_models.py): then they are used instead of the sums here.
     `stored_double` is whether a base that is stored in 4 bits has double quantization, which no setting changes; else None.
     """
 
@@ -151,9 +151,9 @@ _MOST_THINGS, _MOST_LISTED = 1_000_000, 100_000
 def check_limit(name: str, value: object) -> None:
     """Raise UserError for a number of a config.json that is beyond all measure."""
     most = LIMITS.get(name, _MOST_THINGS if _COUNTS.fullmatch(name) else _MOST_OF_ANY)
-    for one in _flat(value, name):
-        if isinstance(one, int) and not isinstance(one, bool) and abs(one) > most:
-            written = f"{one:,}" if abs(one) < 10**30 else f"a number of {len(str(abs(one)))} digits"
+    for number in _flat(value, name):
+        if isinstance(number, int) and not isinstance(number, bool) and abs(number) > most:
+            written = f"{number:,}" if abs(number) < 10**30 else f"a number of {len(str(abs(number)))} digits"
             raise UserError(
                 f"The base's config.json says that its {name} is {written}, and at most {most:,} is believed."
             )
@@ -183,16 +183,16 @@ def _flat(value: object, name: str) -> Iterator[object]:
     """The values in lists in lists, and in their mappings. Raises UserError for more than a config has."""
     waiting, count = [value], 0
     while waiting:
-        one = waiting.pop()
-        count += 1 + (len(one) if isinstance(one, list) else 0)
+        item = waiting.pop()
+        count += 1 + (len(item) if isinstance(item, list) else 0)
         if count > _MOST_LISTED:
             raise UserError(f"The base's config.json lists more than {_MOST_LISTED:,} values under {name}.")
-        if isinstance(one, list):
-            waiting.extend(one)
-        elif isinstance(one, Mapping):
-            check_limits(one)
+        if isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, Mapping):
+            check_limits(item)
         else:
-            yield one
+            yield item
 
 
 def read(config: Mapping[str, Any]) -> Shape:
@@ -206,19 +206,21 @@ def read(config: Mapping[str, Any]) -> Shape:
 
 def stored(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `quant_type` and `double_quant` of a base whose config.json says that it is stored in 4 bits; else empty."""
-    told = config.get("quantization_config")
-    if not isinstance(told, Mapping) or not (told.get("load_in_4bit") or told.get("_load_in_4bit")):
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping) or not (
+        quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
+    ):
         return {}
     return {
-        "quant_type": told.get("bnb_4bit_quant_type", "fp4"),  # what transformers takes where nothing is told
-        "double_quant": bool(told.get("bnb_4bit_use_double_quant", False)),
+        "quant_type": quantization.get("bnb_4bit_quant_type", "fp4"),  # transformers' default
+        "double_quant": bool(quantization.get("bnb_4bit_use_double_quant", False)),
     }
 
 
 def _read(config: Mapping[str, Any]) -> Shape:
     inner = config.get("text_config")
     if isinstance(inner, Mapping):  # a model of text and images: the language part is what is trained
-        tied = config.get("tie_word_embeddings")  # the outer one, where it is told, is the one that ties
+        tied = config.get("tie_word_embeddings")  # the outer value decides where there is one
         config = {**inner, "tie_word_embeddings": inner.get("tie_word_embeddings") if tied is None else tied}
     kind = str(config.get("model_type") or "")
     if kind == "bloom":
@@ -234,8 +236,8 @@ def _experts(config: Mapping[str, Any]) -> int:
 def _size(config: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = config.get(name)
-        if isinstance(value, list) and value and all(isinstance(one, int) for one in value):
-            value = max(value)  # a size a layer: the largest decides what a step needs
+        if isinstance(value, list) and value and all(isinstance(number, int) for number in value):
+            value = max(value)  # a size per layer: the largest decides what a step needs
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             check_limit(name, value)
             return value
@@ -318,13 +320,13 @@ def _llama_linears(
             Linear("mlp.gate_up_proj", hidden, 2 * middle),
             Linear("mlp.down_proj", middle, hidden),
         )
-    told = bool(config.get("attention_bias")) and kind != "mistral"
-    bias, mlp = told or kind == "qwen2", bool(config.get("mlp_bias")) and kind in _MLP_BIAS
+    attention_bias = bool(config.get("attention_bias")) and kind != "mistral"
+    bias, mlp = attention_bias or kind == "qwen2", bool(config.get("mlp_bias")) and kind in _MLP_BIAS
     return (
         Linear("self_attn.q_proj", hidden, queries, bias),
         Linear("self_attn.k_proj", hidden, keys, bias),
         Linear("self_attn.v_proj", hidden, keys, bias),
-        Linear("self_attn.o_proj", queries, hidden, told and kind != "qwen2"),
+        Linear("self_attn.o_proj", queries, hidden, attention_bias and kind != "qwen2"),
         Linear("mlp.gate_proj", hidden, middle, mlp),
         Linear("mlp.up_proj", hidden, middle, mlp),
         Linear("mlp.down_proj", middle, hidden, mlp),
@@ -355,9 +357,9 @@ def _generic(config: Mapping[str, Any], kind: str) -> Shape:
     sizes = _sizes(config, kind or "unknown")
     hidden, experts = sizes["hidden"], _experts(config)
     middle = _optional(config, 4 * hidden, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-    one = _optional(config, middle, "moe_intermediate_size")
+    expert = _optional(config, middle, "moe_intermediate_size")
     if experts:
-        middle = one * _optional(config, 1, "num_experts_per_tok", "top_k_experts", "num_experts_per_token")
+        middle = expert * _optional(config, 1, "num_experts_per_tok", "top_k_experts", "num_experts_per_token")
     queries, keys = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
     activation = str(config.get("hidden_act") or config.get("activation_function") or "")
     gated = "silu" in activation or "swiglu" in activation
@@ -368,7 +370,7 @@ def _generic(config: Mapping[str, Any], kind: str) -> Shape:
         family="generic",
         intermediate=middle,
         gated=gated,
-        experts=sizes["layers"] * experts * hidden * one * 3,
+        experts=sizes["layers"] * experts * hidden * expert * 3,
         linears=(
             Linear("attention.q", hidden, queries, plain),
             Linear("attention.k", hidden, keys, plain),

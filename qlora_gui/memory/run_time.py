@@ -17,7 +17,7 @@ from qlora_gui.files import write_whole
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
 
-CHARACTERS_A_TOKEN = 3.6  # of English under the vocabularies of today's bases; other languages have fewer
+CHARACTERS_PER_TOKEN = 3.6  # of English under the vocabularies of today's bases; other languages have fewer
 _MOST_BYTES = 20 << 20  # of a data file that is read only to be counted
 
 
@@ -32,7 +32,7 @@ class LayerSpeed:
     seconds_a_pass: float
 
     def at(self, tokens: float) -> float:
-        """Tokens a second of passes of so many."""
+        """Tokens per second in passes of so many tokens."""
         return tokens / (self.seconds_a_pass + tokens / self.tokens_per_second)
 
 
@@ -75,22 +75,22 @@ def path() -> Path:
     return hub.cache_dir() / "speed.json"
 
 
-def keep(found: Speed, cache: Path | None = None) -> None:
-    """Keep what was measured in the cache folder, or in another one; one that cannot be written to keeps nothing."""
+def keep(speed: Speed, cache: Path | None = None) -> None:
+    """Save what was measured in the cache folder, or in another; nothing where that cannot be written to."""
     file = (cache / path().name) if cache else path()
-    kept = _all(file) | {found.device: asdict(found)}
+    speeds = _all(file) | {speed.device: asdict(speed)}
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(kept, indent=1))
+        write_whole(file, json.dumps(speeds, indent=1))
 
 
 def known(device: str) -> Speed | None:
     """What was measured on a device, None where nothing was."""
     try:
-        told = _all(path())[device]
-        layers = tuple(LayerSpeed(**layer) for layer in told["layers"])
+        entry = _all(path())[device]
+        layers = tuple(LayerSpeed(**layer) for layer in entry["layers"])
         good = layers and all(layer.tokens_per_second > 0 and layer.weights > 0 for layer in layers)
-        return Speed(told["device"], told["dtype"], told["torch"], layers) if good else None
+        return Speed(entry["device"], entry["dtype"], entry["torch"], layers) if good else None
     except (KeyError, TypeError):
         return None
 
@@ -99,25 +99,25 @@ def estimate(config: RunConfig, shape: Shape, plan: MemoryPlan, count: bool = Tr
     """How long the run takes on this machine, None where nothing was measured on its device.
 
     Products with weights take the time, so a token costs what they cost in the layer that was measured, in proportion
-    to the weights, in a micro-batch of these rows; the cost of one weight is read between the widths measured. Recomputed
+    to the weights, in a micro-batch of these rows; the cost of one weight is interpolated between the widths measured. Recomputed
     layers pass forward once more. Attention, the optimizer and held-out measurements are not counted. `count` allows reading a data file.
     """
-    found = known(plan.budget.gpu or "cpu") if plan.budget.is_here else None
-    if found is None or shape.rough:
+    speed = known(plan.budget.gpu or "cpu") if plan.budget.is_here else None
+    if speed is None or shape.rough:
         return None
     passes = 1 + 0.5 * _recomputed(plan.checkpointing)
     mean = _mean_tokens(config) if count else None
     weights = shape.linear_weights * passes + shape.vocab * shape.hidden
-    seconds = weights * _seconds_a_weight(found, shape.hidden, config.batch_size * (mean or config.max_length))
+    seconds = weights * _seconds_per_weight(speed, shape.hidden, config.batch_size * (mean or config.max_length))
     step_tokens = config.batch_size * config.gradient_accumulation * config.num_processes * config.max_length
     tokens = None if mean is None else round(mean * _rows(config))
     whole = None if tokens is None else tokens * seconds / config.num_processes
     return Estimate(1 / seconds, step_tokens, step_tokens * seconds / config.num_processes, tokens, whole)
 
 
-def _seconds_a_weight(found: Speed, hidden: int, tokens: float) -> float:
-    """Seconds that one weight takes of one token of a micro-batch of so many, between the widths measured (straight on log scales)."""
-    points = [(layer.hidden, 1 / layer.at(tokens) / layer.weights) for layer in found.layers]
+def _seconds_per_weight(speed: Speed, hidden: int, tokens: float) -> float:
+    """Seconds that one weight takes per token in a micro-batch of so many, between the widths measured (linear on log scales)."""
+    points = [(layer.hidden, 1 / layer.at(tokens) / layer.weights) for layer in speed.layers]
     if hidden <= points[0][0] or len(points) == 1:
         return points[0][1]
     for (low, first), (high, second) in pairwise(points):
@@ -135,15 +135,15 @@ def _recomputed(checkpointing: str) -> float:
 
 
 def _mean_tokens(config: RunConfig) -> float | None:
-    """Tokens of a row in the mean, by its characters; None where the rows would have to be fetched."""
+    """Mean tokens per row, from its characters; None where the rows would have to be fetched."""
     lengths = _lengths(config)
     if not lengths:
         return None
-    return sum(min(length / CHARACTERS_A_TOKEN, config.max_length) for length in lengths) / len(lengths)
+    return sum(min(length / CHARACTERS_PER_TOKEN, config.max_length) for length in lengths) / len(lengths)
 
 
 def _rows(config: RunConfig) -> float:
-    """The rows that all steps take together."""
+    """The rows of all steps."""
     if config.max_steps:
         return config.max_steps * config.batch_size * config.gradient_accumulation * config.num_processes
     return len(_lengths(config)) * (1 - config.eval_fraction) * config.epochs
@@ -158,8 +158,8 @@ def _stamp(dataset: str) -> tuple[int, int]:
     file = hub.local(dataset)
     if file is None or not file.is_file():
         return 0, 0
-    told = file.stat()
-    return told.st_mtime_ns, told.st_size
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=8)
@@ -175,7 +175,7 @@ def _characters(dataset: str, kind: Any, skip_bad_rows: bool, stamp: tuple[int, 
 
 
 def clock(seconds: float) -> str:
-    """ "40 s", "12 min", "3.5 h", "4 days", as far as an estimate can be told."""
+    """ "40 s", "12 min", "3.5 h", "4 days", as precisely as an estimate can be."""
     if seconds < 90:
         return f"{max(seconds, 0.1):.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 5400:
@@ -191,7 +191,7 @@ def _rounded(number: float) -> str:
 
 def _all(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        value = json.loads(file.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}

@@ -1,4 +1,4 @@
-"""The second tier of "will it fit": the real step on fake tensors in a child process, kept on disk by its inputs.
+"""The second tier of "will it fit": the real step on fake tensors in a child process, cached on disk by its inputs.
 
 For bases that the closed form's assumptions do not hold for. Seconds where the closed form takes milliseconds.
 """
@@ -9,18 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.config import RunConfig
+from qlora_gui.config import RunConfig, marked
 from qlora_gui.errors import UserError
 from qlora_gui.memory import model_shape as shapes
 from qlora_gui.memory.estimate import MemoryPlan, plan, simulated
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.memory.step_sizes import Way
 from qlora_gui.simulation import client
-
-_PLANS = (  # the knobs that the step depends on
-    "rank alpha dropout bias target_modules use_rslora quant_type double_quant max_grad_norm optimizer "
-    "gradient_accumulation attention packing"
-).split()
 
 
 @dataclass(frozen=True)
@@ -55,48 +50,50 @@ def simulate(
     which = checkpointing or config.gradient_checkpointing
     question = {
         "base": base,
-        "config": {name: value for name, value in config.model_dump(mode="json").items() if name in _PLANS},
+        "config": {name: value for name, value in config.model_dump(mode="json").items() if name in marked("step")},
         "rows": rows,
         "length": length,
         "way": way,
         "checkpointing": "all" if which == "auto" else which,
         "flash": flash,
     }
-    kept = client.folder() / f"{client.key(question)}.json"
-    answer = _read(kept)
+    file = client.folder() / f"{client.key(question)}.json"
+    answer = _read(file)
     if answer is None:
         answer = _ask(question)
-        client.keep(kept, asdict(answer))
+        client.keep(file, asdict(answer))
     return answer
 
 
-def wanted(found: MemoryPlan, shape: Shape) -> bool:
+def wanted(closed_form: MemoryPlan, shape: Shape) -> bool:
     """Whether a plan is to be refined: for a GPU and an architecture that the closed form does not know."""
-    return shape.family == "generic" and found.budget.kind == "cuda"
+    return shape.family == "generic" and closed_form.budget.kind == "cuda"
 
 
-def refined(found: MemoryPlan, config: RunConfig, shape: Shape, base: Mapping[str, Any]) -> MemoryPlan:
+def refined(closed_form: MemoryPlan, config: RunConfig, shape: Shape, base: Mapping[str, Any]) -> MemoryPlan:
     """The plan with its peak from a simulated step; where that is too much and auto may, with all layers recomputed.
 
     `base` is the base's config.json. Raises UserError as `simulate` does, and for a plan that is not for a GPU.
     """
-    if found.budget.kind != "cuda":
+    if closed_form.budget.kind != "cuda":
         raise UserError("Only steps on a GPU can be simulated: name one by its memory, --memory 16GB.")
 
-    def measured(of: MemoryPlan) -> MemoryPlan:
-        how = of.rows, of.length, of.way, of.checkpointing, of.budget.flash
-        return simulated(of, simulate(dict(base), config, *how).peak)
+    def measured(candidate: MemoryPlan) -> MemoryPlan:
+        how = candidate.rows, candidate.length, candidate.way, candidate.checkpointing, candidate.budget.flash
+        return simulated(candidate, simulate(dict(base), config, *how).peak)
 
-    better = measured(found)
-    auto = config.gradient_checkpointing == "auto" and found.way == "ours"
-    if better.verdict == "fits" or not auto or found.checkpointing == "all":
+    better = measured(closed_form)
+    auto = config.gradient_checkpointing == "auto" and closed_form.way == "ours"
+    if better.verdict == "fits" or not auto or closed_form.checkpointing == "all":
         return better
-    return measured(plan(config, shape, found.budget, rows=found.rows, length=found.length, checkpointing="all"))
+    return measured(
+        plan(config, shape, closed_form.budget, rows=closed_form.rows, length=closed_form.length, checkpointing="all")
+    )
 
 
-def _read(kept: Path) -> Simulated | None:
+def _read(file: Path) -> Simulated | None:
     try:
-        return Simulated(**json.loads(kept.read_text(encoding="utf-8")))
+        return Simulated(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # absent or damaged: ask again
         return None
 

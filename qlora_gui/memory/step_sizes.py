@@ -13,7 +13,7 @@ _OWN_LOGITS = frozenset(
     {"gemma2", "granite"}
 )  # the logits are more than head(hidden): no chunked loss (models/chunked_loss.py)
 _CAPPED = frozenset({"gemma2"})  # a tanh on scores and logits; SDPA knows none, so attention is eager
-# As in models/attention.py, which this side of the house does not import.
+# As in models/attention.py, which this side does not import.
 _CPU_EAGER_UP_TO = 128
 
 
@@ -116,7 +116,9 @@ class Step:
         return self.config.bias == "all" or (isinstance(part, Linear) and self.has_lora(part))
 
 
-def of(config: RunConfig, shape: Shape, budget: Budget, rows: int, length: int, way: Way, checkpointing: str) -> Step:
+def make_step(
+    config: RunConfig, shape: Shape, budget: Budget, rows: int, length: int, way: Way, checkpointing: str
+) -> Step:
     """The step of a run. Raises UserError when target_modules names no linear of the base."""
     cuda = budget.kind == "cuda"
     step = Step(shape, config, rows, length, way, checkpointing, budget.number, cuda, budget.flash, budget.free)

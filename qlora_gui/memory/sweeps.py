@@ -14,7 +14,7 @@ from qlora_gui.runs.sweep import Sweep, words
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of a sweep: what is particular to it, and its plan; None where the base's shape is not known."""
+    """A run of a sweep: what sets it apart, and its plan; None where the base's shape is not known."""
 
     config: RunConfig
     varied: Mapping[str, Any]
@@ -26,7 +26,7 @@ class Cell:
         return self.plan is not None and not self.plan.fits
 
     @property
-    def said(self) -> str:
+    def verdict_text(self) -> str:
         """The verdict in words, with its numbers."""
         return f"{self.plan.words}: {self.plan.figures}" if self.plan else "memory not known"
 
@@ -42,7 +42,7 @@ def fitting(cells: Sequence[Cell]) -> list[RunConfig]:
     if not left:
         smallest = min((cell for cell in cells if cell.plan), key=lambda cell: cell.plan.total if cell.plan else 0)
         raise UserError(
-            f"No run of this sweep fits into memory; the smallest is {words(smallest.varied)} ({smallest.said}): "
+            f"No run of this sweep fits into memory; the smallest is {words(smallest.varied)} ({smallest.verdict_text}): "
             "choose a smaller base, batch or length."
         )
     return left

@@ -7,9 +7,9 @@ from qlora_gui.memory import activations
 from qlora_gui.memory.step_sizes import Step
 from qlora_gui.runs import several
 
-# Logits a chunk of the loss: as in models/chunked_loss.py, which this side of the house does not import.
+# Logits per chunk of the loss: as in models/chunked_loss.py, which this side does not import.
 CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**26
-# Layers that lie whole beside a process's share of them: one in use, the next being fetched, and what it comes in.
+# Layers that a process holds whole beside its share: one in use, the next being gathered, and its buffer.
 _WHOLE_LAYERS = 3
 _SMALL = 4096  # bitsandbytes keeps states of smaller parameters in fp32 (min_8bit_size)
 MIB = 2**20
@@ -51,7 +51,7 @@ class Trained:
 
 
 def trained(step: Step) -> Trained:
-    """Trained parameters and the states of AdamW: 8 bytes each in fp32, 2 and two fp32 a block of 256 in 8 bits."""
+    """Trained parameters and the states of AdamW: 8 bytes each in fp32, 2 and two fp32 per block of 256 in 8 bits."""
     shape, rank = step.shape, step.config.rank
     counts = [rank * size for linear in step.lora for size in (linear.inputs, linear.outputs)] * shape.layers
     inside = [linear.outputs for linear in shape.linears if step.trains_bias(linear)]
@@ -66,9 +66,9 @@ def trained(step: Step) -> Trained:
 
 
 def weights_4bit(step: Step) -> int:
-    """Half a byte a weight and one absmax a block of 64: fp32, or one byte and one fp32 a block of 256 of them.
+    """Half a byte per weight and one absmax per block of 64: fp32, or one byte and one fp32 per block of 256 of them.
 
-    That is 0.515869 or 0.5625 bytes a weight (QLoRA, 2305.14314, section 3). Shared out by FSDP it is a share of the
+    That is 0.515869 or 0.5625 bytes per weight (QLoRA, 2305.14314, section 3). Sharded by FSDP it is a share of the
     halves and a few whole layers.
     """
     packed = statistics = 0
@@ -78,8 +78,8 @@ def weights_4bit(step: Step) -> int:
         packed += -(-linear.weights // 2)
         statistics += blocks + 4 * -(-blocks // 256) if double else 4 * blocks
     layers, sharers = step.shape.layers, several.sharers(step.config)
-    kept = layers if sharers == 1 else min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
-    size = packed * kept + statistics * layers
+    held = layers if sharers == 1 else min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
+    size = packed * held + statistics * layers
     return size * step.shape.linear_weights // step.shape.listed_weights if step.shape.counted else size
 
 
@@ -99,7 +99,7 @@ def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:
     Steps after the first are meant: the optimizer's states exist. Gradients exist where the micro-batch is not the
     first of its step, else each appears in its layer's backward pass.
     """
-    shape, sums, held = step.shape, trained(step), activations.kept(step)
+    shape, sums, held = step.shape, trained(step), activations.count_kept(step)
     constant = {"weights_4bit": weights_4bit(step), "weights": weights(step), "framework": _framework(step)}
     constant["dequantized"] = unpacked = _unpacked(step)
     whole, recomputed = shape.layers, step.recomputed
@@ -152,17 +152,17 @@ def _shared(step: Step) -> int:
 
 
 def _mask(step: Step) -> int:
-    """Numbers of the additive mask: BLOOM's has a bias for every head, and packed rows have one each."""
+    """Numbers of the additive mask: BLOOM's has a bias per head, and packed rows have a mask each."""
     if step.stock:
         return 0  # made anew in every layer
-    square = step.length**2 * (step.rows if step.masked else 1)
+    square = step.length**2 * (step.rows if step.masked else 1)  # [rows or 1, 1, tokens, tokens]
     if step.shape.family == "bloom":
         return square * step.shape.heads if step.masked or not step.eager else 0
     return square if step.masked else 0
 
 
 def _making_mask(step: Step, held: activations.Kept) -> int:
-    """BLOOM's bias is made in fp32 and masked into a second copy before it is cast; from distances, with a causal mask."""
+    """BLOOM's bias is made in fp32 from distances, and masked into a second copy before it is cast."""
     if step.shape.family != "bloom" or not _mask(step):
         return 0
     square = _mask(step) // step.shape.heads * (8 + 1 + step.number)  # int64 distances, bools, transformers' own mask
@@ -176,7 +176,7 @@ def _loss(step: Step) -> dict[str, int]:
     in fp32), capped logits where there are such, and stock the head that was upcast to fp32 again in 16 bits.
     """
     hidden = step.tokens * step.shape.hidden
-    logits = step.tokens * step.shape.vocab
+    logits = step.tokens * step.shape.vocab  # [tokens, vocabulary]
     if not step.own_logits:
         return {"working": 3 * hidden * step.number, "loss": _chunk(step)}
     head = step.shape.vocab * step.shape.hidden * step.number if step.stock else 0

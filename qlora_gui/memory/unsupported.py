@@ -1,4 +1,4 @@
-"""Bases that cannot be trained in 4 bits, told from config.json alone: without torch, and before anything is fetched."""
+"""Bases that cannot be trained in 4 bits, recognized from config.json alone: without torch, and before anything is fetched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from qlora_gui.errors import UserError
 from qlora_gui.memory import model_shape
 
-# Types whose plain 4-bit training fails in transformers itself, or cannot be kept here, with the reason.
+# Types whose plain 4-bit training fails in transformers itself, or is not possible here, with the reason.
 _REASONS = {
     "falcon": "its linear layers are of a class of its own, which bitsandbytes does not quantize",
     "falcon_mamba": "its Mamba layers compute with their weights directly, which 4-bit weights do not allow",

@@ -16,7 +16,7 @@ from qlora_gui.torch_view import Card, View
 
 def view() -> View:
     """torch's own view of the accelerators, from within the process that will use them."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         kind = accelerator.type if accelerator else ""
@@ -24,7 +24,7 @@ def view() -> View:
         device = devices.pick()
         dtype = str(devices.compute_dtype(device)).removeprefix("torch.")
     installed = torch_view.installed()
-    warning = " ".join(str(said[0].message).split()) if said and not cards else ""
+    warning = " ".join(str(caught[0].message).split()) if caught and not cards else ""
     return View(kind, cards, torch.__version__, installed.built_for, dtype, warning)
 
 
@@ -35,18 +35,18 @@ def _card(kind: str, number: int) -> Card:
     if kind == "xpu":
         free, total = devices.free_and_total(torch.device(kind, number))
         return Card(number, torch.xpu.get_device_name(number), total, free)
-    told = torch.cuda.get_device_properties(number)
-    uuid = str(getattr(told, "uuid", ""))
-    bus = f"{getattr(told, 'pci_domain_id', 0):04x}:{getattr(told, 'pci_bus_id', 0):02x}:{getattr(told, 'pci_device_id', 0):02x}.0"
+    card = torch.cuda.get_device_properties(number)
+    uuid = str(getattr(card, "uuid", ""))
+    bus = f"{getattr(card, 'pci_domain_id', 0):04x}:{getattr(card, 'pci_bus_id', 0):02x}:{getattr(card, 'pci_device_id', 0):02x}.0"
     free, total = devices.free_and_total(torch.device(kind, number))
     return Card(
         number,
-        told.name,
+        card.name,
         total,
         free,
         "" if set(uuid) <= set("0-") else uuid.lower(),
         bus,
-        f"{told.major}.{told.minor}",
+        f"{card.major}.{card.minor}",
         *devices.lacking_kernels(number),
     )
 

@@ -28,7 +28,7 @@ from transformers.models.bloom import modeling_bloom
 from qlora_gui.models import device as devices
 from qlora_gui.models import short_rows, supported
 
-# Tokens a row: up to here eager is the faster one on CPUs in 16 bits, in fp32 never (benchmarks/bloom_attention.py).
+# Tokens per row: up to here eager is faster on CPUs in 16 bits, in fp32 never (benchmarks/bloom_attention.py).
 CPU_EAGER_UP_TO = 128
 # Queries at once on a CPU: each such block only reads the keys up to its end, five eighths of them at 1,024 tokens.
 CPU_QUERIES = 256
@@ -44,15 +44,18 @@ class _Layout(NamedTuple):
     starts: torch.Tensor
 
     @classmethod
-    def of(cls, blocks: torch.Tensor, positions: torch.Tensor) -> "_Layout":
+    def from_blocks(cls, blocks: torch.Tensor, positions: torch.Tensor) -> "_Layout":
         """The layout of rows whose blocks each stand in one piece."""
         places = torch.arange(blocks.shape[1], device=blocks.device)
-        begins = functional.pad(blocks[:, 1:] != blocks[:, :-1], (1, 0), value=True)
-        first = torch.where(begins, places, 0).cummax(1).values
+        begins = functional.pad(blocks[:, 1:] != blocks[:, :-1], (1, 0), value=True)  # [rows, tokens]
+        first = torch.where(begins, places, 0).cummax(1).values  # [rows, tokens]: where each token's block begins
         return cls(blocks, positions, positions.gather(1, first))
 
     def seen(self, row: Any, query: Any, key: Any) -> Any:
-        """True where a query may see a key: in its own block, or in block 0 before its own one begins."""
+        """True where a query may see a key: in its own block, or in block 0 before its own block begins.
+
+        The arguments are indices into [rows, tokens], broadcast against each other.
+        """
         keys = self.blocks[row, key]
         shared = (keys == 0) & (self.positions[row, key] < self.starts[row, query])
         return (keys == self.blocks[row, query]) | shared
@@ -84,7 +87,7 @@ AttentionMaskInterface.register("eager", partial(_mask, eager_mask))
 def handed_blocks(kwargs: dict[str, Any]) -> Iterator[None]:
     """Hand `blocks`, if there are any, past a causal LM that does not pass on what it does not know, to its decoder."""
     blocks, positions = kwargs.pop("blocks", None), kwargs.get("position_ids")
-    token = _handed.set(None if blocks is None or positions is None else _Layout.of(blocks, positions))
+    token = _handed.set(None if blocks is None or positions is None else _Layout.from_blocks(blocks, positions))
     try:
         yield
     finally:
@@ -109,7 +112,7 @@ _stock_use_gqa = sdpa_attention.use_gqa_in_sdpa
 
 
 def _use_gqa(attention_mask: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether SDPA is given keys and values as they are, fewer than queries; else they are repeated for each query.
+    """Whether SDPA gets keys and values as they are, with fewer heads than queries; else they are repeated per query head.
 
     On CUDA only flash attention takes them so. Where torch has none (before compute capability 8.0, in fp32) it would
     write out all scores in fp32 instead, tokens x tokens per head, and keep them for the backward pass.
@@ -125,11 +128,11 @@ def _takes_groups(key: torch.Tensor, value: torch.Tensor) -> bool:
 
 def _taken(kwargs: dict[str, Any]) -> _Layout | None:
     blocks, positions = kwargs.pop("blocks", None), kwargs.get("position_ids")
-    return _handed.get() if blocks is None or positions is None else _Layout.of(blocks, positions)
+    return _handed.get() if blocks is None or positions is None else _Layout.from_blocks(blocks, positions)
 
 
 def install(model: Any, choice: str) -> None:
-    """Choose the attention of a causal LM: `sdpa`, `eager`, or `auto`, which is the faster one; teach it `blocks`."""
+    """Choose the attention of a causal LM: `sdpa`, `eager`, or `auto`, whichever is faster; make it take `blocks`."""
     choose_kernels()
     short_rows.install()
     decoder = model.base_model
@@ -151,7 +154,7 @@ def _begin(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     layout = _taken(kwargs)
     _running.set(layout)
     if layout is not None:
-        # said to hold no padding, for without a word transformers would look for examples in the positions itself
+        # declared free of padding: without a mask transformers would look for examples in the positions itself
         kwargs |= {"position_ids": layout.positions, "attention_mask": torch.ones_like(layout.blocks)}
     return args, kwargs
 
@@ -176,13 +179,14 @@ def fixed_window(model: Any) -> int | None:
 
 @torch.no_grad()
 def packs(model: Any) -> bool:
-    """Whether the decoder of a causal LM keeps packed examples apart, after a shared beginning: asked by trying."""
+    """Whether the decoder of a causal LM keeps packed examples apart, after a shared beginning: tested on a few tokens."""
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([[2, 3, 5, 7, 11, 13, 5, 11, 7, 3]], device=device)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 2, 3, 4, 5]], device=device)
     blocks = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], device=device)
 
     def last(**inputs: torch.Tensor) -> torch.Tensor:
+        # [1, 4, width]: the last example
         hidden: torch.Tensor = model.base_model(use_cache=False, **inputs).last_hidden_state[:, -4:]
         return hidden.float()
 
@@ -191,7 +195,7 @@ def packs(model: Any) -> bool:
         packed = last(input_ids=ids, position_ids=positions, blocks=blocks)
     except (
         Exception
-    ) as error:  # what a base makes of arguments that it does not expect is its own: positions, no padding
+    ) as error:  # how a base fails on arguments that it does not expect is its own affair: positions, no padding
         if devices.ran_out(error):
             raise
         return False
@@ -210,7 +214,7 @@ class _Bias:
         self.made: tuple[Any, torch.Tensor] | None = None
 
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before a forward pass: forget the last bias, and keep what tells examples apart."""
+        """Before a forward pass: forget the last bias, and keep the layout that separates the examples."""
         self.made, self.layout = None, _taken(kwargs)
         kwargs.pop("position_ids", None)
         return args, kwargs
@@ -220,7 +224,7 @@ class _Bias:
         faster = hidden.device.type == "cpu" and hidden.dtype != torch.float32 and keys <= CPU_EAGER_UP_TO
         return self.choice == "eager" or (self.choice == "auto" and faster)
 
-    def of(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def for_query(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
         """The bias for a query [rows, heads, queries, width]; `mask` is additive, [rows, 1, queries, keys], or None."""
         key = (query.dtype, query.shape[2], keys, None if mask is None else mask.data_ptr())
         if self.made is None or self.made[0] != key:
@@ -232,16 +236,18 @@ class _Bias:
         places = torch.arange(keys, device=query.device)
         if self.layout is not None:
             rows = torch.arange(len(self.layout.blocks), device=query.device)[:, None, None, None]
-            seen = self.layout.seen(rows, places[:, None], places)
+            seen = self.layout.seen(rows, places[:, None], places)  # [rows, 1, queries, keys]
             hidden = ~seen | (places > places[:, None])
+            # [rows, 1, queries, keys]
             distance = self.layout.positions[:, None, None, :] - self.layout.positions[:, None, :, None]
         else:
-            distance = places[None, :] - places[keys - query.shape[2] :, None]
-            hidden = (distance > 0)[None, None]
+            distance = places[None, :] - places[keys - query.shape[2] :, None]  # [queries, keys]
+            hidden = (distance > 0)[None, None]  # [1, 1, queries, keys], or [rows, ...] with the mask's padding
             if mask is not None and not torch.equal(mask < 0, hidden.expand_as(mask)):
                 hidden = hidden | (mask < 0)
             distance = distance[None, None]
         # finite, so that a padded query, which sees no key at all, stays finite too
+        # [1 or rows, heads, queries, keys]
         return torch.where(hidden, torch.finfo(query.dtype).min, slopes[:, None, None] * distance).to(query.dtype)
 
 
@@ -260,7 +266,7 @@ def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]
         if output_attentions or bias.eager(hidden_states, keys):
             if bias.layout is not None:
                 like = hidden_states.new_empty(1, self.num_heads, keys, 1)
-                alibi, attention_mask = torch.zeros_like(alibi), bias.of(like, keys, attention_mask)
+                alibi, attention_mask = torch.zeros_like(alibi), bias.for_query(like, keys, attention_mask)
             return eager(
                 hidden_states,
                 residual,
@@ -270,13 +276,13 @@ def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]
                 output_attentions=output_attentions,
                 **kwargs,
             )
-        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        query, key, value = self._reshape(self.query_key_value(hidden_states))  # [rows, heads, tokens, size]
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
         dropout = self.attention_dropout.p if self.training else 0.0
-        mask = bias.of(query, key.shape[2], attention_mask)
+        mask = bias.for_query(query, key.shape[2], attention_mask)
         out = _attend(query, key, value, mask, dropout, self.inv_norm_factor)
-        out = self.dense(out.transpose(1, 2).flatten(2))
+        out = self.dense(out.transpose(1, 2).flatten(2))  # [rows, tokens, heads * size]
         return modeling_bloom.dropout_add(out, residual, self.hidden_dropout, self.training), None
 
     return forward
@@ -296,7 +302,7 @@ def _attend(
     blocks = []
     for first in range(0, queries, CPU_QUERIES):
         end = first + CPU_QUERIES
-        seen = mask[..., first:end, :end]
+        seen = mask[..., first:end, :end]  # causal: no query of this block sees a key beyond its end
         blocks.append(
             attend(query[:, :, first:end], key[:, :, :end], value[:, :, :end], seen, dropout_p=dropout, scale=scale)
         )

@@ -26,7 +26,7 @@ __all__ = ["Base", "fingerprint", "load_model", "load_tokenizer", "locate"]
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk. `path` is a folder or a hub id, `fingerprint` tells two bases apart."""
+    """A base model on disk. `path` is a folder or a hub id, `fingerprint` distinguishes two bases."""
 
     name: str
     path: str
@@ -109,8 +109,8 @@ def _check_folder(folder: Path) -> None:
 def _listed_weights(index: Path) -> list[str]:
     """The files that an index of weights names. Raises UserError for one that cannot be read."""
     try:
-        told = json.loads(plain_files.read_text(index, _MOST_INDEX, follow=True))
-        return sorted(set(map(str, told["weight_map"].values())))
+        content = json.loads(plain_files.read_text(index, _MOST_INDEX, follow=True))
+        return sorted(set(map(str, content["weight_map"].values())))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -160,7 +160,7 @@ def load_model(
 ) -> Any:
     """The base in 4 bits on `device`, computing in `dtype`; embeddings, norms and head stay in `dtype`.
 
-    Quantized at the first load and kept (`model.quantized`). Raises UserError when the folder holds no causal LM that
+    Quantized at the first load and cached (`models.quantized_cache`). Raises UserError when the folder holds no causal LM that
     can be loaded, or memory does not suffice.
     """
     import bitsandbytes as bnb

@@ -1,4 +1,4 @@
-"""Does a loaded base do what a causal language model does: asked by trying, before anything is built on it."""
+"""Whether a loaded base behaves as a causal language model: tested before anything is built on it."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def check(model: Any, named: str) -> None:
     other = ids.clone()
     other[0, -1] = (ids[0, -1] + vocabulary // 2) % vocabulary
     try:
-        one, two = (model(input_ids=given, use_cache=False).logits[0, :-1].float() for given in (ids, other))
+        first, second = (model(input_ids=given, use_cache=False).logits[0, :-1].float() for given in (ids, other))
     except Exception as error:  # what a base makes of text alone is its own
         if devices.ran_out(error):
             raise
@@ -32,7 +32,7 @@ def check(model: Any, named: str) -> None:
             f"The base model '{named}' ({type(model).__name__}) does not take text alone ({first_line(error)}): choose "
             "another base."
         ) from error
-    if (one - two).abs().max() > _MOVED * one.abs().max():
+    if (first - second).abs().max() > _MOVED * first.abs().max():
         raise UserError(
             f"The base model '{named}' ({type(model).__name__}) sees later tokens when it predicts earlier ones, so what "
             "it would learn is no use for writing: choose a base that reads from left to right."

@@ -23,9 +23,9 @@ def for_run(path: str | Path, config: RunConfig, examples: Sequence[Example]) ->
     with_tools = 2 * sum(bool(example.get("tools")) for example in examples) > len(examples)
     tokenizer = bases.load_tokenizer(path, config.chat_template, with_tools)
     ends = base_ends(path)
-    found = Chat(tokenizer, ends=ends, control=config.control)
-    thinking = _resolved(config.thinking, found, examples)
-    return found if thinking is None else Chat(tokenizer, thinking=thinking, ends=ends, control=config.control)
+    chat = Chat(tokenizer, ends=ends, control=config.control)
+    thinking = _resolved(config.thinking, chat, examples)
+    return chat if thinking is None else Chat(tokenizer, thinking=thinking, ends=ends, control=config.control)
 
 
 def _resolved(asked: Thinking, chat: Chat, examples: Sequence[Example]) -> bool | None:
@@ -39,7 +39,7 @@ def _resolved(asked: Thinking, chat: Chat, examples: Sequence[Example]) -> bool 
         return None
     if asked != "auto":
         return asked == "on"
-    return reasoning.share_with_reasoning(one["messages"] for one in examples if "messages" in one) > 0.5
+    return reasoning.share_with_reasoning(example["messages"] for example in examples if "messages" in example) > 0.5
 
 
 def base_ends(path: str | Path) -> frozenset[int]:
@@ -49,8 +49,8 @@ def base_ends(path: str | Path) -> frozenset[int]:
     inner = config.get("text_config")
     for values in (generation, config, inner if isinstance(inner, dict) else {}):
         named = values.get("eos_token_id")
-        found = [named] if isinstance(named, int) else named if isinstance(named, list) else []
-        if ids := frozenset(number for number in found if type(number) is int and 0 <= number < _MOST_TOKENS):
+        listed = [named] if isinstance(named, int) else named if isinstance(named, list) else []
+        if ids := frozenset(number for number in listed if type(number) is int and 0 <= number < _MOST_TOKENS):
             return ids
     return frozenset()
 
@@ -64,8 +64,8 @@ def settings_of(chat: Chat) -> dict[str, Any]:
 
 def thinking_beside(folder: Path) -> bool | None:
     """The thinking that an adapter was trained with, where its folder says so."""
-    found = json_object(folder / SETTINGS)
-    value = found.get("thinking", found.get("enable_thinking"))
+    settings = json_object(folder / SETTINGS)
+    value = settings.get("thinking", settings.get("enable_thinking"))
     return value if isinstance(value, bool) else None
 
 
@@ -81,10 +81,10 @@ def template_beside(folder: Path) -> str | None:
         raise UserError(f"The chat template of '{folder.name}' cannot be read: {error}.") from None
     except (OSError, ValueError):
         return None
-    found = json_object(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # as a tokenizer_config.json lists several
-        found = {str(one.get("name")): str(one.get("template")) for one in found if isinstance(one, dict)}
+    template = json_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # as a tokenizer_config.json lists several
+        template = {str(entry.get("name")): str(entry.get("template")) for entry in template if isinstance(entry, dict)}
     try:
-        return chat_template.choose(found) if found else None
+        return chat_template.choose(template) if template else None
     except UserError:
         return None

@@ -1,6 +1,6 @@
 """The loss of a causal LM in one pass over chunks: logits -> loss -> gradient at once, supervised tokens only.
 
-The head is frozen, so the gradient of the hidden states is all that a chunk must leave behind; its logits are
+The head is frozen, so the gradient of the hidden states is all that a chunk has to leave; its logits are
 freed before the next one. The stock loss keeps several copies of all logits, about 12 bytes x tokens x vocabulary.
 """
 
@@ -22,7 +22,7 @@ _ROUNDING = 1e-3
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
-    """Hidden states a chunk, a multiple of 8: 128 with BLOOM's 250,880 words on a GPU; twice that on a CPU, where it is faster."""
+    """Hidden states per chunk, a multiple of 8: 128 with BLOOM's 250,880 words on a GPU; twice that on a CPU, where it is faster."""
     logits = 2**26 if device == "cpu" else 2**25
     return max(logits // vocabulary // 8 * 8, 16)
 
@@ -58,8 +58,8 @@ def _chunk(
     gradient: torch.Tensor | None,
 ) -> torch.Tensor:
     """The summed loss of some rows, their gradient written to `gradient`; a call of its own, so that logits are freed."""
-    logits = functional.linear(part, weight, bias).float()
-    largest = logits.amax(-1, keepdim=True)
+    logits = functional.linear(part, weight, bias).float()  # [rows, vocabulary]
+    largest = logits.amax(-1, keepdim=True)  # [rows, 1], as `losses` and `normalizer`
     losses = largest - logits.gather(1, wanted)
     # in these steps because torch.softmax on a CPU sums less exactly: 1e-5 off with 300,000 words
     normalizer = logits.sub_(largest).exp_().sum(-1, keepdim=True)
@@ -91,9 +91,9 @@ def summed_loss(
     hidden: [rows, tokens, width]; weight: [vocabulary, width], frozen; bias: [vocabulary] or None;
     labels: [rows, tokens], not shifted. Exact: equals torch's cross entropy of all logits at once.
     """
-    targets = labels[:, 1:]
+    targets = labels[:, 1:]  # [rows, tokens - 1]
     places = (targets != IGNORED).flatten().nonzero().squeeze(1)
-    chosen = hidden[:, :-1].flatten(0, 1).index_select(0, places)
+    chosen = hidden[:, :-1].flatten(0, 1).index_select(0, places)  # [supervised tokens, width]
     total: torch.Tensor = _SummedLoss.apply(
         chosen.to(weight.dtype), weight, bias, targets.flatten().index_select(0, places)
     )
@@ -156,7 +156,7 @@ def _unsuited(model: Any) -> str:
 
 @torch.no_grad()
 def not_plain(model: Any) -> str:
-    """Why the logits of a causal LM are not head(hidden), asked by trying; "" where they are."""
+    """Why the logits of a causal LM are not head(hidden), tested on a few tokens; "" where they are."""
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
         return "its head is not a plain linear layer"
@@ -179,10 +179,10 @@ def not_plain(model: Any) -> str:
     return "" if plain else "its logits are more than head(hidden)"
 
 
-def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+def alike(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two results of the same pass differ by rounding alone, in another order of sums."""
-    if one.shape != other.shape:
+    if actual.shape != expected.shape:
         return False
-    rounding = max(_ROUNDING, torch.finfo(other.dtype).eps)
-    one, other = one.float(), other.float()
-    return bool((one - other).abs().max() <= rounding * other.abs().max())
+    rounding = max(_ROUNDING, torch.finfo(expected.dtype).eps)
+    actual, expected = actual.float(), expected.float()
+    return bool((actual - expected).abs().max() <= rounding * expected.abs().max())

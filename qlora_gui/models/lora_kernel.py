@@ -1,7 +1,7 @@
-"""A 4-bit linear and its LoRA as one step of autograd: the input is kept once, the products are few.
+"""A 4-bit linear and its LoRA as one step of autograd: the input is saved once, the products are few.
 
-PEFT's own forward casts the input to fp32, clones the result and adds to it, which under autograd keeps up to four
-tensors of the input's size a linear. Here one is kept, and x @ A ([tokens, rank]).
+PEFT's own forward casts the input to fp32, clones the result and adds to it, which under autograd saves up to four
+tensors of the input's size per linear. Here one is saved, and x @ A ([tokens, rank]).
 """
 
 from types import MethodType
@@ -32,46 +32,46 @@ class _LoraProduct(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> torch.Tensor:
-        dropped, kept = _drop(x, dropout) if dropout else (x, None)
-        inner = dropped @ a.to(x.dtype).t()
+        dropped, mask = _drop(x, dropout) if dropout else (x, None)
+        inner = dropped @ a.to(x.dtype).t()  # [tokens, rank]
         del dropped
-        weight = dense(linear, x.dtype)
+        weight = dense(linear, x.dtype)  # [out, in]
         out = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
         del weight
         out.addmm_(inner, b.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(x, a, b, inner, kept)
+        ctx.save_for_backward(x, a, b, inner, mask)
         ctx.linear, ctx.scaling, ctx.dropout = linear, scaling, dropout
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        x, a, b, inner, kept = ctx.saved_tensors
-        grad = grads[0]
-        to_inner = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)
+        x, a, b, inner, mask = ctx.saved_tensors
+        grad = grads[0]  # [tokens, out]
+        to_inner = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)  # [tokens, rank]
         # In this order, for a CPU's kernels are slow where the long side comes first: 1.3 to 1.9 times.
         to_b = (inner.t() @ grad).t().to(torch.float32, memory_format=torch.contiguous_format).mul_(ctx.scaling)
-        to_a = (to_inner.t() @ _dropped(x, kept, ctx.dropout)).float()
+        to_a = (to_inner.t() @ _dropped(x, mask, ctx.dropout)).float()
         to_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = grad @ dense(ctx.linear, grad.dtype)
-            if kept is None:
+            if mask is None:
                 to_x.addmm_(to_inner, a.to(grad.dtype))
             else:
-                _add_dropped(to_x, to_inner @ a.to(grad.dtype), kept, ctx.dropout)
+                _add_dropped(to_x, to_inner @ a.to(grad.dtype), mask, ctx.dropout)
         return to_x, to_a, to_b, to_bias, None, None, None
 
 
 def dense(linear: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a Linear4bit, [out, in], unpacked, or as it was kept."""
-    kept: torch.Tensor | None = getattr(linear, "kept_dense", None)
-    if kept is not None:
-        return kept
+    """The weight of a Linear4bit, [out, in], unpacked now, or from `keep_dense`."""
+    cached: torch.Tensor | None = getattr(linear, "cached_dense", None)
+    if cached is not None:
+        return cached
     return quantized.dequantize_4bit(linear.weight.data, _state(linear)).to(dtype)
 
 
 def _state(linear: Any) -> Any:
-    """bitsandbytes' statistics of a packed weight; of weights that are shared out the module knows them."""
+    """bitsandbytes' statistics of a packed weight; where weights are sharded the module has them."""
     return getattr(linear.weight, "quant_state", None) or linear.quant_state
 
 
@@ -84,11 +84,11 @@ def _drop(x: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
     """x after dropout, and which of its elements are kept, as bool of its shape."""
     if _on_accelerator(x):
         return torch.native_dropout(x, dropout, True)
-    kept = _kept(x, dropout)
-    return _dropped(x, kept, dropout), kept
+    mask = _draw_mask(x, dropout)
+    return _dropped(x, mask, dropout), mask
 
 
-def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
+def _draw_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
     """Which elements dropout keeps on a CPU, as bool of x's shape.
 
     A CPU draws one number at a time, so each drawn int64 serves four elements, 16 bits each.
@@ -98,21 +98,21 @@ def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
     return (drawn.view(torch.int16)[: x.numel()] >= limit).view(x.shape)
 
 
-def _dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+def _dropped(x: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
     """x after a dropout that was drawn before."""
-    if kept is None:
+    if mask is None:
         return x
     if _on_accelerator(x):
-        return torch.ops.aten.native_dropout_backward(x, kept, 1 / (1 - dropout))
-    return (x * kept).div_(1 - dropout)
+        return torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - dropout))
+    return (x * mask).div_(1 - dropout)
 
 
-def _add_dropped(out: torch.Tensor, x: torch.Tensor, kept: torch.Tensor, dropout: float) -> None:
+def _add_dropped(out: torch.Tensor, x: torch.Tensor, mask: torch.Tensor, dropout: float) -> None:
     """out += x after a dropout that was drawn before."""
     if _on_accelerator(x):
-        out.addcmul_(x, kept, value=1 / (1 - dropout))
+        out.addcmul_(x, mask, value=1 / (1 - dropout))
     else:
-        out += _dropped(x, kept, dropout)
+        out += _dropped(x, mask, dropout)
 
 
 def install(model: torch.nn.Module) -> None:
@@ -136,14 +136,14 @@ def keep_dense(model: torch.nn.Module) -> bool:
     if any(linear.weight.device.type != "cpu" for linear in linears) or needed > psutil.virtual_memory().available / 8:
         return False
     for linear in linears:
-        linear.kept_dense = dense(linear, linear.compute_dtype)
+        linear.cached_dense = dense(linear, linear.compute_dtype)
     return True
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
     (name,) = self.active_adapters
     linear = self.base_layer
-    flat = x.to(linear.compute_dtype or x.dtype).flatten(0, -2)
+    flat = x.to(linear.compute_dtype or x.dtype).flatten(0, -2)  # [tokens of all rows, in]
     a, b, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
     if _on_accelerator(flat) and not (self.training or torch.is_grad_enabled()):
         out = _answered(flat, a, b, linear, scaling)
@@ -156,7 +156,7 @@ def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
 def _answered(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, linear: Any, scaling: float) -> torch.Tensor:
     """The product where no gradient is wanted: few tokens are multiplied with the packed weight, as comparing does it.
 
-    Unpacking moves 4.5 bytes a weight, reading it packed half a byte; bitsandbytes chooses by the number of tokens.
+    Unpacking moves 4.5 bytes per weight, reading it packed half a byte; bitsandbytes chooses by the number of tokens.
     """
     bias = None if linear.bias is None else linear.bias.to(x.dtype)
     out: torch.Tensor = bnb.matmul_4bit(x, linear.weight.data, _state(linear), bias=bias)

@@ -36,21 +36,21 @@ def resolve(model: Any, wanted: str | list[str], dropout: float) -> Targets:
     for name in names:
         if reason := _refusal(model, name):
             left_out.setdefault(reason, []).append(name)
-    kept = [name for name in names if not any(name in part for part in left_out.values())]
+    remaining = [name for name in names if not any(name in part for part in left_out.values())]
     if not left_out and not text_part.prefix(model) and not _means_experts("all-linear", model):
         return Targets("all-linear")
-    return Targets(_within_text(model, kept), left_out)
+    return Targets(_within_text(model, remaining), left_out)
 
 
 def linears(model: Any) -> list[str]:
     """The last parts of the names of the text part's linears, without the head, sorted."""
     head, prefix = model.get_output_embeddings(), text_part.prefix(model)
-    found = {
+    names = {
         name.rpartition(".")[2]
         for name, part in model.named_modules()
         if isinstance(part, torch.nn.Linear | Conv1D) and part is not head and name.startswith(prefix)
     }
-    return sorted(found)
+    return sorted(names)
 
 
 def _within_text(model: Any, names: list[str]) -> str | list[str]:
@@ -89,7 +89,7 @@ def _means_experts(modules: str | list[str], model: Any) -> bool:
     probe = LoraConfig(target_modules=modules)
     try:
         convert_peft_config_for_transformers(probe, model, None)
-    except ValueError:  # one of several that belong together
+    except ValueError:  # only some of the names that belong together
         return True
     return bool(probe.target_parameters)
 
@@ -126,7 +126,7 @@ class In16Bits:
 
 
 def weights_in_16_bits(model: torch.nn.Module) -> In16Bits:
-    """What of a base's weights is not quantized."""
+    """The part of a base's weights that is not quantized."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     counted, size, quantized = {True: 0, False: 0}, {True: 0, False: 0}, 0
     for part in model.modules():
@@ -134,8 +134,8 @@ def weights_in_16_bits(model: torch.nn.Module) -> In16Bits:
             quantized += part.in_features * part.out_features
         elif part is not head and not isinstance(part, torch.nn.Embedding):
             is_linear = isinstance(part, torch.nn.Linear)
-            matrices = [one for one in part.parameters(recurse=False) if one.ndim > 1]
-            counted[is_linear] += sum(one.numel() for one in matrices)
-            size[is_linear] += sum(one.nbytes for one in matrices)
+            matrices = [matrix for matrix in part.parameters(recurse=False) if matrix.ndim > 1]
+            counted[is_linear] += sum(matrix.numel() for matrix in matrices)
+            size[is_linear] += sum(matrix.nbytes for matrix in matrices)
     whole = max(quantized + sum(counted.values()), 1)
     return In16Bits(size[True], counted[True] / whole, size[False], counted[False] / whole)

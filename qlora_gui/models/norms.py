@@ -1,7 +1,7 @@
 """Norms whose weights stay fp32 while the stream around them stays in the compute dtype.
 
-A stock RMSNorm under autograd keeps an fp32 copy of its input, and an fp32 weight turns its output fp32. Here the
-input is kept as it came, with one number a token, and the rest is computed again in the backward pass.
+A stock RMSNorm under autograd saves an fp32 copy of its input, and an fp32 weight turns its output fp32. Here the
+input is saved as it came, with one number per token, and the rest is recomputed in the backward pass.
 """
 
 import inspect
@@ -19,7 +19,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = x.to(torch.float32, copy=True)
-        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # [..., 1]
         ctx.save_for_backward(x, weight, scale)
         return wide.mul_(scale).mul_(weight).to(x.dtype)
 
@@ -115,7 +115,7 @@ class _InFp32:
 
 @torch.no_grad()
 def _is_rms_norm(module: Any) -> bool:
-    """Whether a module computes exactly an RMS norm, of nothing but its input: asked by trying."""
+    """Whether a module computes exactly an RMS norm, of nothing but its input: tested on one vector."""
     if not hasattr(module, "variance_epsilon") or [name for name, _ in module.named_parameters()] != ["weight"]:
         return False
     weight = module.weight

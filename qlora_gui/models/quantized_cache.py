@@ -1,7 +1,7 @@
-"""The 4-bit base, quantized once and kept: the same values for training and comparing, loaded in a fraction of the time.
+"""The 4-bit base, quantized once and cached: the same values for training and comparing, loaded in a fraction of the time.
 
-Quantized is from the numbers as the base stores them, whatever is computed in, so one entry serves every format; only
-then what stays unquantized is cast. A fresh base and a kept one go through the same `_assemble`.
+Quantization starts from the numbers as the base stores them, whatever format is computed in, so one entry serves every
+format; only then is what stays unquantized cast. A fresh base and a cached one go through the same `_assemble`.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Quantization:
         return f"{self.quant_type} {'with' if self.double_quant else 'without'} double quantization"
 
 
-def found(model: torch.nn.Module) -> Quantization:
+def quantization_of(model: torch.nn.Module) -> Quantization:
     """The quantization that a base's linears are in, of the first one; asked before any is unpacked."""
     state = next(part.weight.quant_state for part in model.modules() if isinstance(part, bnb.nn.Linear4bit))
     return Quantization(state.quant_type, state.nested)
@@ -68,7 +68,7 @@ def load(
     dtype: torch.dtype,
     say: Say,
 ) -> Any:
-    """The base in 4 bits on `device`, computing in `dtype`: kept from an earlier load, or quantized now and kept.
+    """The base in 4 bits on `device`, computing in `dtype`: from the cache, or quantized now and cached.
 
     Raises what transformers raises for a folder it cannot load, and UserError for a base without linears.
     """
@@ -89,7 +89,7 @@ def _tell_what_is_stored(model: Any, path: Path, asked: Quantization, say: Say) 
     """Mark a base whose files are in 4 bits, and say where those are of another kind than the one asked for."""
     config = json.loads(plain_files.read_text(path / "config.json", plain_files.MOST_CONFIG, follow=True))
     setattr(model, _STORED, bool(config.get("quantization_config")))  # others than 4-bit ones were refused
-    have = found(model)
+    have = quantization_of(model)
     if not stored(model) or have == asked:
         return
     ignored = [f"quant_type {asked.quant_type}"] * (have.quant_type != asked.quant_type)
@@ -143,17 +143,17 @@ def _held(name: str, say: Say) -> Iterator[BaseFileLock | None]:
 
 
 def _read(name: str, key: dict[str, Any], say: Say) -> tuple[State, dict[str, Any]] | None:
-    """The kept tensors, mapped from disk and not read yet, and their settings; None when absent or damaged."""
+    """The cached tensors, mapped from disk and not read yet, and their settings; None when absent or damaged."""
     entry = cache.folder() / name
     if not entry.is_dir():
         return None
     try:
         if (entry / _DIGEST).read_text(encoding="ascii") == _digest(entry / _WEIGHTS):
             with safe_open(str(entry / _WEIGHTS), framework="pt") as file:
-                told = json.loads(file.metadata()["qlora_gui"])
-                if told["key"] == key:
+                header = json.loads(file.metadata()["qlora_gui"])
+                if header["key"] == key:
                     names = file.keys()
-                    return {name: file.get_tensor(name) for name in names}, told["settings"]
+                    return {name: file.get_tensor(name) for name in names}, header["settings"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         pass  # a file is missing, or no longer what was written
     say("The kept 4-bit base is damaged: quantizing again")
@@ -189,17 +189,17 @@ def _quantize(path: Path, quant_type: str, double_quant: bool, device: torch.dev
 
 
 def _keep(name: str, path: Path, key: dict[str, Any], state: State, settings: dict[str, Any], say: Say) -> None:
-    """Write an entry aside and move it into place; if that fails nothing stays behind, and it is said."""
+    """Write an entry aside and move it into place; if that fails nothing stays behind, and a message says so."""
     size = sum(part.nbytes for part in state.values())
     aside = cache.aside(name)
-    told = {"source": str(path), "key": key, "settings": settings}
+    header = {"source": str(path), "key": key, "settings": settings}
     try:
         _drop_outdated(path, key)
         if shutil.disk_usage(cache.folder()).free < size + _LEFT_FREE:
             raise OSError("the disk is nearly full")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        save_file(state, aside / _WEIGHTS, {"qlora_gui": json.dumps(told)})
+        save_file(state, aside / _WEIGHTS, {"qlora_gui": json.dumps(header)})
         (aside / _DIGEST).write_text(_digest(aside / _WEIGHTS), encoding="ascii")
         files.replace(aside, cache.folder() / name)
     except (OSError, SafetensorError) as error:
@@ -216,9 +216,9 @@ def _drop_outdated(path: Path, key: dict[str, Any]) -> None:
     for entry in cache.entries():
         try:
             with safe_open(str(entry.path / _WEIGHTS), framework="pt") as file:
-                told = json.loads(file.metadata()["qlora_gui"])
-            same = told["source"] == str(path) and all(told["key"][part] == key[part] for part in settings)
-            outdated = same or not Path(told["source"]).is_dir()
+                header = json.loads(file.metadata()["qlora_gui"])
+            same = header["source"] == str(path) and all(header["key"][part] == key[part] for part in settings)
+            outdated = same or not Path(header["source"]).is_dir()
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue  # who loads it will notice
         if outdated:
@@ -230,7 +230,7 @@ def _assemble(
 ) -> Any:
     """A model around quantized tensors; on a CPU it shares their memory, which may be the mapped file.
 
-    transformers builds the model and gets every tensor but the statistics of quantization: five more a linear, on
+    transformers builds the model and gets every tensor but the statistics of quantization: five more per linear, on
     each of which it spends more time than on the weight. `Params4bit` takes those itself.
     """
     kind, config = text_part.model_class(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
@@ -244,10 +244,10 @@ def _assemble(
     model = kind.from_pretrained(None, config=config, state_dict=state, dtype=stored, device_map={"": device})
     saved = set(state)
     state.clear()
-    for name, found in statistics.items():
+    for name, tensors in statistics.items():
         linear = model.get_submodule(name)
         linear.weight = Params4bit.from_prequantized(
-            linear.weight.data, found, requires_grad=False, device=device, module=linear
+            linear.weight.data, tensors, requires_grad=False, device=device, module=linear
         )
         linear.weight.quant_state.dtype = dtype
     if dropped := text_part.drop_the_rest(model):

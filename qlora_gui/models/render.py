@@ -1,4 +1,4 @@
-"""`python -m qlora_gui.models.render`: renders chat templates for `data.rendering`, with little time and little memory.
+"""`python -m qlora_gui.models.render`: renders chat templates for `data.template_renderer`, with little time and little memory.
 
 A template is a program, and may be a stranger's: it can run for ever or fill the memory, in one operation of C that
 nothing interrupts. So it runs in this process, which the kernel ends when its time is over, also without a parent.

@@ -8,8 +8,12 @@ from typing import Any
 
 def grows(text: Mapping[str, Any]) -> bool:
     """Whether a config.json's text part scales its positions with the row, and so is made to read beyond its context."""
-    told = [text.get("rope_parameters"), text.get("rope_scaling")]
-    return any("dynamic" in str(one.get("rope_type") or one.get("type")) for one in told if isinstance(one, Mapping))
+    parameters = [text.get("rope_parameters"), text.get("rope_scaling")]
+    return any(
+        "dynamic" in str(entry.get("rope_type") or entry.get("type"))
+        for entry in parameters
+        if isinstance(entry, Mapping)
+    )
 
 
 def alike_up_to(config: Any) -> int | None:
@@ -18,22 +22,22 @@ def alike_up_to(config: Any) -> int | None:
     Beyond, longrope takes its long factors (Phi-3), and dynamic scaling grows with the row. None for all other bases.
     """
     text = config.get_text_config()
-    found = []
-    for told in _parameters(text):
-        kind = str(told.get("rope_type") or told.get("type") or "")
+    limits = []
+    for parameters in _parameters(text):
+        kind = str(parameters.get("rope_type") or parameters.get("type") or "")
         if kind == "longrope":
-            found.append(told.get("original_max_position_embeddings") or text.max_position_embeddings)
+            limits.append(parameters.get("original_max_position_embeddings") or text.max_position_embeddings)
         elif "dynamic" in kind:
-            found.append(text.max_position_embeddings)
-    return min(map(int, found), default=None)
+            limits.append(text.max_position_embeddings)
+    return min(map(int, limits), default=None)
 
 
 def _parameters(text: Any) -> Iterator[Mapping[str, Any]]:
     """The parameters of each kind of a text config's positions: of all layers, or by type of layer."""
-    told = getattr(text, "rope_parameters", None)
-    if isinstance(told, Mapping):
-        yield told
-        yield from (one for one in told.values() if isinstance(one, Mapping))
+    parameters = getattr(text, "rope_parameters", None)
+    if isinstance(parameters, Mapping):
+        yield parameters
+        yield from (entry for entry in parameters.values() if isinstance(entry, Mapping))
 
 
 def forget_rows(model: Any) -> None:

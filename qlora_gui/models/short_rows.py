@@ -2,7 +2,7 @@
 
 torch's CPU kernels for attention are slow in 16 bits where rows are short: forward and backward of 8 rows of 60 tokens (9 heads
 of 64) take 6.5 ms in bf16 and 2.6 in fp32, casts included, on two cores of an EPYC with AVX-512 (BF16); of 160 tokens 22 and
-14 ms; from about 250 on there is nothing to win, from 190 with heads of 128. What is kept for the backward pass stays in 16
+14 ms; from about 250 on there is nothing to win, from 190 with heads of 128. What is saved for the backward pass stays in 16
 bits.
 """
 
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-UP_TO, WIDE_UP_TO = 224, 160  # tokens a row; with heads of more than 64
+UP_TO, WIDE_UP_TO = 224, 160  # tokens per row; with heads of more than 64
 
 
 def install() -> None:
@@ -70,7 +70,7 @@ def _attend(
 class _Attention(torch.autograd.Function):
     """softmax(scale * q k^T + mask) v in fp32, given back in the dtype of the query.
 
-    query: [rows, heads, tokens, size]; key and value may have fewer heads. Kept are these and the result as they came,
+    query: [rows, heads, tokens, size]; key and value may have fewer heads. Saved are these and the result as they came,
     and the logarithm of every query's sum in fp32.
     """
 
@@ -84,6 +84,7 @@ class _Attention(torch.autograd.Function):
         causal: bool,
         scale: float | None,
     ) -> torch.Tensor:
+        # out: [rows, heads, tokens, size]; sums: [rows, heads, tokens]
         out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query.float(), key.float(), value.float(), 0.0, causal, attn_mask=_added(mask), scale=scale
         )
@@ -96,10 +97,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         query, key, value, mask, out, sums = ctx.saved_tensors
         wide = [part.float() for part in (grads[0], query, key, value, out)]
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *wide, sums, 0.0, ctx.causal, attn_mask=_added(mask), scale=ctx.scale
         )
-        return (*(part.to(query.dtype) for part in found), None, None, None)
+        return (*(part.to(query.dtype) for part in gradients), None, None, None)
 
 
 def _added(mask: torch.Tensor | None) -> torch.Tensor | None:

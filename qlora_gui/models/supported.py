@@ -1,4 +1,4 @@
-"""Bases and settings that cannot work, told from config.json before anything is loaded."""
+"""Bases and settings that cannot work, recognized from config.json before anything is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ def check(folder: str | Path, attention: str = "auto") -> None:
     from qlora_gui.models import text_part
 
     folder = Path(folder)
-    unsupported.check(json_object(folder / "config.json"), str(folder))  # a damaged one is transformers' to tell
+    unsupported.check(json_object(folder / "config.json"), str(folder))  # a damaged one is for transformers to report
     try:
         config: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # a config.json may hold anything, and its checks raise what they like

@@ -15,16 +15,16 @@ from qlora_gui.errors import UserError
 def model_class(config: Any) -> tuple[type[Any], Any]:
     """(the class that people load such a base with, the config that it takes).
 
-    What AutoModelForCausalLM gives: of some bases it is their text part alone (Qwen3.5), of others the whole
-    (Gemma 3). Bases that it does not know (Qwen3-VL, LLaVA) are what AutoModelForImageTextToText gives. An adapter
+    AutoModelForCausalLM's class: for some bases the text part alone (Qwen3.5), for others the whole model
+    (Gemma 3). For bases that it does not know (Qwen3-VL, LLaVA) it is AutoModelForImageTextToText's. An adapter
     has the module names of this class. Raises UserError for a config that has none.
     """
     kind = type(config)
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING:
-        found = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
-        found = found[0] if isinstance(found, tuple) else found
+        result = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+        result = result[0] if isinstance(result, tuple) else result
         text = config.get_text_config()
-        return found, (text if text is not config and found.config_class is type(text) else config)
+        return result, (text if text is not config and result.config_class is type(text) else config)
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind], config
     raise UserError(
@@ -46,7 +46,7 @@ def prefix(model: Any) -> str:
 
 
 def left_off(model: Any) -> tuple[str, ...]:
-    """What the names of modules that `drop_the_rest` took off begin with, in the model as people load it."""
+    """The name prefixes of the modules that `drop_the_rest` removed, in the model as people load it."""
     if not prefix(model):
         return ()
     outer = model.base_model
@@ -55,14 +55,14 @@ def left_off(model: Any) -> tuple[str, ...]:
 
 
 def drop_the_rest(model: Any) -> list[str]:
-    """Take everything off a model that text does not pass: the vision part. Gives the names of what was taken off."""
+    """Remove everything from a model that text does not pass: the vision part. Returns the names of what was removed."""
     if not prefix(model):
         return []
     outer, decoder = model.base_model, model.get_decoder()
     dropped = [
         name
         for name, part in outer.named_children()
-        if all(one is not decoder for one in part.modules()) and any(True for _ in part.parameters())
+        if all(module is not decoder for module in part.modules()) and any(True for _ in part.parameters())
     ]
     for name in dropped:
         setattr(outer, name, None)

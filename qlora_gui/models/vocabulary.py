@@ -26,12 +26,12 @@ def check(rows: Iterable[Sequence[int]], tokenizer: Any, tokens: int | None, bas
     if beyond is None and pad < tokens:
         return
     number = pad if beyond is None else beyond
-    mend = (
+    fix = (
         "set pad_token in its tokenizer_config.json to a token that the base has, like the one that ends a text"
         if number == pad
         else "take that token out of the text and the chat template, or enlarge the embeddings of the base and save it"
     )
     raise UserError(
         f"The tokenizer of '{base}' has the token '{tokenizer.convert_ids_to_tokens(number)}' with id {number}, for which "
-        f"the base has no embedding (its ids end at {tokens - 1}): {mend}."
+        f"the base has no embedding (its ids end at {tokens - 1}): {fix}."
     )

@@ -56,7 +56,7 @@ class Rating:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns' names, told apart."""
+        """The columns' names, made distinct."""
         return distinct(self.columns)
 
     def pair(self, first: int, second: int) -> Pair:
@@ -71,14 +71,16 @@ class Rating:
         for pair in self.pairs:
             if pair.winner is not None:
                 beaten.setdefault(pair.winner, []).append(names[pair.first + pair.second - pair.winner])
-        said = [f"{names[winner]} is preferred to {', '.join(others)}." for winner, others in sorted(beaten.items())]
+        sentences = [
+            f"{names[winner]} is preferred to {', '.join(others)}." for winner, others in sorted(beaten.items())
+        ]
         open_pairs = sum(pair.winner is None for pair in self.pairs)
-        if not said:
-            said = ["No winner: no two columns can be told apart by these votes."]
+        if not sentences:
+            sentences = ["No winner: no two columns can be told apart by these votes."]
         elif open_pairs:
-            said.append(f"{counted(open_pairs, 'pair')} of columns cannot be told apart.")
+            sentences.append(f"{counted(open_pairs, 'pair')} of columns cannot be told apart.")
         repeated = f" on {counted(self.prompts, 'prompt')}" if self.votes > self.prompts else ""
-        said.append(
+        sentences.append(
             f"{counted(self.votes, 'vote')}{repeated}: {counted(self.ties, 'tie')}, {self.bad} all bad. "
             f"Tests are corrected for {counted(len(self.pairs), 'pair')}."
         )
@@ -87,15 +89,15 @@ class Rating:
             more = more_votes(sum(weakest.wins), self.prompts)
             if more:
                 between = f"{names[weakest.first]} and {names[weakest.second]}"
-                said.append(f"About {counted(more, 'more vote')} would show a 65/35 preference between {between}.")
-        return " ".join([*said, STOPPING])
+                sentences.append(f"About {counted(more, 'more vote')} would show a 65/35 preference between {between}.")
+        return " ".join([*sentences, STOPPING])
 
 
 def rate(votes: Sequence[Vote], resamples: int = RESAMPLES, seed: int = 0) -> Rating:
     """Rate all columns that votes name. A best of several is a win over each other column, a tie one half to each.
 
     "All bad" says nothing of who is better and is only counted. Every prompt weighs the same, however many votes it
-    has. So that a clean sweep neither diverges nor claims to be certain, one prompt a column that nobody voted on, won
+    has. So that a clean sweep neither diverges nor claims to be certain, one prompt per column that nobody voted on, won
     by that column, stands among the prompts, also when they are resampled (the "plus four" rule of Agresti and Coull,
     1998, for two columns). Raises ValueError for votes of different bases or judges, A/A votes, and none at all.
     """
@@ -131,8 +133,8 @@ def rate(votes: Sequence[Vote], resamples: int = RESAMPLES, seed: int = 0) -> Ra
 
 def _columns(votes: Sequence[Vote]) -> tuple[Column, ...]:
     """All columns, the base's (it has no checksum) first, else as they came."""
-    found = dict.fromkeys(column for vote in votes for column in vote.columns)
-    return tuple(sorted(found, key=lambda column: column.sha256 is not None))
+    columns = dict.fromkeys(column for vote in votes for column in vote.columns)
+    return tuple(sorted(columns, key=lambda column: column.sha256 is not None))
 
 
 def _best(winner: int, others: Sequence[int], count: int) -> Any:
@@ -147,14 +149,14 @@ def _best(winner: int, others: Sequence[int], count: int) -> Any:
 
 def _wins(votes: Sequence[Vote], columns: tuple[Column, ...]) -> Any:
     """Who won over whom on one prompt, the mean of its votes; None when all are "all bad"."""
-    found = []
+    per_vote = []
     for vote in votes:
         here = [columns.index(column) for column in vote.columns]
         if isinstance(vote.choice, int):
-            found.append(_best(here[vote.choice], here, len(columns)))
+            per_vote.append(_best(here[vote.choice], here, len(columns)))
         elif vote.choice == TIE:
-            found.append(sum(_best(column, here, len(columns)) for column in here) / 2)
-    return sum(found) / len(found) if found else None
+            per_vote.append(sum(_best(column, here, len(columns)) for column in here) / 2)
+    return sum(per_vote) / len(per_vote) if per_vote else None
 
 
 def _fit(wins: Any) -> Any:
@@ -164,7 +166,7 @@ def _fit(wins: Any) -> Any:
 
     count = len(wins)
     pairs = [(winner, loser) for winner in range(count) for loser in range(count) if winner != loser]
-    found = bradley_terry(
+    fitted = bradley_terry(
         [winner for winner, _ in pairs],
         [loser for _, loser in pairs],
         [Winner.X] * len(pairs),
@@ -172,7 +174,7 @@ def _fit(wins: Any) -> Any:
         tolerance=1e-6,
         limit=10_000,
     )
-    return np.log(found.scores.reindex(range(count)).to_numpy())
+    return np.log(fitted.scores.reindex(range(count)).to_numpy())
 
 
 def _pairs(
@@ -180,15 +182,15 @@ def _pairs(
 ) -> tuple[Pair, ...]:
     import numpy as np
 
-    found = []
+    compared = []
     for first, second in combinations(range(len(columns)), 2):
         apart = 1 / (1 + np.exp(resampled[:, first] - resampled[:, second]))
         low, high = np.quantile(apart, [(1 - stats.LEVEL) / 2, (1 + stats.LEVEL) / 2])
         share = 1 / (1 + np.exp(strengths[first] - strengths[second]))
         wins = _direct(prompts, columns[first], columns[second])
-        found.append((first, second, float(share), float(low), float(high), wins, stats.sign_test(*wins)))
-    corrected = stats.holm([p for *_, p in found])
-    return tuple(Pair(*values, p_holm) for values, p_holm in zip(found, corrected, strict=True))
+        compared.append((first, second, float(share), float(low), float(high), wins, stats.sign_test(*wins)))
+    corrected = stats.holm([p for *_, p in compared])
+    return tuple(Pair(*values, p_holm) for values, p_holm in zip(compared, corrected, strict=True))
 
 
 def _direct(prompts: Sequence[Sequence[Vote]], first: Column, second: Column) -> tuple[int, int]:

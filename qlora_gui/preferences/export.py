@@ -92,7 +92,7 @@ def as_json(votes: Sequence[Vote], first: Column, second: Column) -> str:
 
 
 def as_csv(votes: Sequence[Vote]) -> str:
-    """One line a vote; answers and lengths by column, `shown` the columns in the order the judge saw them.
+    """One line per vote; answers and lengths by column, `shown` the columns in the order the judge saw them.
 
     A cell that a spreadsheet would take for a formula gets an apostrophe before it.
     """

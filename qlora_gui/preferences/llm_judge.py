@@ -106,7 +106,7 @@ def judge_votes(judge: Judge, votes: Sequence[Vote], keep: Callable[[Vote], None
 def unjudged(judge: Judge, votes: Sequence[Vote]) -> list[Vote]:
     """A vote to be filled in for every pair of answers, base and adapter, that people have seen and this judge has not."""
     seen = {(vote.key, vote.columns, vote.answers) for vote in votes if vote.by == judge.by}
-    found = []
+    pairs = []
     for vote in votes:
         if vote.by != HUMAN or vote.aa:
             continue
@@ -114,8 +114,8 @@ def unjudged(judge: Judge, votes: Sequence[Vote]) -> list[Vote]:
             pair = _pair(vote, other, judge.by)
             if (pair.key, pair.columns, pair.answers) not in seen:
                 seen.add((pair.key, pair.columns, pair.answers))
-                found.append(pair)
-    return found
+                pairs.append(pair)
+    return pairs
 
 
 def with_people(people: Iterable[Vote], its: Sequence[Vote]) -> tuple[int, int]:
@@ -185,8 +185,8 @@ def _posted(judge: Judge, post: Post, body: dict[str, Any]) -> Any:
             f"The judge at {_place(judge)} did not answer within {judge.timeout:.0f} s: try again later."
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        told = _without_key(str(error) or type(error).__name__)
-        raise UserError(f"The judge at {_place(judge)} cannot be reached ({told}): check the address.") from None
+        reason = _without_key(str(error) or type(error).__name__)
+        raise UserError(f"The judge at {_place(judge)} cannot be reached ({reason}): check the address.") from None
 
 
 def _read(judge: Judge, response: Any) -> Choice:
@@ -195,25 +195,25 @@ def _read(judge: Judge, response: Any) -> Choice:
     if status in (401, 403):
         raise UserError(f"The judge at {_place(judge)} refuses the key: set another one in {KEY}.")
     if status != 200:
-        told = _without_key(" ".join(response.text.split())[:200])
+        detail = _without_key(" ".join(response.text.split())[:200])
         raise UserError(
-            f"The judge at {_place(judge)} answered with status {status} ({told}): check address and model."
+            f"The judge at {_place(judge)} answered with status {status} ({detail}): check address and model."
         )
     try:
-        said = response.json()["choices"][0]["message"]["content"]
+        content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         raise UserError(
             f"The judge at {_place(judge)} does not answer as an OpenAI-compatible endpoint does: check the address."
         ) from None
-    text = str(said or "")
-    found = _BEST.findall(text) or [text.strip(" .\n\"'*")]
+    text = str(content or "")
+    verdicts = _BEST.findall(text) or [text.strip(" .\n\"'*")]
     choices: dict[str, Choice] = {"a": 0, "b": 1, "tie": TIE}
-    if found[-1].lower() not in choices:
+    if verdicts[-1].lower() not in choices:
         start = _without_key(" ".join(text.split())[:80])
         raise UserError(
             f"The judge '{judge.model}' gave no verdict but '{start}': choose a model that follows instructions."
         )
-    return choices[found[-1].lower()]
+    return choices[verdicts[-1].lower()]
 
 
 def _address(judge: Judge) -> str:

@@ -72,29 +72,27 @@ class Tally:
             return f"{self._aa()}{self._aside()}"
         if not sum(self.wins):
             return f"No winner: every vote is a tie or all bad{self._aside()}"
-        said = f"{names[lead]} against {names[1 - lead]}: {self.figures}, exact sign test p = {self.p:.2g}"
+        figures = f"{names[lead]} against {names[1 - lead]}: {self.figures}, exact sign test p = {self.p:.2g}"
         if self.winner is not None:
-            return f"{names[self.winner]} is preferred. {said}{self._aside()} {STOPPING}"
+            return f"{names[self.winner]} is preferred. {figures}{self._aside()} {STOPPING}"
         why = "covers one half" if self.low <= 0.5 <= self.high else "leaves one half out, but chance alone may do that"
-        return f"No winner: the interval {why}. {said}{self._aside()} {self._more()} {STOPPING}"
+        return f"No winner: the interval {why}. {figures}{self._aside()} {self._more()} {STOPPING}"
 
     def _aa(self) -> str:
-        told = f"{self.figures}, exact sign test p = {self.p:.2g}"
+        figures = f"{self.figures}, exact sign test p = {self.p:.2g}"
         if self.is_clear:
-            return (
-                f"A/A, the base against itself, found a difference where there is none, as 1 in 20 do by chance: {told}"
-            )
-        return f"A/A, the base against itself, finds nothing, as it must: {told}"
+            return f"A/A, the base against itself, found a difference where there is none, as 1 in 20 do by chance: {figures}"
+        return f"A/A, the base against itself, finds nothing, as it must: {figures}"
 
     def _aside(self) -> str:
         """Ties, all bad, repeated prompts and the habit of choosing a place; ends the sentence."""
-        said = f"; {counted(self.ties, 'tie')}, {self.bad} all bad"
+        text = f"; {counted(self.ties, 'tie')}, {self.bad} all bad"
         if self.votes > self.prompts:
-            said += f"; {self.votes} votes on {self.prompts} prompts, each prompt counted once"
+            text += f"; {self.votes} votes on {self.prompts} prompts, each prompt counted once"
         first, second = self.first_shown
         if stats.sign_test(first, second) < 1 - stats.LEVEL:
-            said += f"; the answer shown first won {first} times, the other {second}: place seems to sway this judge"
-        return said + "."
+            text += f"; the answer shown first won {first} times, the other {second}: place seems to sway this judge"
+        return text + "."
 
     def _more(self) -> str:
         decided = sum(self.wins)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.files import told
+from qlora_gui.files import explained
 from qlora_gui.runs import events
 
 FILE = "votes.jsonl"
@@ -31,7 +31,7 @@ class Vote:
 
     `order[place]` is the column that was shown at that place; `choice` the best column (its index in `columns`), "tie",
     or "bad" when all are. `answers` and `tokens` (lengths) are by column. `seconds` is how long the judge looked,
-    `retries` how often the answers were made anew before. `base` says which base, as the columns' proof does.
+    `retries` how often the answers were regenerated before. `base` says which base, as the columns' proof does.
     `orders_agree` is an LLM judge's: whether both orders gave this choice.
     """
 
@@ -71,12 +71,12 @@ class Contest:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns' names, told apart where two are called the same."""
+        """The columns' names, made distinct where two share one."""
         return distinct(self.columns)
 
 
 class VoteLog:
-    """The votes of one store of runs. Every line is one whole write; lines of no use are passed over when read."""
+    """The votes of one store of runs. Every line is one whole write; unusable lines are skipped when read."""
 
     def __init__(self, folder: Path):
         self.path = folder / FILE
@@ -93,19 +93,19 @@ class VoteLog:
 
     def read(self) -> list[Vote]:
         """The votes that stand, oldest first."""
-        found, _ = events.read(self.path, whole=True)
-        undone = {event["id"] for event in found if event["kind"] == "undo"}
-        read = (_vote(event) for event in found if event["kind"] == "vote" and event["id"] not in undone)
+        logged, _ = events.read(self.path, whole=True)
+        undone = {event["id"] for event in logged if event["kind"] == "undo"}
+        read = (_vote(event) for event in logged if event["kind"] == "vote" and event["id"] not in undone)
         return list({vote.id: vote for vote in read if vote is not None}.values())  # the same line twice is one vote
 
     def damaged(self) -> int:
         """How many lines are no whole vote, and so count nowhere."""
-        found, _ = events.read(self.path, whole=True)
-        skipped = sum(event["count"] for event in found if event["kind"] == "skipped")
-        return skipped + sum(event["kind"] == "vote" and _vote(event) is None for event in found)
+        logged, _ = events.read(self.path, whole=True)
+        skipped = sum(event["count"] for event in logged if event["kind"] == "skipped")
+        return skipped + sum(event["kind"] == "vote" and _vote(event) is None for event in logged)
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
-        with told("The vote", self.path):
+        with explained("The vote", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             events.EventLog(self.path).append(kind, **fields)
 
@@ -113,7 +113,7 @@ class VoteLog:
 def _vote(event: Mapping[str, Any]) -> Vote | None:
     """The vote of a line, or None where the line is not a whole one."""
     try:
-        columns = tuple(Column(str(one["name"]), one["sha256"]) for one in event["columns"])
+        columns = tuple(Column(str(column["name"]), column["sha256"]) for column in event["columns"])
         count, choice = len(columns), event["choice"]
         vote = Vote(
             session=str(event["session"]),
@@ -149,30 +149,30 @@ def contest_of(vote: Vote) -> Contest:
 
 def by_contest(votes: Iterable[Vote]) -> dict[Contest, list[Vote]]:
     """The votes of every contest, the contest of the newest vote first."""
-    found: dict[Contest, list[Vote]] = {}
+    groups: dict[Contest, list[Vote]] = {}
     for vote in votes:
         contest = contest_of(vote)
-        found[contest] = [*found.pop(contest, []), vote]
-    return dict(reversed(found.items()))
+        groups[contest] = [*groups.pop(contest, []), vote]
+    return dict(reversed(groups.items()))
 
 
 def by_prompt(votes: Iterable[Vote]) -> list[list[Vote]]:
     """The votes of every prompt. Prompts are what is independent: votes on the same one are not."""
-    found: dict[str, list[Vote]] = {}
+    groups: dict[str, list[Vote]] = {}
     for vote in votes:
-        found.setdefault(vote.key, []).append(vote)
-    return list(found.values())
+        groups.setdefault(vote.key, []).append(vote)
+    return list(groups.values())
 
 
 def distinct(columns: Sequence[Column]) -> tuple[str, ...]:
     """Names of columns; those that share one get their checksum's beginning, or a number, behind it."""
     names = [column.name for column in columns]
-    told = []
+    labels = []
     for number, column in enumerate(columns):
         if names.count(column.name) == 1:
-            told.append(column.name)
+            labels.append(column.name)
         elif columns.count(column) == 1 and column.sha256:
-            told.append(f"{column.name} ({column.sha256[:8]})")
+            labels.append(f"{column.name} ({column.sha256[:8]})")
         else:
-            told.append(f"{column.name} ({names[: number + 1].count(column.name)})")
-    return tuple(told)
+            labels.append(f"{column.name} ({names[: number + 1].count(column.name)})")
+    return tuple(labels)

@@ -1,4 +1,4 @@
-"""The report: what runs were for, what they measured, and what can be said of them, written from their folders alone."""
+"""The report: what runs were for, what they measured, and what follows from it, written from their folders alone."""
 
 from collections.abc import Sequence
 

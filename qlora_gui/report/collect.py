@@ -1,4 +1,4 @@
-"""From the folders of runs to the facts of a report. Nothing here raises for a run that is damaged: it is told as that."""
+"""From the folders of runs to the facts of a report. Nothing here raises for a damaged run: it is reported as such."""
 
 import time
 from collections.abc import Sequence
@@ -41,8 +41,10 @@ def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
         raise UserError(f"There are no runs in {store.root} to report on: train one first.")
     configs = [_config(run) for run in runs]
     manifests = [_manifest(run) for run in runs]
-    bases = _told_apart([_base_name(config) for config, _ in configs])
-    data = _told_apart([_data_name(config, manifest) for (config, _), manifest in zip(configs, manifests, strict=True)])
+    bases = _distinct_names([_base_name(config) for config, _ in configs])
+    data = _distinct_names(
+        [_data_name(config, manifest) for (config, _), manifest in zip(configs, manifests, strict=True)]
+    )
     experiments = tuple(
         _experiment(number, run, config, fault, manifest, names)
         for number, (run, (config, fault), manifest, names) in enumerate(
@@ -50,12 +52,12 @@ def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
         )
     )
     gone = tuple(run.id for run in runs if not (run.path / "run.json").exists())
-    experiments = tuple(one for one in experiments if one.id not in gone)
+    experiments = tuple(experiment for experiment in experiments if experiment.id not in gone)
     if not experiments:
         raise UserError(f"All runs of the report were deleted while it was written: {', '.join(gone)}.")
-    checksums = {one.id: one.event("saved").get("sha256") for one in experiments}
-    trained_on = {str(one.event("base").get("fingerprint")) for one in experiments}
-    return Facts(experiments, hardware.devices()[0], votes.of(store, checksums, trained_on), time.time(), gone)
+    checksums = {experiment.id: experiment.event("saved").get("sha256") for experiment in experiments}
+    trained_on = {str(experiment.event("base").get("fingerprint")) for experiment in experiments}
+    return Facts(experiments, hardware.devices()[0], votes.count_votes(store, checksums, trained_on), time.time(), gone)
 
 
 def _experiment(
@@ -64,9 +66,9 @@ def _experiment(
     events, _ = run.events()
     config = _as_it_ran(config, events)
     shape = shape_of(config)
-    found = job.result(run) or {}
-    evaluation = evaluation_of(found)
-    findings, no_doctor = _examined(config, shape, events, found if evaluation else None)
+    stored = job.result(run) or {}
+    evaluation = evaluation_of(stored)
+    findings, no_diagnostics = _examined(config, shape, events, stored if evaluation else None)
     return Experiment(
         number=number,
         id=run.id,
@@ -83,7 +85,7 @@ def _experiment(
         evaluation=evaluation,
         no_evaluation="" if evaluation else _not_evaluated(run),
         findings=findings,
-        no_doctor=no_doctor,
+        no_diagnostics=no_diagnostics,
         has_adapter=run.has_adapter(),
         last_words=run.log_tail(_LOG_LINES),
         sweep=run.sweep(),
@@ -111,7 +113,7 @@ def _as_it_ran(config: RunConfig | None, events: Sequence[Event]) -> RunConfig |
     changed, base = last(list(events), "fit") or {}, last(list(events), "base") or {}
     knobs = changed.get("knobs") or {}
     if level := base.get("gradient_checkpointing"):
-        knobs = {"gradient_checkpointing": level} | knobs  # preflight speaks after the base was loaded
+        knobs = {"gradient_checkpointing": level} | knobs  # preflight reports after the base was loaded
     try:
         return make(config.model_dump() | knobs)
     except (UserError, TypeError):
@@ -127,17 +129,17 @@ def _not_evaluated(run: Run) -> str:
 def _examined(
     config: RunConfig | None, shape: Shape | None, events: Sequence[Event], evaluation: dict[str, Any] | None
 ) -> tuple[tuple[Finding, ...], str]:
-    """What the doctor finds in settings, data, curves and adapter, worst first; why it could not look, else ""."""
+    """The findings on settings, data, curves and adapter, worst first; why there was no diagnosis, else ""."""
     if config is None:
         return (), "Not examined: run.json cannot be read."
     facts = (last(list(events), "data") or {}).get("facts")
     try:
-        found = diagnostics.after(config, events, evaluation)
-        names = {finding.check for finding in found}
-        found += [one for one in diagnostics.before(config, shape, facts) if one.check not in names]
+        findings = diagnostics.after(config, events, evaluation)
+        names = {finding.check for finding in findings}
+        findings += [finding for finding in diagnostics.before(config, shape, facts) if finding.check not in names]
     except (KeyError, TypeError, ValueError, AttributeError):
         return (), "Not examined: its events or its evaluation lack what the doctor reads."
-    return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))), ""
+    return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))), ""
 
 
 def _base_name(config: RunConfig | None) -> Named:
@@ -154,7 +156,7 @@ def _data_name(config: RunConfig | None, manifest: dict[str, Any]) -> Named:
     return Path(config.dataset).name, " ".join(value[:8] for value in sums) or config.dataset
 
 
-def _told_apart(names: Sequence[Named]) -> list[str]:
+def _distinct_names(names: Sequence[Named]) -> list[str]:
     """The short names; with what makes them differ where one name stands for several things."""
     meant: dict[str, set[str]] = {}
     for short, whole in names:
@@ -178,24 +180,24 @@ def shape_of(config: RunConfig | None) -> Shape | None:
 
 
 def figures(config: RunConfig | None, shape: Shape | None, events: Sequence[Event]) -> tuple[Figure, ...]:
-    """Predicted and measured, what says most first; either is missing where nothing is known. `config` is as it ran."""
-    found = [*_died(events), *_tried(events), *_seen(events)]
-    if not any(figure.kind == "predicted" for figure in found):
-        found = [*_planned(config, shape, events), *found]
-    return tuple(found)
+    """Predicted and measured memory, the most informative first; either may be missing. `config` is as it ran."""
+    known = [*_died(events), *_tried(events), *_seen(events)]
+    if not any(figure.kind == "predicted" for figure in known):
+        known = [*_planned(config, shape, events), *known]
+    return tuple(known)
 
 
 def _died(events: Sequence[Event]) -> list[Figure]:
-    """What a run that died of memory had been predicted, and what it held."""
+    """The peak that was predicted for a run that ran out of memory, and what it held."""
     autopsy = (last(list(events), "started", *FINAL) or {}).get("autopsy")
     if not isinstance(autopsy, dict):
         return []
-    told: tuple[tuple[Kind, str], ...] = (
+    sources: tuple[tuple[Kind, str], ...] = (
         ("predicted", _CLOSED_FORM),
         ("measured", "torch's allocator, when it ran out of memory"),
     )
     return [
-        Figure(WHAT, gigabytes(autopsy[kind]), kind, how) for kind, how in told if isinstance(autopsy.get(kind), int)
+        Figure(WHAT, gigabytes(autopsy[kind]), kind, how) for kind, how in sources if isinstance(autopsy.get(kind), int)
     ]
 
 
@@ -225,16 +227,16 @@ def _seen(events: Sequence[Event]) -> list[Figure]:
 
 
 def _planned(config: RunConfig | None, shape: Shape | None, events: Sequence[Event]) -> list[Figure]:
-    """The plan of a run that says nothing of one itself."""
+    """The plan of a run that recorded none."""
     if config is None or shape is None:
         return []
     budget = _budget(last(list(events), "base") or {})
     try:
-        found = plan(config, shape, budget)
+        memory_plan = plan(config, shape, budget)
     except UserError:  # its target_modules name no linear of the base
         return []
-    how = f"{_CLOSED_FORM}: {found.rows} x {found.length} tokens, checkpointing {found.checkpointing}"
-    return [Figure(WHAT, gigabytes(found.total), "predicted", how)]
+    how = f"{_CLOSED_FORM}: {memory_plan.rows} x {memory_plan.length} tokens, checkpointing {memory_plan.checkpointing}"
+    return [Figure(WHAT, gigabytes(memory_plan.total), "predicted", how)]
 
 
 def _budget(base: Event) -> Budget:

@@ -13,9 +13,9 @@ from qlora_gui.report.text import and_
 
 def blocks(facts: Facts) -> list[Block]:
     """The whole report."""
-    wrong = [one for one in facts.experiments if one.went_wrong]
-    others = [one for one in facts.experiments if not one.went_wrong]
-    found: list[Block] = [
+    wrong = [experiment for experiment in facts.experiments if experiment.went_wrong]
+    others = [experiment for experiment in facts.experiments if not experiment.went_wrong]
+    parts: list[Block] = [
         Heading(_title(facts.experiments), 1),
         Paragraph(
             f"Written on {_day(facts.made)} from the folders of {counted(len(facts.experiments), 'run')}. Every number says "
@@ -28,14 +28,14 @@ def blocks(facts: Facts) -> list[Block]:
         *_observations(facts),
     ]
     if others:
-        found.append(Heading("The experiments", 2))
-        for one in others:
-            found += section(one, facts)
+        parts.append(Heading("The experiments", 2))
+        for experiment in others:
+            parts += section(experiment, facts)
     if wrong:
-        found.append(Heading("Runs that failed", 2))
-        for one in wrong:
-            found += section(one, facts)
-    return [*found, *_how_to_read()]
+        parts.append(Heading("Runs that failed", 2))
+        for experiment in wrong:
+            parts += section(experiment, facts)
+    return [*parts, *_how_to_read()]
 
 
 def _title(experiments: Sequence[Experiment]) -> str:
@@ -43,15 +43,15 @@ def _title(experiments: Sequence[Experiment]) -> str:
 
 
 def _bases(experiments: Sequence[Experiment]) -> list[str]:
-    names = list(dict.fromkeys(one.base for one in experiments if one.config))
+    names = list(dict.fromkeys(experiment.base for experiment in experiments if experiment.config))
     return names or ["unknown bases"]
 
 
 def _goal(facts: Facts) -> list[Block]:
     """What the runs were for, as far as their settings tell, and what they ran on."""
-    known = [one for one in facts.experiments if one.config]
-    bases = list(dict.fromkeys(one.model for one in known)) or ["unknown bases"]
-    data = list(dict.fromkeys(one.data for one in known)) or ["unknown data"]
+    known = [experiment for experiment in facts.experiments if experiment.config]
+    bases = list(dict.fromkeys(experiment.model for experiment in known)) or ["unknown bases"]
+    data = list(dict.fromkeys(experiment.data for experiment in known)) or ["unknown data"]
     goal = (
         f"To fine-tune {and_(bases)} with QLoRA on {and_(data)}, and to find out whether an adapter is better than its base, "
         "and which settings made it so."
@@ -60,58 +60,61 @@ def _goal(facts: Facts) -> list[Block]:
 
 
 def _data(known: Sequence[Experiment]) -> list[Block]:
-    told = []
-    for one in known:
-        if event := one.event("data"):
+    lines = []
+    for experiment in known:
+        if event := experiment.event("data"):
             skipped = event.get("skipped")
             left_out = f", {skipped:,} left out" if skipped else ""
             rows = f"{event['used']:,} rows to learn from, {event['held_out']:,} held out"
-            told.append(
-                f"{one.data}: {rows}, {event['truncated']:,} truncated, {event['dropped']:,} dropped{left_out} (counted)."
+            lines.append(
+                f"{experiment.data}: {rows}, {event['truncated']:,} truncated, {event['dropped']:,} dropped{left_out} (counted)."
             )
-    return [Paragraph(" ".join(dict.fromkeys(told)), "Data.")] if told else []
+    return [Paragraph(" ".join(dict.fromkeys(lines)), "Data.")] if lines else []
 
 
 def _hardware(facts: Facts) -> list[Block]:
-    """The devices that runs name; of this machine's more, where it is the same."""
+    """The devices that runs record, with this machine's memory where it is the same."""
     used: dict[tuple[str, str], list[str]] = {}
-    for one in facts.experiments:
-        if base := one.event("base"):
-            used.setdefault((base["device"], str(base.get("dtype") or "unknown")), []).append(one.id)
+    for experiment in facts.experiments:
+        if base := experiment.event("base"):
+            used.setdefault((base["device"], str(base.get("dtype") or "unknown")), []).append(experiment.id)
     rows = []
     for (device, dtype), ids in used.items():
         name = device.upper() if device == "cpu" else device
         rows.append([name, _memory_of(device, facts), dtype, ", ".join(ids)])
-    versions = list(dict.fromkeys(_versions(one) for one in facts.experiments if one.versions))
+    versions = list(dict.fromkeys(_versions(experiment) for experiment in facts.experiments if experiment.versions))
     machine = f"{facts.machine.name}, {facts.machine.total / 2**30:.1f} GB of memory."
-    found: list[Block] = [Table(("trained on", "memory (measured)", "computed in", "runs"), rows)] if rows else []
+    tables: list[Block] = [Table(("trained on", "memory (measured)", "computed in", "runs"), rows)] if rows else []
     if "cpu" in {device for device, _ in used} and facts.machine.kind == "cpu":
         machine += " Runs on a CPU do not record which; this may not be the one."
-    return [*found, Paragraph(machine, "Written on."), *(Paragraph(told, "Libraries.") for told in versions)]
+    return [*tables, Paragraph(machine, "Written on."), *(Paragraph(text, "Libraries.") for text in versions)]
 
 
 def _memory_of(device: str, facts: Facts) -> str:
-    """A device's memory: of this machine's, or as a run found it that died of memory on it."""
+    """A device's memory: of this machine's, or as recorded by a run that ran out of memory on it."""
     seen = [
-        one.autopsy.get("total")
-        for one in facts.experiments
-        if one.autopsy and one.event("base").get("device") == device
+        experiment.autopsy.get("total")
+        for experiment in facts.experiments
+        if experiment.autopsy and experiment.event("base").get("device") == device
     ]
     sizes = [facts.machine.total] if device == facts.machine.name else [size for size in seen if isinstance(size, int)]
     return f"{sizes[0] / 2**30:.1f} GB" if sizes else "not recorded"
 
 
-def _versions(one: Experiment) -> str:
-    return ", ".join(f"{name} {version}" for name, version in one.versions.items()) + "."
+def _versions(experiment: Experiment) -> str:
+    return ", ".join(f"{name} {version}" for name, version in experiment.versions.items()) + "."
 
 
 def _observations(facts: Facts) -> list[Block]:
-    found: list[Block] = [Heading("Observations", 2)]
-    for topic, told in observations.of(facts):
-        found += [Paragraph("", topic), Bullets([(one.statement, one.evidence) for one in told])]
-    if len(found) == 1:
-        found.append(Paragraph("Nothing can be said of these runs yet: none was evaluated, voted on, or ended badly."))
-    return [*found, Paragraph(facts.ballots.left_out)] if facts.ballots.left_out else found
+    parts: list[Block] = [Heading("Observations", 2)]
+    for topic, statements in observations.derive(facts):
+        parts += [
+            Paragraph("", topic),
+            Bullets([(observation.statement, observation.evidence) for observation in statements]),
+        ]
+    if len(parts) == 1:
+        parts.append(Paragraph("Nothing can be said of these runs yet: none was evaluated, voted on, or ended badly."))
+    return [*parts, Paragraph(facts.ballots.left_out)] if facts.ballots.left_out else parts
 
 
 def _how_to_read() -> list[Block]:

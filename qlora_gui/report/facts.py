@@ -1,4 +1,4 @@
-"""The facts of a report: every experiment as its folder tells it, and every number with what it is."""
+"""The facts of a report: every experiment as its folder records it, and every number with what it is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Experiment:
     """One run. `config` is what it ran with, after what preflight changed; None where run.json is damaged, which
     `fault` then says.
 
-    `base` and `data` are short names, told apart within the report; `parameters` is the base's size, None where its
-    shape is not known. `no_evaluation` and `no_doctor` say why there is nothing of that kind.
+    `base` and `data` are short names, distinct within the report; `parameters` is the base's size, None where its
+    shape is not known. `no_evaluation` and `no_diagnostics` say why there is nothing of that kind.
     """
 
     number: int
@@ -57,7 +57,7 @@ class Experiment:
     evaluation: Evaluation | None
     no_evaluation: str
     findings: tuple[Finding, ...]
-    no_doctor: str
+    no_diagnostics: str
     has_adapter: bool
     last_words: str
     sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
@@ -77,19 +77,19 @@ class Experiment:
 
     @property
     def ending(self) -> Event:
-        """The last word of the run; {} while it has none since it was last started."""
-        found = last(list(self.events), "started", *FINAL) or {}
-        return found if found.get("kind") in FINAL else {}
+        """The run's final event; {} while there is none since it was last started."""
+        latest = last(list(self.events), "started", *FINAL) or {}
+        return latest if latest.get("kind") in FINAL else {}
 
     @property
     def autopsy(self) -> dict[str, Any] | None:
-        """What is known of a run that died of memory."""
-        found = self.ending.get("autopsy")
-        return found if isinstance(found, dict) else None
+        """What is known of a run that ran out of memory."""
+        report = self.ending.get("autopsy")
+        return report if isinstance(report, dict) else None
 
     @property
     def went_wrong(self) -> bool:
-        """Whether it failed, or died without a word."""
+        """Whether it failed, or died without a final event."""
         return self.state in ("failed", "died")
 
     @property
@@ -105,7 +105,7 @@ class Experiment:
         return f"{self.base} ({self.size})" if self.size else self.base
 
     def remembered(self, kind: Kind) -> Figure | None:
-        """The memory that was measured or predicted, by what says most: the longest batch, else the most seen."""
+        """The most informative memory of a kind: that of the longest batch, else the largest seen."""
         return next((figure for figure in self.memory if figure.kind == kind), None)
 
 
@@ -122,6 +122,6 @@ class Facts:
     made: float
     gone: tuple[str, ...] = ()
 
-    def of(self, run_id: str) -> Experiment:
-        """The experiment of a run's id."""
-        return next(one for one in self.experiments if one.id == run_id)
+    def experiment(self, run_id: str) -> Experiment:
+        """The experiment with this run id."""
+        return next(experiment for experiment in self.experiments if experiment.id == run_id)

@@ -98,23 +98,25 @@ def _curves(block: Curves) -> str:
     if not drawn:
         return f"<p><b>{_text(block.title)}</b> No values yet.</p>"
     keys = "".join(
-        f'<span class="key s{number % COLOURS}{" dashed" if one.dashed else ""}">{_text(one.name)}</span>'
-        for number, one in enumerate(block.series)
-        if one.points and one.name
+        f'<span class="key s{number % COLOURS}{" dashed" if line.dashed else ""}">{_text(line.name)}</span>'
+        for number, line in enumerate(block.series)
+        if line.points and line.name
     )
     return f"<figure><figcaption><b>{_text(block.title)}</b> {keys}</figcaption>{drawn}</figure>"
 
 
 def _side_by_side(block: SideBySide) -> str:
-    texts = "".join(f"<div><h4>{_text(one.title)}</h4>{_thought(one)}{_pre(one.text)}</div>" for one in block.texts)
+    texts = "".join(
+        f"<div><h4>{_text(answer.title)}</h4>{_thought(answer)}{_pre(answer.text)}</div>" for answer in block.texts
+    )
     return (
         f'<section class="answers"><h4>{_text(block.title)}</h4><pre class="asked">\n{_text(block.asked)}</pre>'
         f'<div class="sides">{texts}</div></section>'
     )
 
 
-def _thought(one: Answer) -> str:
-    return f"<details><summary>{_text(one.fold)}</summary>{_pre(one.thought)}</details>" if one.thought else ""
+def _thought(answer: Answer) -> str:
+    return f"<details><summary>{_text(answer.fold)}</summary>{_pre(answer.thought)}</details>" if answer.thought else ""
 
 
 def _pre(text: str) -> str:
@@ -140,7 +142,7 @@ _RENDER: dict[type, Callable[[Any], str]] = {
 
 def svg(title: str, series: Sequence[Series]) -> str:
     """The chart of all series that have a point; "" when none has."""
-    shown = [(number, one, thinned(one.points, _MOST)) for number, one in enumerate(series) if one.points]
+    shown = [(number, line, thinned(line.points, _MOST)) for number, line in enumerate(series) if line.points]
     if not shown:
         return ""
     xs = [x for _, _, points in shown for x, _ in points]
@@ -161,17 +163,19 @@ def svg(title: str, series: Sequence[Series]) -> str:
     for x in x_ticks:
         if left <= x <= right:
             parts.append(f'<text x="{at(x, low)[0]:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{short(x)}</text>')
-    for number, one, points in shown:
-        style = f"s{number % COLOURS}" + (" dashed" if one.dashed else "")
+    for number, line, points in shown:
+        style = f"s{number % COLOURS}" + (" dashed" if line.dashed else "")
         places = [at(x, y) for x, y in points]
         parts.append(f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>')
-        dotted = one.dotted or len(points) == 1
+        dotted = line.dotted or len(points) == 1
         for (x, y), (across, down) in zip(points, places, strict=True):
-            told = escape(f"{clean(one.name)} {short(y)}, step {short(x)}".strip())
+            hint = escape(f"{clean(line.name)} {short(y)}, step {short(x)}".strip())
             radius = 3 if dotted else 0
-            spot = f'<circle class="hit" cx="{across:.1f}" cy="{down:.1f}" r="7"><title>{told}</title></circle>'
+            spot = f'<circle class="hit" cx="{across:.1f}" cy="{down:.1f}" r="7"><title>{hint}</title></circle>'
             dot = f'<circle class="dot s{number % COLOURS}" cx="{across:.1f}" cy="{down:.1f}" r="{radius}"/>'
             parts.append((dot if dotted else "") + spot)
-    said = "; ".join(f"{clean(one.name)} {short(points[0][1])} to {short(points[-1][1])}" for _, one, points in shown)
-    label = escape(f"{clean(title)}: {said}")
+    summary = "; ".join(
+        f"{clean(line.name)} {short(points[0][1])} to {short(points[-1][1])}" for _, line, points in shown
+    )
+    label = escape(f"{clean(title)}: {summary}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

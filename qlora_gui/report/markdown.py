@@ -50,7 +50,7 @@ def _indented(line: str) -> str:
 def _marked(text: str) -> str:
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     marked = _MARKS.sub(r"\\\g<0>", escaped)
-    return _LINKS.sub(lambda found: found[0].replace(":", "\\:").replace(".", "\\."), marked)
+    return _LINKS.sub(lambda match: match[0].replace(":", "\\:").replace(".", "\\."), marked)
 
 
 def _fenced(text: str) -> str:
@@ -91,14 +91,14 @@ def _table(block: Table) -> str:
 
 
 def _curves(block: Curves) -> str:
-    """A line of bars a series, and its values at a few steps."""
-    drawn = [one for one in block.series if one.points]
+    """A line of bars per series, and its values at a few steps."""
+    drawn = [line for line in block.series if line.points]
     if not drawn:
         return _led(block.title, "No values yet.")
-    lines = [f"**{inline(block.title)}** ({'; '.join(inline(_spark(one)) for one in drawn)})"]
-    sparsest = min(drawn, key=lambda one: len(one.points))
-    rows = [[short(step), *(_at(one, step) for one in drawn)] for step, _ in _few(sparsest)]
-    lines.append(_table(Table(["step", *(one.name for one in drawn)], rows, range(len(drawn) + 1))))
+    lines = [f"**{inline(block.title)}** ({'; '.join(inline(_spark(line)) for line in drawn)})"]
+    sparsest = min(drawn, key=lambda line: len(line.points))
+    rows = [[short(step), *(_at(line, step) for line in drawn)] for step, _ in _few(sparsest)]
+    lines.append(_table(Table(["step", *(line.name for line in drawn)], rows, range(len(drawn) + 1))))
     return "\n\n".join(lines)
 
 
@@ -125,14 +125,14 @@ def _at(series: Series, step: float) -> str:
 
 
 def _side_by_side(block: SideBySide) -> str:
-    head = " | ".join(cell(one.title) for one in block.texts)
-    answers = " | ".join(_thought(one) + cell(one.text) for one in block.texts)
+    head = " | ".join(cell(answer.title) for answer in block.texts)
+    answers = " | ".join(_thought(answer) + cell(answer.text) for answer in block.texts)
     table = f"| {head} |\n|{'---|' * len(block.texts)}\n| {answers} |"
     return f"**{inline(block.title)}**\n\n{_fenced(block.asked)}\n\n{table}"
 
 
-def _thought(one: Answer) -> str:
-    return f"<details><summary>{cell(one.fold)}</summary>{cell(one.thought)}</details>" if one.thought else ""
+def _thought(answer: Answer) -> str:
+    return f"<details><summary>{cell(answer.fold)}</summary>{cell(answer.thought)}</details>" if answer.thought else ""
 
 
 def _verbatim(block: Verbatim) -> str:

@@ -1,4 +1,4 @@
-"""Observations: statements computed from the facts, each with its evidence; what the data does not support is not said."""
+"""Observations: statements computed from the facts, each with its evidence; nothing that the data does not support."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -11,13 +11,11 @@ from qlora_gui.report.facts import Experiment, Facts, Observation
 from qlora_gui.report.text import and_, called, change, interval, knob, shortened
 
 _AGAINST = {"better": "is better than", "worse": "is worse than", "unclear": "is not shown to be better than"}
-_REASONS = 2  # of the doctor's that are repeated in an observation
+_REASONS = 2  # findings repeated in an observation
 
 
-def of(facts: Facts) -> list[tuple[str, list[Observation]]]:
-    """Everything that can be said of these experiments, by what it is about; topics of which nothing can be said are
-    left out.
-    """
+def derive(facts: Facts) -> list[tuple[str, list[Observation]]]:
+    """Everything that can be stated about these experiments, by topic; topics without a statement are left out."""
     runs = facts.experiments
     topics = {
         "Against the base": [*_against_base(runs)],
@@ -31,19 +29,19 @@ def of(facts: Facts) -> list[tuple[str, list[Observation]]]:
         "Votes": [*preferences.observations(facts)],
         "Memory and failures": [*_memory(runs), *_failures(runs)],
     }
-    return [(topic, found) for topic, found in topics.items() if found]
+    return [(topic, statements) for topic, statements in topics.items() if statements]
 
 
 def _against_base(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """Each evaluated adapter, the largest gain first; how many were not evaluated."""
-    evaluated = [(one, one.evaluation) for one in experiments if one.evaluation]
-    for one, found in sorted(evaluated, key=lambda pair: pair[1].loss.difference):
+    evaluated = [(experiment, experiment.evaluation) for experiment in experiments if experiment.evaluation]
+    for experiment, evaluation in sorted(evaluated, key=lambda pair: pair[1].loss.difference):
         yield Observation(
-            f"{one.id} {_AGAINST[found.verdict.kind]} its base, {one.model}.",
-            f"{found.verdict.text} (Measured, the interval estimated; p = {found.loss.p_holm:.2g}; {found.data.source}.)"
-            + _why(one, found),
+            f"{experiment.id} {_AGAINST[evaluation.verdict.kind]} its base, {experiment.model}.",
+            f"{evaluation.verdict.text} (Measured, the interval estimated; p = {evaluation.loss.p_holm:.2g}; {evaluation.data.source}.)"
+            + _why(experiment, evaluation),
         )
-    left_out = [one.id for one in experiments if one.has_adapter and not one.evaluation]
+    left_out = [experiment.id for experiment in experiments if experiment.has_adapter and not experiment.evaluation]
     if left_out:
         yield Observation(
             f"Whether {and_(left_out)} {'is' if len(left_out) == 1 else 'are'} better than the base is not known.",
@@ -51,11 +49,13 @@ def _against_base(experiments: Sequence[Experiment]) -> Iterator[Observation]:
         )
 
 
-def _why(one: Experiment, found: Evaluation) -> str:
-    """What the doctor holds against an adapter that is not better, the worst first."""
-    if found.verdict.kind == "better":
+def _why(experiment: Experiment, evaluation: Evaluation) -> str:
+    """The findings against an adapter that is not better, the worst first."""
+    if evaluation.verdict.kind == "better":
         return ""
-    against = [shortened(finding.evidence, one) for finding in one.findings if finding.level in ("bad", "warn")]
+    against = [
+        shortened(finding.evidence, experiment) for finding in experiment.findings if finding.level in ("bad", "warn")
+    ]
     more = f" And {counted(len(against) - _REASONS, 'more warning')}." if len(against) > _REASONS else ""
     return f" The doctor: {' '.join(against[:_REASONS]) or 'nothing explains it.'}{more}"
 
@@ -75,58 +75,69 @@ def _by_one_knob(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """What a knob does, where it alone differs."""
     for group in comparability.evaluated_alike(experiments):
         for name, family in comparability.families(group):
-            if len(family) < len(group):  # else that is what was just said
-                values = and_([comparability.settings(one)[name] for one in family])
+            if len(family) < len(group):  # else that is the observation before
+                values = and_([comparability.settings(experiment)[name] for experiment in family])
                 yield _ranked(family, f"Where only {knob(name)} differs ({values}), ")
 
 
 def _ranked(group: Sequence[Experiment], lead: str, remark: str = "") -> Observation:
-    """The best of a group, and from which others it can be told apart.
+    """The best of a group, and which others it can be distinguished from.
 
     Differences to the same base's losses on the same rows: where two 95% intervals do not touch, the adapters differ by
     more than 1.96 (s1 + s2), which is at least 1.96 standard errors of their difference, however they are correlated.
     """
     ranked = sorted(
-        ((one, one.evaluation.loss) for one in group if one.evaluation), key=lambda pair: pair[1].difference
+        ((experiment, experiment.evaluation.loss) for experiment in group if experiment.evaluation),
+        key=lambda pair: pair[1].difference,
     )
     (best, least), *others = ranked
-    below = [one.id for one, loss in others if loss.low > least.high]
-    close = [one.id for one, loss in others if loss.low <= least.high]
+    below = [experiment.id for experiment, loss in others if loss.low > least.high]
+    close = [experiment.id for experiment, loss in others if loss.low <= least.high]
     if not below:
-        said = f"{and_([best.id, *close])} cannot be told apart by their loss."
+        statement = f"{and_([best.id, *close])} cannot be told apart by their loss."
     else:
-        said = f"{best.id} has a lower loss than {and_(below)}"
-        said += f"; it cannot be told apart from {and_(close)}." if close else "."
+        statement = f"{best.id} has a lower loss than {and_(below)}"
+        statement += f"; it cannot be told apart from {and_(close)}." if close else "."
     if best.evaluation and best.evaluation.verdict.kind != "better":
-        said += f" That says nothing for its use: {best.id} {_AGAINST[best.evaluation.verdict.kind]} its base."
-    told = [f"{one.id} {change(loss.difference)} {interval(loss.low, loss.high, sign=True)}" for one, loss in ranked]
-    evidence = f"Loss against the base, nats a token (measured), 95% interval (estimated): {'; '.join(told)}. {remark}"
-    return Observation(lead + said, evidence.strip())
+        statement += f" That says nothing for its use: {best.id} {_AGAINST[best.evaluation.verdict.kind]} its base."
+    figures = [
+        f"{experiment.id} {change(loss.difference)} {interval(loss.low, loss.high, sign=True)}"
+        for experiment, loss in ranked
+    ]
+    evidence = (
+        f"Loss against the base, nats a token (measured), 95% interval (estimated): {'; '.join(figures)}. {remark}"
+    )
+    return Observation(lead + statement, evidence.strip())
 
 
 def _while_training(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """Last held-out losses of runs that no evaluation sets side by side: no interval, so no winner."""
-    judged = [{one.id for one in group} for group in comparability.evaluated_alike(experiments)]
+    judged = [{experiment.id for experiment in group} for group in comparability.evaluated_alike(experiments)]
     for group in comparability.same_rows(experiments):
-        if any({one.id for one in group} <= ids for ids in judged):
+        if any({experiment.id for experiment in group} <= ids for ids in judged):
             continue
-        ranked = sorted(group, key=lambda one: one.held_out()[-1]["loss"])
+        ranked = sorted(group, key=lambda experiment: experiment.held_out()[-1]["loss"])
         tokens = comparability.tokens_of(group[0])[0]
         on = f"the same {tokens:,} held-out tokens" if isinstance(tokens, int) else "the same held-out rows"
-        ends = [one.held_out()[-1] for one in ranked]
-        told = [f"{one.id} {end['loss']:.3f} at step {end['step']}" for one, end in zip(ranked, ends, strict=True)]
+        ends = [experiment.held_out()[-1] for experiment in ranked]
+        figures = [
+            f"{experiment.id} {end['loss']:.3f} at step {end['step']}"
+            for experiment, end in zip(ranked, ends, strict=True)
+        ]
         first, second = (called(*pair) for pair in (ranked[:2], ranked[1::-1]))
         yield Observation(
             f"On {on}, {first} ended at the lowest loss, {ends[0]['loss']:.3f}; next is {second}, {ends[1]['loss']:.3f}.",
-            f"Nats a token, measured while training: {'; '.join(told)}. One number each, without an interval: whether they "
+            f"Nats a token, measured while training: {'; '.join(figures)}. One number each, without an interval: whether they "
             "differ for other rows too is not known.",
         )
 
 
 def _memory(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """How far memory plans were off where the longest batch was measured."""
-    tried = [(one, one.event("memory")) for one in experiments if one.event("memory")]
-    offs = [(one, event["measured"] / event["predicted"] - 1) for one, event in tried if event["predicted"]]
+    tried = [(experiment, experiment.event("memory")) for experiment in experiments if experiment.event("memory")]
+    offs = [
+        (experiment, event["measured"] / event["predicted"] - 1) for experiment, event in tried if event["predicted"]
+    ]
     if not offs:
         return
     worst, most = max(offs, key=lambda pair: abs(pair[1]))
@@ -138,29 +149,34 @@ def _memory(experiments: Sequence[Experiment]) -> Iterator[Observation]:
 
 
 def _failures(experiments: Sequence[Experiment]) -> Iterator[Observation]:
-    """Runs that gave no adapter, and those of them that died of memory."""
-    wrong = [one for one in experiments if one.went_wrong]
+    """Runs that gave no adapter, and those of them that ran out of memory."""
+    wrong = [experiment for experiment in experiments if experiment.went_wrong]
     if not wrong:
         return
-    of_memory = [one.id for one in wrong if one.autopsy]
-    said = f"{len(wrong)} of {len(experiments)} runs did not end well: {and_([one.id for one in wrong])}."
+    of_memory = [experiment.id for experiment in wrong if experiment.autopsy]
+    statement = (
+        f"{len(wrong)} of {len(experiments)} runs did not end well: {and_([experiment.id for experiment in wrong])}."
+    )
     yield Observation(
-        said, f"Out of memory: {and_(of_memory)}." if of_memory else "None of them is known to be out of memory."
+        statement, f"Out of memory: {and_(of_memory)}." if of_memory else "None of them is known to be out of memory."
     )
 
 
 def _not_comparable(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """Runs on the same rows whose bases cut them into other tokens: their losses must not be set side by side."""
-    measured = [one for one in experiments if comparability.rows_of(one)]
-    for one, other in combinations(measured, 2):
-        if comparability.base_of(one) == comparability.base_of(other) or comparability.rows_of(
-            one
+    measured = [experiment for experiment in experiments if comparability.rows_of(experiment)]
+    for experiment, other in combinations(measured, 2):
+        if comparability.base_of(experiment) == comparability.base_of(other) or comparability.rows_of(
+            experiment
         ) != comparability.rows_of(other):
             continue
-        (tokens, vocabulary), (others, other_vocabulary) = comparability.tokens_of(one), comparability.tokens_of(other)
+        (tokens, vocabulary), (others, other_vocabulary) = (
+            comparability.tokens_of(experiment),
+            comparability.tokens_of(other),
+        )
         if (tokens, vocabulary) != (others, other_vocabulary):
             yield Observation(
-                f"The losses of {one.id} and {other.id} cannot be compared with each other.",
-                f"They are per token, and the tokenizers of {one.base} and {other.base} differ: the same rows are "
+                f"The losses of {experiment.id} and {other.id} cannot be compared with each other.",
+                f"They are per token, and the tokenizers of {experiment.base} and {other.base} differ: the same rows are "
                 f"{tokens} and {others} tokens to learn (measured), of vocabularies of {vocabulary} and {other_vocabulary}.",
             )

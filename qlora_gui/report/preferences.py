@@ -12,13 +12,13 @@ from qlora_gui.report.votes import Field, is_base, judge
 
 def observations(facts: Facts) -> Iterator[Observation]:
     """Every pair that was voted on: who is preferred, where the votes show it."""
-    for told in facts.ballots.pairs:
-        if told.contest.aa:
-            yield Observation("The votes on the base against itself (A/A):", result(told))
-        elif sum(told.wins):
-            yield _of_two(facts, told)
+    for tally in facts.ballots.pairs:
+        if tally.contest.aa:
+            yield Observation("The votes on the base against itself (A/A):", result(tally))
+        elif sum(tally.wins):
+            yield _of_two(facts, tally)
         else:
-            yield Observation(f"The votes on {and_(told.contest.names)} decide nothing.", _besides(told))
+            yield Observation(f"The votes on {and_(tally.contest.names)} decide nothing.", _besides(tally))
     for field in facts.ballots.fields:
         for pair in field.rating.pairs:
             if pair.winner is not None:
@@ -32,24 +32,24 @@ def result(counted_up: Tally | Rating) -> str:
     return counted_up.sentence.replace(STOPPING, "").strip()
 
 
-def _of_two(facts: Facts, told: Tally) -> Observation:
-    lead = told.leading if told.winner is None else told.winner
-    first, second = _called_both(facts, told.contest.columns[lead], told.contest.columns[1 - lead])
-    low, high = (told.low, told.high) if lead else (1 - told.high, 1 - told.low)
-    figures = f"votes {told.wins[lead]}-{told.wins[1 - lead]}, 95% interval {interval(low, high)}"
-    if told.winner is None:
-        more = f" About {counted(told.more, 'more vote')} would show a 65/35 preference." if told.more else ""
-        said = f"No preference between {first} and {second} is shown: {figures}."
-        return Observation(said, _besides(told) + more)
-    return Observation(begun(f"{first} beat {second}: {figures}."), _besides(told))
+def _of_two(facts: Facts, tally: Tally) -> Observation:
+    lead = tally.leading if tally.winner is None else tally.winner
+    first, second = _called_both(facts, tally.contest.columns[lead], tally.contest.columns[1 - lead])
+    low, high = (tally.low, tally.high) if lead else (1 - tally.high, 1 - tally.low)
+    figures = f"votes {tally.wins[lead]}-{tally.wins[1 - lead]}, 95% interval {interval(low, high)}"
+    if tally.winner is None:
+        more = f" About {counted(tally.more, 'more vote')} would show a 65/35 preference." if tally.more else ""
+        statement = f"No preference between {first} and {second} is shown: {figures}."
+        return Observation(statement, _besides(tally) + more)
+    return Observation(begun(f"{first} beat {second}: {figures}."), _besides(tally))
 
 
-def _besides(told: Tally) -> str:
-    lengths = " and ".join(f"{tokens:.0f}" for tokens in told.tokens)
+def _besides(tally: Tally) -> str:
+    lengths = " and ".join(f"{tokens:.0f}" for tokens in tally.tokens)
     return (
-        f"Votes by {judge(told.contest)} on {counted(told.prompts, 'prompt')} (counted), with {counted(told.ties, 'tie')} "
-        f"and {told.bad} times all bad beside them; Wilson interval (estimated), p = {told.p:.2g} by the exact sign test. "
-        f"Answers of {and_(told.contest.names)} were {lengths} tokens long on average."
+        f"Votes by {judge(tally.contest)} on {counted(tally.prompts, 'prompt')} (counted), with {counted(tally.ties, 'tie')} "
+        f"and {tally.bad} times all bad beside them; Wilson interval (estimated), p = {tally.p:.2g} by the exact sign test. "
+        f"Answers of {and_(tally.contest.names)} were {lengths} tokens long on average."
     )
 
 
@@ -72,11 +72,11 @@ def _of_several(facts: Facts, field: Field, pair: Pair) -> Observation:
     )
 
 
-def _called_both(facts: Facts, one: Column, other: Column) -> tuple[str, str]:
+def _called_both(facts: Facts, column: Column, other: Column) -> tuple[str, str]:
     """Two columns of a vote in words: runs by what makes them differ, the base by its name."""
-    if not is_base(one) and not is_base(other):
-        first, second = facts.of(one.name), facts.of(other.name)
+    if not is_base(column) and not is_base(other):
+        first, second = facts.experiment(column.name), facts.experiment(other.name)
         return called(first, second), called(second, first)
-    trained = facts.of(other.name if is_base(one) else one.name)
+    trained = facts.experiment(other.name if is_base(column) else column.name)
     base = f"the base {trained.model}"
-    return (base, trained.id) if is_base(one) else (trained.id, base)
+    return (base, trained.id) if is_base(column) else (trained.id, base)

@@ -1,4 +1,4 @@
-"""One experiment as blocks: verdict, settings, curve, figures, votes, the doctor's findings, answers, autopsy."""
+"""One experiment as blocks: verdict, settings, curve, figures, votes, findings, answers, autopsy."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from qlora_gui.report.preferences import result
 from qlora_gui.report.text import cut, knob, shortened
 from qlora_gui.report.votes import judge
 from qlora_gui.runs.curves import Series, by_step, points
-from qlora_gui.runs.event_text import autopsy_lines, not_all
+from qlora_gui.runs.event_text import not_all, oom_report_lines
 
 ANSWERS = 3
 _LONGEST, _LONGEST_SETTING = 900, 60  # characters of an answer or a prompt, and of a setting
@@ -18,144 +18,150 @@ _BOXES = {"better": "good", "worse": "bad", "unclear": "plain"}
 _LEVELS = {"bad": "Breaks the run", "warn": "Warning", "note": "Note"}
 
 
-def anchor(one: Experiment) -> str:
+def anchor(experiment: Experiment) -> str:
     """What a link to this experiment points to."""
-    return f"report-run-{one.number}"
+    return f"report-run-{experiment.number}"
 
 
-def section(one: Experiment, facts: Facts) -> list[Block]:
+def section(experiment: Experiment, facts: Facts) -> list[Block]:
     """Everything that is known of a run, under its heading."""
     return [
-        Heading(f"{one.number} · {one.id}", 3, anchor(one)),
-        _verdict(one),
-        *_ended(one),
-        *_settings(one, facts),
-        *_curve(one),
-        *_figures(one),
-        *_votes(one, facts),
-        *_findings(one),
-        *_answers(one),
+        Heading(f"{experiment.number} · {experiment.id}", 3, anchor(experiment)),
+        _verdict(experiment),
+        *_ended(experiment),
+        *_settings(experiment, facts),
+        *_curve(experiment),
+        *_figures(experiment),
+        *_votes(experiment, facts),
+        *_findings(experiment),
+        *_answers(experiment),
     ]
 
 
-def _verdict(one: Experiment) -> Box:
-    if one.evaluation:
-        told = one.evaluation.verdict
-        return Box(told.text, _BOXES[told.kind])  # type: ignore[arg-type]
-    return Box(f"{one.state.capitalize()}. {one.no_evaluation}", "bad" if one.went_wrong else "plain")
+def _verdict(experiment: Experiment) -> Box:
+    if experiment.evaluation:
+        verdict = experiment.evaluation.verdict
+        return Box(verdict.text, _BOXES[verdict.kind])  # type: ignore[arg-type]
+    return Box(
+        f"{experiment.state.capitalize()}. {experiment.no_evaluation}", "bad" if experiment.went_wrong else "plain"
+    )
 
 
-def _ended(one: Experiment) -> list[Block]:
-    """How a run ended that did not end well, and its autopsy where it died of memory."""
-    found: list[Block] = [Paragraph(one.fault, "Settings unknown.")] if one.fault else []
-    if not one.events:
-        found.append(Paragraph("The run has written no events.", "Nothing recorded."))
-    found += [Paragraph(said, "Not all events.") for said in not_all(one.events)]
-    if message := one.ending.get("message"):
-        found.append(Paragraph(shortened(str(message), one), "Its last word."))
-    if one.autopsy:
-        found += _autopsy(one.autopsy)
-    elif one.went_wrong and one.last_words:
-        found += [Paragraph("", "The end of its log:"), Verbatim(cut(one.last_words, _LONGEST))]
-    return found
+def _ended(experiment: Experiment) -> list[Block]:
+    """How a run ended that did not end well, and its autopsy where it ran out of memory."""
+    parts: list[Block] = [Paragraph(experiment.fault, "Settings unknown.")] if experiment.fault else []
+    if not experiment.events:
+        parts.append(Paragraph("The run has written no events.", "Nothing recorded."))
+    parts += [Paragraph(remark, "Not all events.") for remark in not_all(experiment.events)]
+    if message := experiment.ending.get("message"):
+        parts.append(Paragraph(shortened(str(message), experiment), "Its last word."))
+    if experiment.autopsy:
+        parts += _autopsy(experiment.autopsy)
+    elif experiment.went_wrong and experiment.last_words:
+        parts += [Paragraph("", "The end of its log:"), Verbatim(cut(experiment.last_words, _LONGEST))]
+    return parts
 
 
-def _autopsy(found: dict[str, Any]) -> list[Block]:
+def _autopsy(autopsy: dict[str, Any]) -> list[Block]:
     """When memory ran out, who else held it, and the changes that would have helped."""
-    when = f"after step {found['step']}" if found.get("step") else "before the first step"
-    said = f"It ran out of memory in the stage '{found.get('phase')}', {when}."
-    total, free = found.get("total"), found.get("free")
+    when = f"after step {autopsy['step']}" if autopsy.get("step") else "before the first step"
+    text = f"It ran out of memory in the stage '{autopsy.get('phase')}', {when}."
+    total, free = autopsy.get("total"), autopsy.get("free")
     if isinstance(total, int) and isinstance(free, int):
-        said += f" The device has {total / 2**30:.1f} GB, {free / 2**30:.1f} GB of them free for it (measured)."
+        text += f" The device has {total / 2**30:.1f} GB, {free / 2**30:.1f} GB of them free for it (measured)."
     try:
-        lines = autopsy_lines({"held_by": found.get("held_by") or [], "changes": found.get("changes") or []})
+        lines = oom_report_lines({"held_by": autopsy.get("held_by") or [], "changes": autopsy.get("changes") or []})
     except (KeyError, TypeError, AttributeError):
         lines = []
-    told: list[Block] = [Paragraph(said, "Autopsy.")]
+    parts: list[Block] = [Paragraph(text, "Autopsy.")]
     if lines:
-        told += [Paragraph("Savings are predicted.", "What else held memory, and what would have helped:")]
-        told.append(Verbatim("\n".join(lines)))
-    return told
+        parts += [Paragraph("Savings are predicted.", "What else held memory, and what would have helped:")]
+        parts.append(Verbatim("\n".join(lines)))
+    return parts
 
 
-def _settings(one: Experiment, facts: Facts) -> list[Block]:
+def _settings(experiment: Experiment, facts: Facts) -> list[Block]:
     """The four that matter most, and what else differs among the runs of this report."""
-    values = comparability.settings(one)
+    values = comparability.settings(experiment)
     if not values:
         return []
     names = [*comparability.ALWAYS, *comparability.differing(facts.experiments)]
-    told = [
+    listed = [
         f"{knob(name)} {cut(values[name], _LONGEST_SETTING)}"
         for name in dict.fromkeys(names)
         if name not in ("base_model", "dataset")
     ]
-    base = one.event("base")
+    base = experiment.event("base")
     dtype = f", computed in {base['dtype']} on {base['device']}" if base.get("dtype") else ""
     trained = f"; {base['trained']:,} parameters trained (counted)" if isinstance(base.get("trained"), int) else ""
     return [
-        Paragraph(f"{one.model} on {one.data}: {', '.join(told)}{dtype}{trained}.", "Settings."),
+        Paragraph(f"{experiment.model} on {experiment.data}: {', '.join(listed)}{dtype}{trained}.", "Settings."),
         *(
             Paragraph(str(event.get("text", "")), "Changed by preflight.")
-            for event in one.events
+            for event in experiment.events
             if event["kind"] == "fit"
         ),
     ]
 
 
-def _curve(one: Experiment) -> list[Block]:
-    training, held_out = points(one.events, "step", "loss"), points(one.events, "eval", "loss")
+def _curve(experiment: Experiment) -> list[Block]:
+    training, held_out = points(experiment.events, "step", "loss"), points(experiment.events, "eval", "loss")
     if not training and not held_out:
         return []
     lines = [Series("training", training), Series("held-out", held_out, dashed=True, dotted=True)]
     return [Curves("Loss, nats a token (measured)", lines)]
 
 
-def _figures(one: Experiment) -> list[Block]:
+def _figures(experiment: Experiment) -> list[Block]:
     """Every number of the run with what it is."""
-    rows = [(figure.what, figure.value, figure.kind, figure.how) for figure in figures.of(one)]
+    rows = [(figure.what, figure.value, figure.kind, figure.how) for figure in figures.collect(experiment)]
     return [Table(("what", "value", "it is", "how"), rows)] if rows else []
 
 
-def _votes(one: Experiment, facts: Facts) -> list[Block]:
+def _votes(experiment: Experiment, facts: Facts) -> list[Block]:
     """What votes say of it, in the words of the count itself."""
-    items = [(f"Votes by {judge(told.contest)}.", result(told)) for told in facts.ballots.pairs_of(one.id)]
-    items += [(f"Votes by {judge(told.contest)}.", result(told.rating)) for told in facts.ballots.fields_of(one.id)]
+    items = [(f"Votes by {judge(tally.contest)}.", result(tally)) for tally in facts.ballots.pairs_of(experiment.id)]
+    items += [
+        (f"Votes by {judge(field.contest)}.", result(field.rating)) for field in facts.ballots.fields_of(experiment.id)
+    ]
     return [Bullets(items)] if items else []
 
 
-def _findings(one: Experiment) -> list[Block]:
-    if one.no_doctor:
-        return [Paragraph(one.no_doctor, "The doctor.")]
-    if not one.findings:
+def _findings(experiment: Experiment) -> list[Block]:
+    if experiment.no_diagnostics:
+        return [Paragraph(experiment.no_diagnostics, "The doctor.")]
+    if not experiment.findings:
         return [Paragraph("Nothing found.", "The doctor.")]
     items = [
         (
-            f"{_LEVELS[found.level]}: {found.check.replace('_', ' ')}.",
-            shortened(f"{found.evidence} {found.why} What mends it: {found.mend} (Source: {found.source}.)", one),
+            f"{_LEVELS[finding.level]}: {finding.check.replace('_', ' ')}.",
+            shortened(
+                f"{finding.evidence} {finding.why} What mends it: {finding.fix} (Source: {finding.source}.)", experiment
+            ),
         )
-        for found in one.findings
+        for finding in experiment.findings
     ]
     return [Paragraph("", "What the doctor finds:"), Bullets(items)]
 
 
-def _answers(one: Experiment) -> list[Block]:
+def _answers(experiment: Experiment) -> list[Block]:
     """Base and adapter side by side: of the evaluation, else the probes of the training."""
-    if one.evaluation and one.evaluation.examples:
+    if experiment.evaluation and experiment.evaluation.examples:
         return [
             _side_by_side(number, example.prompt, example.base, example.adapter, example.reference)
-            for number, example in enumerate(one.evaluation.examples[:ANSWERS], 1)
+            for number, example in enumerate(experiment.evaluation.examples[:ANSWERS], 1)
         ]
-    probes = [event for event in by_step(one.events, "probe") if isinstance(event.get("answers"), list)]
+    probes = [event for event in by_step(experiment.events, "probe") if isinstance(event.get("answers"), list)]
     if len(probes) < 2 or probes[0]["step"] != 0:
         return []
     pairs = zip(probes[0]["answers"], probes[-1]["answers"], strict=False)
-    told = [
+    sides = [
         _side_by_side(number, str(first["prompt"]), str(first["answer"]), str(later["answer"]), "")
         for number, (first, later) in enumerate(pairs, 1)
         if isinstance(first, dict) and isinstance(later, dict)
     ]
     note = f"Short greedy answers to probes while training, of the base and at step {probes[-1]['step']}."
-    return [Paragraph(note, "Answers."), *told[:ANSWERS]] if told else []
+    return [Paragraph(note, "Answers."), *sides[:ANSWERS]] if sides else []
 
 
 def _side_by_side(number: int, asked: str, base: str, adapter: str, reference: str) -> SideBySide:
@@ -166,6 +172,6 @@ def _side_by_side(number: int, asked: str, base: str, adapter: str, reference: s
 
 def _written(title: str, text: str) -> Answer:
     """An answer as it was written; of a long thought and of a long answer each the beginning."""
-    found = reasoning.parted(text)
-    said = cut(found.answer, _LONGEST) if found.answer.strip() else "(an empty answer)"
-    return Answer(title, said, found.title() if found.thought else "", cut(found.thought, _LONGEST))
+    parts = reasoning.parted(text)
+    answer = cut(parts.answer, _LONGEST) if parts.answer.strip() else "(an empty answer)"
+    return Answer(title, answer, parts.title() if parts.thought else "", cut(parts.thought, _LONGEST))

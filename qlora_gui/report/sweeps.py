@@ -13,33 +13,39 @@ from qlora_gui.runs import sweep
 
 
 def blocks(experiments: Sequence[Experiment]) -> list[Block]:
-    """A table a sweep, a row a run, the lowest held-out loss first."""
-    found: list[Block] = []
+    """A table per sweep, a row per run, the lowest held-out loss first."""
+    parts: list[Block] = []
     for name, varies, members in _sweeps(experiments):
-        order = sorted(members, key=lambda one: (_loss(one) is None, _loss(one) or 0.0))
-        rows: list[list[str | Link]] = [[Link(one.id, anchor(one)), *_cell(one, varies), *_came(one)] for one in order]
+        order = sorted(members, key=lambda experiment: (_loss(experiment) is None, _loss(experiment) or 0.0))
+        rows: list[list[str | Link]] = [
+            [Link(experiment.id, anchor(experiment)), *_setting_cells(experiment, varies), *_outcome_cells(experiment)]
+            for experiment in order
+        ]
         head = ("run", *map(knob, varies), "state", "held-out loss at the end, measured", "verdict")
-        said = f"{counted(len(members), 'run')} over {and_([knob(one) for one in varies])}; all else is the same."
-        found += [Paragraph(said, f"The sweep {name}."), Table(head, rows, (len(varies) + 2,))]
-    return [Heading("Sweeps", 2), *found] if found else []
+        caption = (
+            f"{counted(len(members), 'run')} over {and_([knob(varied) for varied in varies])}; all else is the same."
+        )
+        parts += [Paragraph(caption, f"The sweep {name}."), Table(head, rows, (len(varies) + 2,))]
+    return [Heading("Sweeps", 2), *parts] if parts else []
 
 
 def observations(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """Of each sweep on the same rows and tokens: the lowest loss, and what each knob does, all else alike."""
     for name, varies, members in _sweeps(experiments):
-        ended = [(one, loss) for one in members if (loss := _loss(one)) is not None]
+        ended = [(experiment, loss) for experiment in members if (loss := _loss(experiment)) is not None]
         if len(ended) < 2 or not any(
-            {one.id for one, _ in ended} <= {one.id for one in group} for group in _alike(ended)
+            {experiment.id for experiment, _ in ended} <= {experiment.id for experiment in group}
+            for group in _alike(ended)
         ):
             continue
         best, least = min(ended, key=lambda pair: pair[1])
-        ends = [(_settings(one, varies), loss) for one, loss in ended]
+        ends = [(_settings(experiment, varies), loss) for experiment, loss in ended]
         effects = {knob_name: means for knob_name in varies if (means := sweep.by_value(ends, knob_name))}
-        told = [
-            f"{knob(one)}: " + ", ".join(f"{value} {mean:.3f}" for value, mean in effects[one].items())
-            for one in effects
+        effect_texts = [
+            f"{knob(knob_name)}: " + ", ".join(f"{value} {mean:.3f}" for value, mean in means.items())
+            for knob_name, means in effects.items()
         ]
-        by_knob = f" Mean losses all else alike: {'; '.join(told)}." if told else ""
+        by_knob = f" Mean losses all else alike: {'; '.join(effect_texts)}." if effect_texts else ""
         yield Observation(
             f"In the sweep {name} the lowest held-out loss, {least:.3f}, was with {sweep.words(_settings(best, varies))} "
             f"({best.id}).{_most(effects)}",
@@ -59,32 +65,32 @@ def _most(effects: dict[str, dict[str, float]]) -> str:
 
 def _sweeps(experiments: Sequence[Experiment]) -> list[tuple[str, tuple[str, ...], list[Experiment]]]:
     groups: dict[tuple[str, tuple[str, ...]], list[Experiment]] = {}
-    for one in experiments:
-        if one.sweep and one.config:
-            groups.setdefault(one.sweep, []).append(one)
+    for experiment in experiments:
+        if experiment.sweep and experiment.config:
+            groups.setdefault(experiment.sweep, []).append(experiment)
     return [(name, varies, members) for (name, varies), members in groups.items() if len(members) > 1]
 
 
 def _alike(ended: Sequence[tuple[Experiment, float]]) -> list[list[Experiment]]:
-    return comparability.same_rows([one for one, _ in ended])
+    return comparability.same_rows([experiment for experiment, _ in ended])
 
 
-def _settings(one: Experiment, varies: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(one.config, name) for name in varies}
+def _settings(experiment: Experiment, varies: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(experiment.config, name) for name in varies}
 
 
-def _cell(one: Experiment, varies: Sequence[str]) -> list[str]:
-    return [sweep.plain(value) for value in _settings(one, varies).values()]
+def _setting_cells(experiment: Experiment, varies: Sequence[str]) -> list[str]:
+    return [sweep.plain(value) for value in _settings(experiment, varies).values()]
 
 
-def _loss(one: Experiment) -> float | None:
+def _loss(experiment: Experiment) -> float | None:
     """The last held-out loss; None of a run that did not end well or measured none after its base's."""
-    held_out = one.held_out()
-    ended = one.state in ("finished", "stopped") and len(held_out) > 1
+    held_out = experiment.held_out()
+    ended = experiment.state in ("finished", "stopped") and len(held_out) > 1
     return float(held_out[-1]["loss"]) if ended else None
 
 
-def _came(one: Experiment) -> list[str]:
-    loss = _loss(one)
-    verdict = VERDICTS[one.evaluation.verdict.kind] if one.evaluation else "not evaluated"
-    return [one.state, "" if loss is None else f"{loss:.3f}", verdict]
+def _outcome_cells(experiment: Experiment) -> list[str]:
+    loss = _loss(experiment)
+    verdict = VERDICTS[experiment.evaluation.verdict.kind] if experiment.evaluation else "not evaluated"
+    return [experiment.state, "" if loss is None else f"{loss:.3f}", verdict]

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qlora_gui.config import marked
 from qlora_gui.report import comparability
 from qlora_gui.report.facts import Experiment
 from qlora_gui.system import console
 
 VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 _MOST = 3  # settings that are named in a sentence
-_APART = ("base_model", "dataset")  # named in words of their own
 
 
 def clean(text: str) -> str:
@@ -28,11 +28,11 @@ def and_(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def shortened(text: str, one: Experiment) -> str:
+def shortened(text: str, experiment: Experiment) -> str:
     """Text of a run with the short names of its base and data in place of their paths on this machine."""
-    if one.config is None:
+    if experiment.config is None:
         return text
-    for path, name in ((one.config.base_model, one.base), (one.config.dataset, one.data)):
+    for path, name in ((experiment.config.base_model, experiment.base), (experiment.config.dataset, experiment.data)):
         text = text.replace(path, name) if Path(path).is_absolute() else text
     return text
 
@@ -57,23 +57,28 @@ def interval(low: float, high: float, sign: bool = False) -> str:
     return f"[{low:+.3f}, {high:+.3f}]" if sign else f"{low:.2f}-{high:.2f}"
 
 
-def called(one: Experiment, other: Experiment) -> str:
+def called(experiment: Experiment, other: Experiment) -> str:
     """A run by what makes it differ from another, then its id: "the 0.56B model with rank 20 (calm-lynx)"."""
-    mine, others = comparability.settings(one), comparability.settings(other)
+    mine, others = comparability.settings(experiment), comparability.settings(other)
     if not mine or not others:
-        return one.id
+        return experiment.id
     differ = [name for name in comparability.knobs() if mine[name] != others[name]]
-    noun = _model(one, other) if "base_model" in differ else "the adapter"
-    named = [f"{knob(name)} {mine[name]}" for name in differ if name not in _APART]
+    noun = _model(experiment, other) if "base_model" in differ else "the adapter"
+    titled = marked("titled")
+    named = [f"{knob(name)} {mine[name]}" for name in differ if name not in titled]
     if "dataset" in differ:
         named.insert(0, f"the data {mine['dataset']}")
     if not named:
-        return one.id if noun == "the adapter" else f"{noun} ({one.id})"
+        return experiment.id if noun == "the adapter" else f"{noun} ({experiment.id})"
     if len(named) > _MOST:
         named = [*named[: _MOST - 1], f"{len(named) - _MOST + 1} other settings"]
-    return f"{noun} with {and_(named)} ({one.id})"
+    return f"{noun} with {and_(named)} ({experiment.id})"
 
 
-def _model(one: Experiment, other: Experiment) -> str:
+def _model(experiment: Experiment, other: Experiment) -> str:
     """A base by its size where that tells it from the other, else by its name."""
-    return f"the {one.size} model" if one.size and one.size != other.size else f"the base {one.base}"
+    return (
+        f"the {experiment.size} model"
+        if experiment.size and experiment.size != other.size
+        else f"the base {experiment.base}"
+    )

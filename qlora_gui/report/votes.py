@@ -1,4 +1,4 @@
-"""The votes of a store that are about the experiments of a report, counted where they are of the adapters that lie there."""
+"""The votes of a store on the experiments of a report; only votes on the adapters now in the folders count."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ class Ballots:
 
     def pairs_of(self, run_id: str) -> list[Tally]:
         """The contests of two that a run took part in."""
-        return [one for one in self.pairs if run_id in _names(one.contest)]
+        return [pair for pair in self.pairs if run_id in _names(pair.contest)]
 
     def fields_of(self, run_id: str) -> list[Field]:
         """The contests of more that a run took part in."""
-        return [one for one in self.fields if run_id in _names(one.contest)]
+        return [field for field in self.fields if run_id in _names(field.contest)]
 
 
-def of(store: RunStore, adapters: Mapping[str, str | None], bases: Collection[str]) -> Ballots:
+def count_votes(store: RunStore, adapters: Mapping[str, str | None], bases: Collection[str]) -> Ballots:
     """Count the votes whose adapters are all among `adapters`: checksums by the run's id, None where none is known.
 
-    Votes on another file under the same name, as of an adapter that was trained again, are left out, and said to be. An
+    Votes on another file under the same name, as of an adapter that was trained again, are left out, and reported as such. An
     A/A counts where its base is among `bases`, fingerprints.
     """
     pairs, fields, others = [], [], 0
@@ -53,10 +53,10 @@ def of(store: RunStore, adapters: Mapping[str, str | None], bases: Collection[st
             pairs.append(tally(votes))
         elif not contest.aa:
             fields.append(Field(contest, rate(votes)))
-    said = [f"{counted(others, 'vote')} on earlier adapters in these folders are not counted."] if others else []
+    notes = [f"{counted(others, 'vote')} on earlier adapters in these folders are not counted."] if others else []
     if damaged := log.damaged():
-        said.append(f"{counted(damaged, 'line')} of {log.path.name} could not be read as a vote, and count nowhere.")
-    return Ballots(tuple(pairs), tuple(fields), " ".join(said))
+        notes.append(f"{counted(damaged, 'line')} of {log.path.name} could not be read as a vote, and count nowhere.")
+    return Ballots(tuple(pairs), tuple(fields), " ".join(notes))
 
 
 def is_base(column: Column) -> bool:

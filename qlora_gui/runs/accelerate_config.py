@@ -1,6 +1,6 @@
 """An accelerate config: what of it this program passes on to `accelerate launch`, each value checked; all else is refused.
 
-Such a file can start programs, name other machines as the one to meet, whose word torch then unpickles, and set the
+Such a file can start programs, name another machine as the rendezvous, whose messages torch then unpickles, and set the
 environment. So nobody reads it but this module, and accelerate is given flags, never the file.
 """
 
@@ -23,8 +23,8 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
 
 
 @dataclass(frozen=True)
-class Together:
-    """How processes train together, as a checked file says. `processes` counts those of all machines, 0 says nothing."""
+class DistributedSettings:
+    """The checked settings of a distributed run. `processes` counts those of all machines; 0 where the file does not say."""
 
     fsdp: bool = False
     several: bool = False
@@ -55,7 +55,7 @@ class Together:
         return words + (["--debug"] if self.debug else [])
 
 
-def read(named: str, local_only: bool = False) -> Together:
+def read(named: str, local_only: bool = False) -> DistributedSettings:
     """Read a config file. `local_only` refuses whatever leads to another machine.
 
     Raises UserError for a file that is not there, and by its name for a setting that is not known or not allowed.
@@ -63,8 +63,8 @@ def read(named: str, local_only: bool = False) -> Together:
     file = hub.local(named)
     if file is None or not file.is_file():
         raise UserError(f"The accelerate config '{named}' does not exist: check the path.")
-    told = _settings(file, named)
-    for name, value in told.items():
+    settings = _settings(file, named)
+    for name, value in settings.items():
         known = _PASSED_ON.get(name) or _IDLE.get(name)
         if known is None:
             raise UserError(
@@ -75,26 +75,26 @@ def read(named: str, local_only: bool = False) -> Together:
                 f"The accelerate config '{named}' sets {name} to what this program does not pass on: "
                 "change it, or take it out."
             )
-    return _made(told, named, local_only)
+    return _build(settings, named, local_only)
 
 
-def _made(told: Mapping[str, Any], named: str, local_only: bool) -> Together:
-    kind = str(told.get("distributed_type", "")).replace("False", "NO")
+def _build(settings: Mapping[str, Any], named: str, local_only: bool) -> DistributedSettings:
+    kind = str(settings.get("distributed_type", "")).replace("False", "NO")
     if kind not in _KINDS:
         raise UserError(f"The accelerate config '{named}' needs a distributed_type: {', '.join(_KINDS)}.")
-    made = Together(
+    made = DistributedSettings(
         fsdp=kind == "FSDP",
         several=kind == "MULTI_GPU",
-        processes=max(told.get("num_processes") or 0, 0) or int(kind == "NO"),
-        machines=told.get("num_machines") or 1,
-        rank=told.get("machine_rank") or 0,
-        ip=str(told.get("main_process_ip") or ""),
-        port=told.get("main_process_port") or 0,
-        gpus=str(told["gpu_ids"]).replace(" ", "") if told.get("gpu_ids") is not None else "all",
-        affinity=bool(told.get("enable_cpu_affinity")),
-        debug=bool(told.get("debug")),
+        processes=max(settings.get("num_processes") or 0, 0) or int(kind == "NO"),
+        machines=settings.get("num_machines") or 1,
+        rank=settings.get("machine_rank") or 0,
+        ip=str(settings.get("main_process_ip") or ""),
+        port=settings.get("main_process_port") or 0,
+        gpus=str(settings["gpu_ids"]).replace(" ", "") if settings.get("gpu_ids") is not None else "all",
+        affinity=bool(settings.get("enable_cpu_affinity")),
+        debug=bool(settings.get("debug")),
     )
-    away = [name for name in ("main_process_ip", "main_process_port", "machine_rank") if told.get(name)]
+    away = [name for name in ("main_process_ip", "main_process_port", "machine_rank") if settings.get(name)]
     away += ["num_machines"] if made.machines > 1 else []
     if local_only and away:
         raise UserError(
@@ -115,17 +115,17 @@ def _settings(file: Path, named: str) -> dict[str, Any]:
             text = body.read(_MOST + 1).decode("utf-8-sig")
         if len(text) > _MOST or text.count("[") + text.count("{") > _MOST_BRACKETS:
             raise ValueError("it is too long, or too deep")
-        if any(isinstance(one, (yaml.AnchorToken, yaml.AliasToken)) for one in yaml.scan(text)):
+        if any(isinstance(token, (yaml.AnchorToken, yaml.AliasToken)) for token in yaml.scan(text)):
             raise ValueError("it holds anchors")
-        told = settings_yaml.parsed(text)
+        values = settings_yaml.parsed(text)
     except OSError as error:
         raise UserError(f"The accelerate config '{named}' cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"The accelerate config '{named}' is no YAML of settings: {reason}.") from None
-    if not isinstance(told, dict) or not all(isinstance(name, str) and len(name) <= 64 for name in told):
+    if not isinstance(values, dict) or not all(isinstance(name, str) and len(name) <= 64 for name in values):
         raise UserError(f"The accelerate config '{named}' holds no settings: make one with accelerate config.")
-    return told
+    return values
 
 
 def _whole(least: int, most: int) -> Callable[[Any], bool]:
@@ -161,7 +161,7 @@ def _is_of_fsdp(value: Any) -> bool:
     return value is None or (
         isinstance(value, dict)
         and all(isinstance(name, str) and name.startswith("fsdp_") for name in value)
-        and all(one is None or isinstance(one, (str, int, float, bool)) for one in value.values())
+        and all(item is None or isinstance(item, (str, int, float, bool)) for item in value.values())
     )
 
 

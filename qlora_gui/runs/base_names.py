@@ -12,10 +12,10 @@ _IN_4_BITS = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 
 def resolved(named: str, revision: str = "") -> tuple[str, str]:
     """A base's name and revision; of a snapshot in a hub cache that is not on this machine, those of the hub."""
-    found = _SNAPSHOT.search(named)
-    if found is None or hub.local(named) is not None:
+    snapshot = _SNAPSHOT.search(named)
+    if snapshot is None or hub.local(named) is not None:
         return named, revision
-    return found[1].replace("--", "/"), found[2]
+    return snapshot[1].replace("--", "/"), snapshot[2]
 
 
 def is_elsewhere(named: str) -> bool:
@@ -25,18 +25,18 @@ def is_elsewhere(named: str) -> bool:
 
 
 def relation(named: str, other: str) -> str | None:
-    """How two names of a base go together, in words: "the same name"; None where they name different models."""
-    one, two = _last(named), _last(other)
-    if one == two:
+    """How two names of a base relate, in words: "the same name"; None where they name different models."""
+    first, second = _last(named), _last(other)
+    if first == second:
         return "the same name"
-    if one.casefold() == two.casefold():
+    if first.casefold() == second.casefold():
         return "the same name but for its case"
-    if _IN_4_BITS.sub("", one).casefold() == _IN_4_BITS.sub("", two).casefold():
+    if _IN_4_BITS.sub("", first).casefold() == _IN_4_BITS.sub("", second).casefold():
         return "the same name but for its 4-bit form"
     return None
 
 
 def _last(named: str) -> str:
     """The model's own name: without owner, folders, or a cache's way of laying them out."""
-    found = _SNAPSHOT.search(named)
-    return found[1].split("--")[-1] if found else PureWindowsPath(named).name
+    snapshot = _SNAPSHOT.search(named)
+    return snapshot[1].split("--")[-1] if snapshot else PureWindowsPath(named).name

@@ -66,18 +66,18 @@ def _asked(what: str, config: RunConfig, count: int = 0) -> Any:
     return _answer(child.stdout, config, most)
 
 
-def _answer(told: str, config: RunConfig, most: int) -> Any:
+def _answer(output: str, config: RunConfig, most: int) -> Any:
     """What the child found. Raises what it raised."""
     try:
-        answer = json.loads(told)
+        answer = json.loads(output)
     except ValueError:  # it was ended, most likely for its memory
         answer = {"memory": True}
     if "memory" in answer:
         raise UserError(too_large(config.dataset, most))
     if "faulty" in answer:
-        told_of = answer["faulty"]
-        named = [Fault(**fault) for fault in told_of["named"]]
-        raise FaultyRows(named, told_of["count"], told_of["rows"], told_of["some_left"])
+        faulty = answer["faulty"]
+        named = [Fault(**fault) for fault in faulty["named"]]
+        raise FaultyRows(named, faulty["count"], faulty["rows"], faulty["some_left"])
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["found"]
@@ -108,8 +108,8 @@ def _check(config: RunConfig, count: int) -> None:
 
 
 def _first(config: RunConfig, count: int) -> list[Example]:
-    found = load.load(config.dataset, config.dataset_format, config.dataset_split, limit=count, skip_bad_rows=True)
-    return [_cut(row) for row in found.train[:count]]
+    dataset = load.load(config.dataset, config.dataset_format, config.dataset_split, limit=count, skip_bad_rows=True)
+    return [_cut(row) for row in dataset.train[:count]]
 
 
 def _cut(value: Any) -> Any:
@@ -142,8 +142,8 @@ def main() -> None:
         body = json.dumps({"memory": True})
     except FaultyRows as error:
         named = [asdict(fault) for fault in error.named]
-        told = {"named": named, "count": error.count, "rows": error.rows, "some_left": error.some_left}
-        body = json.dumps({"faulty": told})
+        faulty = {"named": named, "count": error.count, "rows": error.rows, "some_left": error.some_left}
+        body = json.dumps({"faulty": faulty})
     except UserError as error:
         body = json.dumps({"error": str(error)})
     print(body)

@@ -1,4 +1,4 @@
-"""A run that goes on must go on with what it was begun with: the same rows, the same base. What has changed is told.
+"""A run that goes on must go on with what it was begun with: the same rows, the same base. What has changed is reported.
 
 Files and folders of this machine are looked at before a trainer is started; what a hub has given meanwhile, and the rows
 as the model reads them, by the trainer itself (`training.resumed`).
@@ -18,27 +18,27 @@ FLAG = "--resume-changed"
 
 
 class ChangedError(UserError):
-    """A run cannot go on as it began, for what it learns from is another. `said` is what has changed."""
+    """A run cannot go on as it began, for what it learns from is another. `difference` says what has changed."""
 
-    def __init__(self, run_id: str, said: str):
-        self.said = said
+    def __init__(self, run_id: str, difference: str):
+        self.difference = difference
         super().__init__(
-            f"The run '{run_id}' cannot go on as it began: {said}. Put back what it began with, train anew, or resume all "
+            f"The run '{run_id}' cannot go on as it began: {difference}. Put back what it began with, train anew, or resume all "
             f"the same ({FLAG}, in the page a second press)."
         )
 
 
 def files_of(run: Run) -> dict[str, str]:
     """The SHA-256 of each of the data's files when the run was last started, else when it was made; by name."""
-    told = events.last(run.events()[0], "data") or {}
+    event = events.last(run.events()[0], "data") or {}
     try:
-        found: Any = told.get("files") or run.manifest().get("dataset")
+        files: Any = event.get("files") or run.manifest().get("dataset")
     except UserError:
         return {}
-    return {name: value for name, value in found.items() if name != "name"} if isinstance(found, dict) else {}
+    return {name: value for name, value in files.items() if name != "name"} if isinstance(files, dict) else {}
 
 
-def of_data(run: Run) -> str:
+def describe_data_changes(run: Run) -> str:
     """Which of the data's files are others than they were, in words; "" for none. Raises UserError where there is none."""
     before = files_of(run)
     now = {name: value for name, value in load.find(run.config().dataset).fingerprint().items() if name != "name"}
@@ -50,7 +50,7 @@ def of_data(run: Run) -> str:
     return "in its data " + ", ".join(words)
 
 
-def of_base(run: Run) -> str:
+def describe_base_change(run: Run) -> str:
     """That the base's folder on this machine holds another model than it did, in words; else "". Raises UserError."""
     before = (events.last(run.events()[0], "base") or {}).get("fingerprint")
     folder = hub.local(run.config().base_model)
@@ -66,8 +66,8 @@ def another_base(name: str) -> str:
 
 def check(run: Run) -> None:
     """Raise ChangedError where data or base of a run are others than those it was last trained with."""
-    if said := "; ".join(filter(None, (of_data(run), of_base(run)))):
-        raise ChangedError(run.id, said)
+    if difference := "; ".join(filter(None, (describe_data_changes(run), describe_base_change(run)))):
+        raise ChangedError(run.id, difference)
 
 
 def no_checkpoint(run_id: str, wrong: list[str]) -> str:

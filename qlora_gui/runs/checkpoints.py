@@ -1,7 +1,7 @@
 """Checkpoints of a run: which of them are as they were written, by the sizes and checksums of their files.
 
-Sizes are looked at often, checksums (xxHash, gigabytes a second) where a run is to go on from one: a disk that turns bits
-says nothing of it, and a run that goes on from such weights is spoilt.
+Sizes are looked at often, checksums (xxHash, gigabytes per second) where a run is to go on from one: a disk that flips
+bits does not report it, and a run that goes on from such weights is ruined.
 """
 
 import json
@@ -22,21 +22,21 @@ _BLOCK = 1 << 20
 def mark_whole(checkpoint: Path) -> None:
     """Write down what a checkpoint consists of, last of all."""
     files = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != MARK]
-    told = {file.name: {"bytes": file.stat().st_size, "xxh3": _checksum(file)} for file in files}
-    write_whole(checkpoint / MARK, json.dumps(told))
+    manifest = {file.name: {"bytes": file.stat().st_size, "xxh3": _checksum(file)} for file in files}
+    write_whole(checkpoint / MARK, json.dumps(manifest))
 
 
 def fault(checkpoint: Path, thorough: bool = True) -> str:
     """What is wrong with a checkpoint, in a few words; "" where all its files are as they were written.
 
-    Without `thorough` only sizes are held against what was written down. Checkpoints of older versions have no checksums,
-    the oldest no sizes either: of these, files are read as far as they can tell that they are damaged.
+    Without `thorough` only sizes are compared with what was recorded. Checkpoints of older versions have no checksums,
+    the oldest no sizes either: their files are read as far as damage can be detected that way.
     """
     try:
         if not (checkpoint / MARK).exists():
             return _of_old(checkpoint, thorough)
-        told = json.loads(plain_files.read_text(checkpoint / MARK))
-        for name, written in told.items():
+        manifest = json.loads(plain_files.read_text(checkpoint / MARK))
+        for name, written in manifest.items():
             file = checkpoint / Path(name).name
             size = written["bytes"] if isinstance(written, dict) else written
             if not file.is_file():
@@ -47,7 +47,7 @@ def fault(checkpoint: Path, thorough: bool = True) -> str:
                 return f"{file.name} is not what was written, by its checksum"
             if thorough and not isinstance(written, dict) and (wrong := _unreadable(file)):
                 return wrong
-        return "" if told else "it holds nothing"
+        return "" if manifest else "it holds nothing"
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return f"its {MARK} cannot be read"
 
@@ -62,8 +62,8 @@ def newest_first(folder: Path) -> list[Path]:
     if folder.is_symlink():
         return []
     named = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    found = [path for path in named if not path.is_symlink()]
-    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+    real = [path for path in named if not path.is_symlink()]
+    return sorted(real, key=lambda path: -int(path.name.rpartition("-")[2]))
 
 
 def latest(folder: Path) -> Path | None:
@@ -75,10 +75,10 @@ def sound(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is as it was written, or None; and what is wrong with those that are newer."""
     wrong: list[str] = []
     for path in newest_first(folder):
-        found = fault(path)
-        if not found:
+        reason = fault(path)
+        if not reason:
             return path, wrong
-        wrong.append(f"{path.name} is damaged ({found})")
+        wrong.append(f"{path.name} is damaged ({reason})")
     return None, wrong
 
 
@@ -90,7 +90,7 @@ def _of_old(checkpoint: Path, thorough: bool) -> str:
 
 
 def _unreadable(file: Path) -> str:
-    """What a file without a checksum tells of its damage: torch's are zip archives with their own, safetensors have a
+    """Damage that a file without a recorded checksum reveals by itself: torch's are zip archives with their own, safetensors have a
     header that says how long they are."""
     wrong = False
     if file.suffix in (".pt", ".pth"):

@@ -22,20 +22,20 @@ class Series:
 
 def by_step(events: Sequence[Event], kind: str) -> list[Event]:
     """Events of one kind by rising step; what a resumed run did again replaces what it had done."""
-    kept: list[Event] = []
+    result: list[Event] = []
     for event in events:
         if event["kind"] != kind:
             continue
-        while kept and kept[-1]["step"] >= event["step"]:
-            kept.pop()
-        kept.append(event)
-    return kept
+        while result and result[-1]["step"] >= event["step"]:
+            result.pop()
+        result.append(event)
+    return result
 
 
 def points(events: Sequence[Event], kind: str, value: str) -> list[tuple[float, float]]:
     """(step, value) of the events that have the value; of a thinned run those of its even sample."""
-    found = [event for event in by_step(events, kind) if event.get(value) is not None]
-    return [(event["step"], event[value]) for event in found if PEAK not in event]
+    measured = [event for event in by_step(events, kind) if event.get(value) is not None]
+    return [(event["step"], event[value]) for event in measured if PEAK not in event]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:

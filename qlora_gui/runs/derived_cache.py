@@ -1,6 +1,6 @@
-"""What can be made again from the folders of runs, kept in the cache to save time. It is never the truth.
+"""What can be recomputed from the folders of runs, cached to save time. It is never the source of truth.
 
-A file that is gone, damaged, or of another version is as none; one that cannot be written costs time and nothing else.
+A file that is gone, damaged, or of another version counts as missing; one that cannot be written only costs time.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _VERSION = "1"
 
 
 def folder() -> Path:
-    """Where it lies; readable by its owner alone, for it quotes data."""
+    """Where it is stored; readable by its owner alone, for it quotes data."""
     return hub.private("index")
 
 
@@ -28,7 +28,7 @@ def name_of(what: str, path: Path) -> str:
 
 
 def load(name: str) -> Any:
-    """What was kept under a name, None where there is nothing that can be trusted."""
+    """The value cached under a name, None where there is none that can be trusted."""
     try:
         head, _, body = (folder() / name).read_bytes().partition(b"\n")
         if head.decode() != f"{_VERSION} {xxhash.xxh3_128_hexdigest(body)}":
@@ -39,7 +39,7 @@ def load(name: str) -> Any:
 
 
 def keep(name: str, value: Any) -> None:
-    """Keep a JSON value, if there is room for it."""
+    """Cache a JSON value, if there is room for it."""
     body = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     digest = xxhash.xxh3_128_hexdigest(body.encode())
     with contextlib.suppress(OSError):

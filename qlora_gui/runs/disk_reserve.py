@@ -1,4 +1,4 @@
-"""A little room on the disk, kept for the last word of a run or an evaluation whose disk is full."""
+"""A little disk space, reserved for the final event of a run or an evaluation whose disk is full."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ _WORDS = ("no space left", "disk quota", "os error 28", "os error 122", "unexpec
 
 
 class Reserve:
-    """A file of real bytes, that are given back when they are needed."""
+    """A file of real bytes that are freed when they are needed."""
 
     def __init__(self, folder: Path):
         self.file = folder / ".reserve"
@@ -28,8 +28,8 @@ class Reserve:
 
 
 @contextlib.contextmanager
-def kept(folder: Path) -> Iterator[Reserve]:
-    """A reserve for as long as this lasts. Raises no error where the disk is full already."""
+def hold(folder: Path) -> Iterator[Reserve]:
+    """Hold a reserve within the context. Raises no error where the disk is full already."""
     reserve = Reserve(folder)
     with contextlib.suppress(OSError), plain_files.open_to_write(reserve.file) as file:
         file.write(os.urandom(_BYTES))  # no zeros: some file systems keep no place for those
@@ -42,7 +42,7 @@ def kept(folder: Path) -> Iterator[Reserve]:
 def why_not_written(folder: Path, error: BaseException, then: str = "resume from the last checkpoint") -> str:
     """A sentence for a full or a read-only disk; "" for any other error.
 
-    `then` is what to do when there is room. Libraries that write wrap what the system said in errors of their own.
+    `then` is what to do when there is room. Libraries wrap the system's error in errors of their own.
     """
     seen: BaseException | None = error
     while seen is not None:

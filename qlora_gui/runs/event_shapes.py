@@ -1,7 +1,7 @@
-"""What a line of events.jsonl must be for its readers: an event of the wrong shape, a stranger's say, is no event to them.
+"""What a line of events.jsonl must be for its readers: one of the wrong shape, in a stranger's folder say, is ignored.
 
-Declared are the fields that readers take for granted; further fields are free. A kind that is not declared here is
-nobody's, and passes.
+Declared are the fields that readers take for granted; further fields are free. A kind that is not declared here has
+no readers, and passes.
 """
 
 from typing import Annotated, Any, Literal, NotRequired
@@ -12,7 +12,7 @@ from pydantic.types import Strict
 from typing_extensions import TypedDict
 
 MOST_BYTES = 4 << 20  # of one line
-TOLD = ("skipped", "thinned")  # kinds that readers make themselves (`events.read`); no file has them
+SYNTHETIC = ("skipped", "thinned")  # kinds that readers make themselves (`events.read`); no file has them
 _MOST = 2**53  # beyond it a whole number is no exact float
 
 Whole = Annotated[int, Strict(), Ge(0), Lt(_MOST)]
@@ -28,7 +28,7 @@ class _Event(TypedDict):
     kind: Annotated[str, Strict(), StringConstraints(max_length=100)]
 
 
-class _Told(_Event):
+class _Message(_Event):
     text: Word
 
 
@@ -169,7 +169,7 @@ class _Holder(TypedDict):
     bytes: Whole
 
 
-class _Autopsy(TypedDict):
+class _OomReport(TypedDict):
     phase: NotRequired[Word | None]
     step: NotRequired[Whole | None]
     held_by: NotRequired[list[_Holder] | None]
@@ -181,7 +181,7 @@ class _Failed(_Event):
     bug: NotRequired[bool | None]
     changed: NotRequired[bool]
     step: NotRequired[Whole]
-    autopsy: NotRequired[_Autopsy | None]
+    autopsy: NotRequired[_OomReport | None]
 
 
 class _Progress(_Event):
@@ -212,8 +212,8 @@ class _Undo(_Event):
 
 _SHAPES: dict[str, Any] = {
     "started": _Started,
-    "stage": _Told,
-    "note": _Told,
+    "stage": _Message,
+    "note": _Message,
     "data": _Data,
     "base": _Base,
     "fit": _Fit,
@@ -242,7 +242,7 @@ def sound(value: Any) -> tuple[dict[str, Any] | None, str]:
     if not isinstance(value, dict):
         return None, f"a JSON {_kind_of(value)} and no object"
     kind = value.get("kind")
-    if not isinstance(kind, str) or kind in TOLD:
+    if not isinstance(kind, str) or kind in SYNTHETIC:
         return None, "a kind that no run writes"
     check = _CHECKS.get(kind, _ANY)
     optional: frozenset[str] = getattr(_SHAPES.get(kind), "__optional_keys__", frozenset())

@@ -45,8 +45,8 @@ def describe(event: Event) -> str:
 
 
 def not_all(events: Sequence[Event]) -> list[str]:
-    """What is to be said of events that are not what the file holds: lines that are no events, and a long run thinned."""
-    said = []
+    """Notes where the events are not all that the file holds: skipped lines, and a long run thinned."""
+    lines = []
     if skipped := last(list(events), "skipped"):
         count = skipped["count"]
         which = (
@@ -56,13 +56,13 @@ def not_all(events: Sequence[Event]) -> list[str]:
         )
         why = "; ".join(dict.fromkeys(skipped["why"]))
         them = "it cannot be read as one" if count == 1 else "they cannot be read as such"
-        said.append(f"{which}, for {them} ({why}); what was said there is missing here.")
+        lines.append(f"{which}, for {them} ({why}); what was said there is missing here.")
     if thinned := last(list(events), "thinned"):
         counts = ", ".join(f"{count:,} of '{kind}'" for kind, count in sorted(thinned["counts"].items()))
-        said.append(
+        lines.append(
             f"A long run ({counts}): shown are the newest and an even sample of the others, with the lowest and highest loss."
         )
-    return said
+    return lines
 
 
 def few_steps(steps: int) -> str:
@@ -74,44 +74,44 @@ def few_steps(steps: int) -> str:
     )
 
 
-def data_warnings(told: Mapping[str, Any]) -> list[str]:
-    """What a `data` event tells of rows that are not what they seem: what is not used of them, and copies."""
-    found = []
-    if loud := _fields(told, True):
-        found.append(f"Not used, though it may change what the rows mean: {loud}.")
-    if known := told.get("known"):
+def data_warnings(data: Mapping[str, Any]) -> list[str]:
+    """Warnings of a `data` event: fields that are not used though they change what rows mean, and held-out copies."""
+    warnings = []
+    if loud := _fields(data, True):
+        warnings.append(f"Not used, though it may change what the rows mean: {loud}.")
+    if known := data.get("known"):
         which = "1 held-out row equals one" if known == 1 else f"{known:,} held-out rows equal rows"
-        found.append(f"{which} to train on, and {'is' if known == 1 else 'are'} not measured on.")
-    return found
+        warnings.append(f"{which} to train on, and {'is' if known == 1 else 'are'} not measured on.")
+    return warnings
 
 
-def data_remarks(told: Mapping[str, Any]) -> list[str]:
-    """What else a `data` event tells of the rows: how many are left out, copies, and columns that are not used."""
-    found = []
-    if skipped := told.get("skipped"):
+def data_remarks(data: Mapping[str, Any]) -> list[str]:
+    """Remarks of a `data` event: how many rows are left out, copies, and other columns that are not used."""
+    remarks = []
+    if skipped := data.get("skipped"):
         which = "1 row that cannot be used is" if skipped == 1 else f"{skipped:,} rows that cannot be used are"
-        found.append(f"{which} left out.")
-    if copies := told.get("duplicates"):
-        share = copies / max(told.get("usable", 0), 1)
+        remarks.append(f"{which} left out.")
+    if copies := data.get("duplicates"):
+        share = copies / max(data.get("usable", 0), 1)
         which = f"1 row ({share:.1%}) equals" if copies == 1 else f"{copies:,} rows ({share:.1%}) equal"
-        found.append(f"{which} an earlier one; copies are all trained on or all held out.")
-    if files := told.get("unused_files"):
-        found.append(f"Files of the data's folder that are not read: {', '.join(files)}.")
-    if quiet := _fields(told, False):
-        found.append(f"Not used: {quiet}.")
-    return found
+        remarks.append(f"{which} an earlier one; copies are all trained on or all held out.")
+    if files := data.get("unused_files"):
+        remarks.append(f"Files of the data's folder that are not read: {', '.join(files)}.")
+    if quiet := _fields(data, False):
+        remarks.append(f"Not used: {quiet}.")
+    return remarks
 
 
-def _fields(told: Mapping[str, Any], loud: bool) -> str:
-    """`images (12 rows), label (3 rows)`: what is not used and changes the meaning, or does not."""
-    counts = sorted((told.get("ignored") or {}).items())
+def _fields(data: Mapping[str, Any], loud: bool) -> str:
+    """`images (12 rows), label (3 rows)`: unused fields that change the meaning (`loud`), or do not."""
+    counts = sorted((data.get("ignored") or {}).items())
     return ", ".join(
         f"{name} ({rows:,} {'row' if rows == 1 else 'rows'})" for name, rows in counts if changes_meaning(name) == loud
     )
 
 
 def loss_of(event: Event, digits: int = 4) -> str:
-    """The loss of a step or of a held-out measurement; JSON has no word for NaN, so an event says null."""
+    """The loss of a step or of a held-out measurement; JSON has no NaN, so an event has null."""
     return "not a number" if event["loss"] is None else f"{event['loss']:.{digits}f}"
 
 
@@ -123,14 +123,14 @@ def predicted_and_measured(event: Event) -> str:
     return f"{sides} ({abs(off):.0%} {'more' if off >= 0 else 'less'})"
 
 
-def autopsy_lines(found: Mapping[str, Any]) -> list[str]:
-    """What a run that died of memory has to say beyond its message: who else held the GPU, and what would help."""
+def oom_report_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report of a run that ran out of memory, beyond its message: who else held the GPU, and what would help."""
     lines = [
-        f"  {held['name']} (process {held['pid']}) held {held['bytes'] / 2**30:.1f} GB" for held in found["held_by"]
+        f"  {held['name']} (process {held['pid']}) held {held['bytes'] / 2**30:.1f} GB" for held in report["held_by"]
     ]
-    if found["changes"]:
+    if report["changes"]:
         lines.append("Changes that make it smaller:")
-    for change in found["changes"]:
+    for change in report["changes"]:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change["knobs"].items())
         lines.append(f"  {change['text']}{' · fits then' if change['fits'] else ''}   ({flags})")
     return lines

@@ -1,8 +1,8 @@
-"""events.jsonl: one JSON object a line, append only. The trainer writes; everybody else follows from an offset.
+"""events.jsonl: one JSON object per line, append only. The trainer writes; everybody else follows from an offset.
 
 Kinds: started, stage, note, data, base, fit, memory, step, eval, probe, saved, then finished | stopped | failed. Readers ignore kinds
-they do not know and a last line that is not finished; lines that are no event (`event_shapes`) are skipped, and that is
-told by an event which `read` puts before the others. A long run is read from its end, or by what was added.
+they do not know and a last line that is not finished; lines that are no event (`event_shapes`) are skipped, which is
+reported by an event that `read` puts before the others. A long run is read from its end, or by what was added.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class EventLog:
         self._end_broken_line()
 
     def append(self, kind: str, **fields: Any) -> Event:
-        """Write one event and give it back. Numbers that JSON has no word for (NaN, infinity) become null."""
+        """Write one event and return it. Numbers that JSON does not have (NaN, infinity) become null."""
         self._end_broken_line()
         event: Event = {"t": round(time.time(), 3), "kind": kind} | {
             key: _plain(value) for key, value in fields.items()
@@ -106,7 +106,7 @@ class _Known:
             self._take_over(derived_cache.load(derived_cache.name_of("events", path)), file)
 
     def advance(self, file: BinaryIO, most: int | None = None) -> bool:
-        """Read on from `end`, about `most` bytes or all there are; gives whether something was read."""
+        """Read on from `end`, about `most` bytes or all there are; returns whether something was read."""
         lines = _lines(file, self.end, most)
         before = self.end
         for line, end in lines:
@@ -121,8 +121,8 @@ class _Known:
             self.marks, self._given = _marks(file, self.end), None
         return self.end != before
 
-    def told(self) -> list[Event]:
-        """The events, led by what must be told of them: that lines were skipped, or that not all events are kept."""
+    def all(self) -> list[Event]:
+        """The events, led by notes on them: that lines were skipped, or that not all events are kept."""
         if self._given is None:
             head: list[Event] = []
             if self.skipped:
@@ -133,26 +133,26 @@ class _Known:
         return list(self._given)
 
     def keep(self, path: Path) -> None:
-        """Let the cache know a long file, now and then."""
+        """Store what is known of a long file in the cache, now and then."""
         if self.whole or self.end - self._kept_to < _LONG:
             return
         self._kept_to = self.end
-        told = {"end": self.end, "marks": [mark.hex() for mark in self.marks], "mark": self.mark, "why": self._why}
-        told |= {"seen": self.seen, "skipped": self.skipped, "events": self._thin.plain()}
-        derived_cache.keep(derived_cache.name_of("events", path), told)
+        snapshot = {"end": self.end, "marks": [mark.hex() for mark in self.marks], "mark": self.mark, "why": self._why}
+        snapshot |= {"seen": self.seen, "skipped": self.skipped, "events": self._thin.plain()}
+        derived_cache.keep(derived_cache.name_of("events", path), snapshot)
 
-    def _take_over(self, found: Any, file: BinaryIO) -> None:
+    def _take_over(self, snapshot: Any, file: BinaryIO) -> None:
         try:
-            marks = bytes.fromhex(found["marks"][0]), bytes.fromhex(found["marks"][1])
-            stat, (size, changed) = os.fstat(file.fileno()), found["seen"]
-            if _marks(file, found["end"]) != marks or (stat.st_size == size and stat.st_mtime_ns != changed):
+            marks = bytes.fromhex(snapshot["marks"][0]), bytes.fromhex(snapshot["marks"][1])
+            stat, (size, changed) = os.fstat(file.fileno()), snapshot["seen"]
+            if _marks(file, snapshot["end"]) != marks or (stat.st_size == size and stat.st_mtime_ns != changed):
                 return
-            thin = Thinned.of_plain(found["events"])
+            thin = Thinned.from_plain(snapshot["events"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             return
         self.seen = size, changed
-        self.end, self.marks, self.mark, self._why = found["end"], marks, found["mark"], found["why"]
-        self.skipped, self._thin, self._kept_to, self._given = found["skipped"], thin, found["end"], None
+        self.end, self.marks, self.mark, self._why = snapshot["end"], marks, snapshot["mark"], snapshot["why"]
+        self.skipped, self._thin, self._kept_to, self._given = snapshot["skipped"], thin, snapshot["end"], None
 
     def _take(self, line: bytes | None) -> None:
         event, why = _parsed(line)
@@ -170,7 +170,7 @@ class _Known:
             self._thin.add(event)
 
 
-_known: OrderedDict[tuple[Path, bool], _Known] = OrderedDict()  # a page asks for the same many times a second
+_known: OrderedDict[tuple[Path, bool], _Known] = OrderedDict()  # a page asks for the same many times per second
 _keeping = threading.Lock()
 _MOST_KNOWN, _MARK = 32, 256  # files; bytes
 _BLOCK, _LONG, _TAIL = 1 << 20, 8 << 20, 1 << 20  # bytes
@@ -181,19 +181,19 @@ def read(path: Path, offset: int = 0, whole: bool = False) -> tuple[list[Event],
     """The events after byte `offset`, and the offset to go on from. A file that is not there has none.
 
     Without an offset those of a run of more than a few thousand are thinned, unless `whole`. What is no event is left out.
-    Both are told by an event at the beginning: `skipped` with `count` and the first reasons `why`, `thinned` with the
+    Both are reported by an event at the beginning: `skipped` with `count` and the first reasons `why`, `thinned` with the
     `counts` that there were of each kind. They are shared with whoever else reads this file: not to be changed.
     """
     try:
         with plain_files.open_to_read(path) as file:
-            known = _Known(whole=True) if offset else _of(path, whole)
+            known = _Known(whole=True) if offset else _get_known(path, whole)
             known.end = offset or known.end
             with known.lock:
                 if not offset:
                     known.check(path, file)
                 known.advance(file)
                 known.keep(path)
-                return known.told(), known.end
+                return known.all(), known.end
     except OSError:  # there is none, or what is there is no file
         return [], offset
 
@@ -202,7 +202,7 @@ def behind(path: Path) -> int:
     """How many bytes of a file `read` would have to parse; of what is known already, or by the cache, none."""
     try:
         with plain_files.open_to_read(path) as file:
-            known = _of(path)
+            known = _get_known(path)
             if not known.lock.acquire(blocking=False):  # being read just now
                 return max(os.fstat(file.fileno()).st_size - known.end, 1)
             try:
@@ -217,7 +217,7 @@ def behind(path: Path) -> int:
 def catch_up(path: Path) -> None:
     """Read a long file piece by piece, so that others can ask in between how far it is (`behind`)."""
     with contextlib.suppress(OSError), plain_files.open_to_read(path) as file:
-        known, more = _of(path), True
+        known, more = _get_known(path), True
         while more:
             with known.lock:
                 known.check(path, file)
@@ -229,12 +229,12 @@ def mark(path: Path) -> Event | None:
     """The latest of `started` and the final events, found from the file's end; None where there is none near it."""
     if behind(path) <= _TAIL:
         read(path)
-        return _of(path).mark
-    found = tail(path)
-    if not found:  # a lost write may leave megabytes of nothing behind the last line
+        return _get_known(path).mark
+    newest = tail(path)
+    if not newest:  # a lost write may leave megabytes of nothing behind the last line
         read(path)
-        return _of(path).mark
-    return last(found, "started", *FINAL)
+        return _get_known(path).mark
+    return last(newest, "started", *FINAL)
 
 
 def recent(path: Path) -> list[Event]:
@@ -250,17 +250,17 @@ def tail(path: Path) -> list[Event]:
             lines = [line for line, _ in _lines(file, start, None)]
     except OSError:
         return []
-    found = [_parsed(line)[0] for line in (lines[1:] if start else lines)]
-    return [event for event in found if event is not None]
+    events = [_parsed(line)[0] for line in (lines[1:] if start else lines)]
+    return [event for event in events if event is not None]
 
 
-def _of(path: Path, whole: bool = False) -> _Known:
+def _get_known(path: Path, whole: bool = False) -> _Known:
     with _keeping:
-        found = _known.setdefault((path, whole), _Known(whole))
+        known = _known.setdefault((path, whole), _Known(whole))
         _known.move_to_end((path, whole))
         while len(_known) > _MOST_KNOWN:
             _known.popitem(last=False)
-        return found
+        return known
 
 
 def _marks(file: BinaryIO, end: int) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""What tells one base from another, read from its folder without loading it."""
+"""Fingerprints that distinguish bases, read from their folders without loading them."""
 
 import hashlib
 import json

@@ -9,23 +9,23 @@ from qlora_gui import hardware, torch_view
 from qlora_gui.errors import UserError
 from qlora_gui.hardware import Device
 
-TOLD = "QLORA_GUI_CARD"  # tells a trainer which card it was given, and why
+CARD_VARIABLE = "QLORA_GUI_CARD"  # says to a trainer which card it was given, and why
 CPU = "cpu"
 
 
 @dataclass(frozen=True)
 class Given:
-    """The card that a process was given. `address` tells it from others, `said` is for people."""
+    """The card that a process was given. `address` identifies it, `text` explains the choice to people."""
 
     address: str
-    said: str
+    text: str
 
 
 def of_this_process() -> Given | None:
     """What the starter of this process gave it; None where it chose nothing."""
     try:
-        told = json.loads(os.environ[TOLD])
-        return Given(str(told["address"]), str(told["said"]))
+        card = json.loads(os.environ[CARD_VARIABLE])
+        return Given(str(card["address"]), str(card["said"]))
     except (KeyError, ValueError, TypeError):
         return None
 
@@ -43,19 +43,19 @@ def chosen(gpu: str = "", taken: Collection[str] = ()) -> Device:
     """
     if gpu == CPU:
         return hardware.cpu()
-    found = hardware.devices()
-    named = _named(gpu, found) if gpu else None
-    free = [device for device in found if device.address not in taken] or found
+    devices = hardware.devices()
+    named = _named(gpu, devices) if gpu else None
+    free = [device for device in devices if device.address not in taken] or devices
     return named or max(free, key=lambda device: (device.free, -device.number))
 
 
 def check(gpu: str) -> None:
-    """Raise UserError where the knob names a GPU that is not there; nothing is said before torch has answered."""
+    """Raise UserError where the knob names a GPU that is not there; no error is raised before torch has answered."""
     if gpu in ("", CPU) or not hardware.settled():
         return
-    found = gpus()
-    if _named(gpu, found) is None:
-        there = ", ".join(f"{device.number} ({device.name})" for device in found)
+    available = gpus()
+    if _named(gpu, available) is None:
+        there = ", ".join(f"{device.number} ({device.name})" for device in available)
         have = f"it is one of {there}" if there else "torch sees none; --headless-check tells why"
         raise UserError(f"There is no GPU '{gpu}': {have}, or leave gpu empty for the freest.")
 
@@ -67,25 +67,28 @@ def environment(gpu: str = "", taken: Collection[str] = ()) -> dict[str, str]:
     Raises UserError as `check` does.
     """
     if gpu == CPU:
-        return {hardware.USE_CPU: "true", TOLD: json.dumps({"address": CPU, "said": "On the CPU, as gpu says."})}
+        return {
+            hardware.USE_CPU: "true",
+            CARD_VARIABLE: json.dumps({"address": CPU, "said": "On the CPU, as gpu says."}),
+        }
     if not gpu and hardware.settled() and _seen() < 2:
         return {}
     hardware.settle()
     check(gpu)
-    found = gpus()
-    if not found or _seen() < 2:
+    available = gpus()
+    if not available or _seen() < 2:
         return {}
     card = chosen(gpu, taken)
-    freest = f"the freest of {len(found)} GPUs" if len(found) > 1 else "the only one that torch has kernels for"
-    said = f"On GPU {card.number} ({card}), {'as gpu says' if gpu else freest}.{_others(found, card, taken)}"
-    return _visible([card]) | {TOLD: json.dumps({"address": card.address, "said": said})}
+    freest = f"the freest of {len(available)} GPUs" if len(available) > 1 else "the only one that torch has kernels for"
+    text = f"On GPU {card.number} ({card}), {'as gpu says' if gpu else freest}.{_others(available, card, taken)}"
+    return _visible([card]) | {CARD_VARIABLE: json.dumps({"address": card.address, "said": text})}
 
 
 def environment_of_several() -> dict[str, str]:
     """The variables that hide from several processes the cards that torch has no kernels for; {} where there are none."""
     hardware.settle()
-    found = gpus()
-    return _visible(found) if 0 < len(found) < _seen() else {}
+    available = gpus()
+    return _visible(available) if 0 < len(available) < _seen() else {}
 
 
 def _seen() -> int:
@@ -94,36 +97,36 @@ def _seen() -> int:
     return len(view.cards) if view and view.cards else len(gpus())
 
 
-def _others(found: Sequence[Device], card: Device, taken: Collection[str]) -> str:
-    """What one can do with the GPUs that are left alone, as a sentence after others; "" where none is."""
-    idle = [one for one in found if one.address not in {card.address, *taken}]
+def _others(available: Sequence[Device], card: Device, taken: Collection[str]) -> str:
+    """What the idle GPUs can be used for, as a sentence after others; "" where there is none."""
+    idle = [device for device in available if device.address not in {card.address, *taken}]
     if not idle:
         return ""
     which = f"GPU {idle[0].number} is" if len(idle) == 1 else f"{len(idle)} GPUs are"
-    return f" {which} left for a second run, started or queued; num_processes {len(found)} trains one run on all."
+    return f" {which} left for a second run, started or queued; num_processes {len(available)} trains one run on all."
 
 
-def _visible(kept: Sequence[Device]) -> dict[str, str]:
+def _visible(cards: Sequence[Device]) -> dict[str, str]:
     """What hides all cards but these. A number counts among those that are visible already."""
     view = hardware.view() or torch_view.View()
-    kind = kept[0].kind
+    kind = cards[0].kind
     name = "ZE_AFFINITY_MASK" if kind == "xpu" else "HIP_VISIBLE_DEVICES" if view.is_rocm else "CUDA_VISIBLE_DEVICES"
     # HIP reads CUDA's variable where its own is not set
-    told = os.environ.get(name) or (os.environ.get("CUDA_VISIBLE_DEVICES") if view.is_rocm else None) or ""
-    given = [part.strip() for part in told.split(",") if part.strip()]
+    variable = os.environ.get(name) or (os.environ.get("CUDA_VISIBLE_DEVICES") if view.is_rocm else None) or ""
+    given = [part.strip() for part in variable.split(",") if part.strip()]
 
     def value(card: Device) -> str:
-        seen = next((one for one in view.cards if one.number == card.number), None)
+        seen = next((other for other in view.cards if other.number == card.number), None)
         if name == "CUDA_VISIBLE_DEVICES" and seen and seen.uuid and "MIG" not in seen.name:
             return f"GPU-{seen.uuid}"
         return given[card.number] if card.number < len(given) else str(card.number)
 
-    return {name: ",".join(map(value, kept))}
+    return {name: ",".join(map(value, cards))}
 
 
-def _named(gpu: str, found: Sequence[Device]) -> Device | None:
+def _named(gpu: str, devices: Sequence[Device]) -> Device | None:
     if gpu.isdigit():
-        return next((device for device in found if device.number == int(gpu)), None)
+        return next((device for device in devices if device.number == int(gpu)), None)
     wanted = gpu.lower().removeprefix("gpu-").removeprefix("mig-")
-    alike = [device for device in found if device.address.lower().removeprefix("gpu-").startswith(wanted)]
+    alike = [device for device in devices if device.address.lower().removeprefix("gpu-").startswith(wanted)]
     return alike[0] if len(alike) == 1 else None

@@ -1,4 +1,4 @@
-"""Start, stop and find the child process that trains a run. It outlives whoever started it."""
+"""Start, stop and find the child process that trains a run. It outlives the process that started it."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ _OTHER_SECONDS = 40.0  # that a second start waits for the first
 
 def child_environment() -> dict[str, str]:
     """The environment of a child that may compute on a card: `processes.environment`, and how torch numbers them."""
-    mine = {name: value for name, value in processes.environment().items() if name != gpus.TOLD}
+    mine = {name: value for name, value in processes.environment().items() if name != gpus.CARD_VARIABLE}
     return torch_view.numbering() | mine
 
 
@@ -58,11 +58,11 @@ def check_free(store: RunStore, run: Run | None = None, config: RunConfig | None
     """Raise BusyError where live runs of the store, other than this one, leave no GPU to one of `config`, and UserError
     where nobody can say which are there.
 
-    Else gives the addresses of the cards that they hold. A run that was not told one card holds all of them.
+    Else gives the addresses of the cards that they hold. A run that was not given a single card holds all of them.
     """
     if why := scan.why_unlisted(store.root):
         raise UserError(why)
-    live = [Run(one.path) for one in scan.scan(store.root) if (run is None or one.id != run.id) and one.locked]
+    live = [Run(entry.path) for entry in scan.scan(store.root) if (run is None or entry.id != run.id) and entry.locked]
     if not live:
         return set()
     held = {card: other for other in live for card in [_card_of(other)]}
@@ -76,7 +76,7 @@ def check_free(store: RunStore, run: Run | None = None, config: RunConfig | None
 
 
 def has_room(store: RunStore, run: Run) -> bool:
-    """Whether live runs leave a GPU to this one; of a run whose run.json is damaged, whether there is none."""
+    """Whether live runs leave a GPU to this one; for a damaged run.json, whether there are no live runs."""
     try:
         config = run.config()
     except UserError:
@@ -97,8 +97,8 @@ def _card_of(run: Run) -> str | None:
 def check_resume(run: Run, changed: bool = False) -> None:
     """Raise UserError where a run has no checkpoint that is whole, ChangedError (unless `changed`) where it would go on
     with other data or another base."""
-    found, wrong = checkpoints.sound(run.checkpoints)
-    if found is None:
+    newest, wrong = checkpoints.sound(run.checkpoints)
+    if newest is None:
         raise UserError(changes.no_checkpoint(run.id, wrong))
     if not changed:
         changes.check(run)
@@ -154,7 +154,7 @@ def _refuse_strangers(named: str, run: Run) -> None:
 
 
 def detached(command: Sequence[str], log: IO[bytes], more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a child that outlives this process, with `more` variables; what it says goes into `log`."""
+    """Start a child that outlives this process, with `more` variables; its output goes into `log`."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -169,9 +169,9 @@ def detached(command: Sequence[str], log: IO[bytes], more: Mapping[str, str] | N
 
 def find(run: Run) -> psutil.Process | None:
     """The process that trains this run, found by its command line, or None; of several the one that launched them."""
-    found = processes_of(MODULE, run)
-    ours = {process.pid for process in found}
-    return next((process for process in found if process.info["ppid"] not in ours), None)
+    trainers = processes_of(MODULE, run)
+    ours = {process.pid for process in trainers}
+    return next((process for process in trainers if process.info["ppid"] not in ours), None)
 
 
 def processes_of(module: str, run: Run) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""Runs that wait for a GPU: a marker in each one's folder says its place, and a process of its own starts them in turn.
+"""Runs that wait for a GPU: a marker in each folder has its place, and a separate process starts them in turn.
 
 `python -m qlora_gui.runs.queue ADAPTERS` is that process. It holds no model and needs no page; it lives while something
 waits. Where it is gone (a crash, a restart of the machine), the next page, command or ending run starts it again.
@@ -17,7 +17,7 @@ import filelock
 
 from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
-from qlora_gui.files import told, write_whole
+from qlora_gui.files import explained, write_whole
 from qlora_gui.runs import launch, scan, seal
 from qlora_gui.runs.events import FINAL, EventLog
 from qlora_gui.runs.store import Run, RunStore
@@ -35,12 +35,12 @@ def waiting(store: RunStore) -> list[Run]:
 
 
 def held_back(store: RunStore) -> list[Run]:
-    """The runs that say that they wait, by a mark that this folder's queue did not make: nobody starts them."""
+    """Runs marked as waiting by something other than this folder's queue: they are not started."""
     return [run for mark, run in _marked(store) if not mark["ours"]]
 
 
 def _marked(store: RunStore) -> list[tuple[dict[str, Any], Run]]:
-    queued = [Run(one.path) for one in scan.scan(store.root) if one.queued and not one.locked]
+    queued = [Run(entry.path) for entry in scan.scan(store.root) if entry.queued and not entry.locked]
     return [(mark, run) for run in queued if (mark := run.queue_mark()) is not None]
 
 
@@ -68,30 +68,30 @@ def add(store: RunStore, runs: Sequence[Run], resume: bool = False) -> None:
 
 
 def move(store: RunStore, run: Run, by: int) -> None:
-    """Let a waiting run change places: -1 is one earlier. Nothing happens beyond the ends, or where it waits no more.
+    """Move a waiting run: -1 is one place earlier. Nothing happens beyond the ends, or where it no longer waits.
 
     Raises UserError while a run is being started.
     """
     with store.nothing_starts():
         order = waiting(store)
-        ids = [one.id for one in order]
+        ids = [other.id for other in order]
         if run.id not in ids:
             return
         here = ids.index(run.id)
         order.insert(min(max(here + by, 0), len(order) - 1), order.pop(here))
-        for place, one in enumerate(order, 1):
-            if (mark := one.queue_mark()) is not None:
-                _mark(one, place, mark["resume"])
+        for place, other in enumerate(order, 1):
+            if (mark := other.queue_mark()) is not None:
+                _mark(other, place, mark["resume"])
 
 
 def leave(store: RunStore, run: Run) -> None:
-    """Take a run out of the queue; one that has never started counts as stopped. Raises UserError once it is begun."""
+    """Take a run out of the queue; one that has never started counts as stopped. Raises UserError once it has begun."""
     with store.nothing_starts():
         if run.is_locked():
             raise UserError(f"The run '{run.id}' has begun: stop it instead.")
         run.check_writable()
         mark = run.queue_mark()
-        with told(f"That '{run.id}' waits no more", run.path):
+        with explained(f"That '{run.id}' waits no more", run.path):
             if mark is not None and not mark["resume"]:
                 EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
             run.queue_file.unlink(missing_ok=True)
@@ -101,12 +101,12 @@ def ensure_starter(store: RunStore) -> None:
     """Start the process that starts waiting runs, unless it lives or nothing waits."""
     if not waiting(store) or locks.is_held(store.root / LOCK):
         return
-    with told("The queue's log", store.root), plain_files.open_to_write(store.root / LOG, append=True) as log:
+    with explained("The queue's log", store.root), plain_files.open_to_write(store.root / LOG, append=True) as log:
         launch.detached([sys.executable, "-m", MODULE, str(store.root)], log)
 
 
 def _mark(run: Run, place: int, resume: bool) -> None:
-    with told(f"The place of '{run.id}' in the queue", run.path):
+    with explained(f"The place of '{run.id}' in the queue", run.path):
         mark = {"place": place, "resume": resume, "seal": seal.make(run.path)}
         write_whole(run.queue_file, json.dumps(mark) + "\n")
 

@@ -65,8 +65,8 @@ def _last(words: IO[bytes]) -> str:
     words.seek(0, os.SEEK_END)
     words.seek(max(words.tell() - 10_000, 0))
     lines = words.read().decode(errors="replace").split("\n")
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f" ({said.rstrip('.')})" if said else "; try again"
+    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({last_line.rstrip('.')})" if last_line else "; try again"
 
 
 def _watch(child: "subprocess.Popen[str]", wanted: Callable[[], bool], over: threading.Event) -> None:
@@ -81,24 +81,24 @@ def summary(answer: Mapping[str, Any], config: RunConfig) -> str:
     """What becomes of the rows, in a few sentences."""
     scope = _scope(answer)
     share = 100 * answer["supervised"] / max(answer["tokens"], 1)
-    told = (
+    text = (
         f"{scope} ({answer['format']}): {answer['used']:,} can be used · {answer['truncated']:,} truncated · "
         f"{answer['dropped']:,} dropped. {share:.0f}% of {answer['tokens']:,} tokens are learned from; "
         f"the longest row has {answer['longest']:,} of {config.max_length:,}."
     )
     if answer["own_held_out"]:
-        told += " The data set brings held-out rows of its own."
+        text += " The data set brings held-out rows of its own."
     elif config.eval_fraction:
-        told += f" {config.eval_fraction:.0%} of the rows are held out to measure on."
+        text += f" {config.eval_fraction:.0%} of the rows are held out to measure on."
     if answer["separator"] not in ("", ","):
-        told += f" Cells are separated by {SEPARATORS[answer['separator']]}."
-    return told
+        text += f" Cells are separated by {SEPARATORS[answer['separator']]}."
+    return text
 
 
 def too_long(answer: Mapping[str, Any]) -> str:
     """What is wrong with the longest rows; "" where nothing is."""
-    told = str(answer["too_long"] or "")
-    return told if answer["whole"] or not told else f"{_scope(answer)}: {told}"
+    text = str(answer["too_long"] or "")
+    return text if answer["whole"] or not text else f"{_scope(answer)}: {text}"
 
 
 def _scope(answer: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""All runs of a folder at a glance: what is there, how large and how old, and who lives, without reading a single file.
+"""All runs of a folder at a glance: which there are, their size and age, and which are live, without reading any file.
 
 With thousands of runs this is what a page can do every second; whatever costs more is done again only where the stamp
 of a run has changed.
@@ -21,7 +21,7 @@ _left_out: dict[Path, list[str]] = {}
 
 
 class Seen(NamedTuple):
-    """One run. `stamp` changes with whatever is told of it; `made` is when its run.json was written (since the epoch)."""
+    """One run. `stamp` changes with everything that is reported about it; `made` is when its run.json was written (since the epoch)."""
 
     id: str
     folder: str
@@ -38,17 +38,17 @@ class Seen(NamedTuple):
 
 def folders(root: Path) -> list[tuple[Path, float]]:
     """The runs of a folder and when each was made, newest first."""
-    found = []
+    runs = []
     for name in _names(root):
         with contextlib.suppress(OSError):
-            found.append((Path(root, name), os.stat(os.path.join(root, name, "run.json")).st_mtime))
-    return sorted(found, key=lambda one: (one[1], one[0].name), reverse=True)
+            runs.append((Path(root, name), os.stat(os.path.join(root, name, "run.json")).st_mtime))
+    return sorted(runs, key=lambda item: (item[1], item[0].name), reverse=True)
 
 
 def scan(root: Path) -> list[Seen]:
     """All runs of a folder, newest first."""
-    found = [one for name in _names(root) if (one := _see(f"{root}/{name}", name)) is not None]
-    return sorted(found, key=lambda one: (one.made, one.id), reverse=True)
+    runs = [run for name in _names(root) if (run := _see(f"{root}/{name}", name)) is not None]
+    return sorted(runs, key=lambda run: (run.made, run.id), reverse=True)
 
 
 def see(path: Path) -> Seen | None:
@@ -75,14 +75,14 @@ def _see(place: str, name: str) -> Seen | None:
 
 
 def left_out(root: Path) -> list[str]:
-    """Folders that were left out when this one was looked at last, for their names are no UTF-8: those as they can be shown."""
+    """Folders left out of the latest listing because their names are not UTF-8, as they can be displayed."""
     return [
         name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in _left_out.get(root, [])
     ]
 
 
 def why_unlisted(root: Path) -> str:
-    """Why a folder that is there cannot be looked through, so that nobody knows its runs; "" where it can, or is not there."""
+    """Why an existing folder cannot be listed, so that its runs are unknown; "" where it can be, or does not exist."""
     try:
         with os.scandir(root):
             return ""
@@ -97,11 +97,11 @@ def _names(root: Path) -> list[str]:
     names: list[str] = []
     nameless: list[str] = []
     try:
-        with os.scandir(root) as found:
-            for one in found:
+        with os.scandir(root) as entries:
+            for entry in entries:
                 with contextlib.suppress(OSError):  # a link in a circle, or into a folder that is closed or gone
-                    if not one.name.startswith(".") and one.is_dir():
-                        (names if _is_text(one.name) else nameless).append(one.name)
+                    if not entry.name.startswith(".") and entry.is_dir():
+                        (names if _is_text(entry.name) else nameless).append(entry.name)
     except OSError:
         return []
     _left_out[root] = sorted(nameless)

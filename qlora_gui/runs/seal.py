@@ -1,5 +1,5 @@
-"""A seal that only this folder of runs can make: that a run waits in its queue is not believed of a folder that came from
-elsewhere, for the queue starts what waits without asking."""
+"""A seal that only this folder of runs can make. Without it a folder that came from elsewhere could mark itself as queued,
+and the queue starts what waits without asking."""
 
 import contextlib
 import hashlib

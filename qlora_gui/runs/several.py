@@ -1,4 +1,4 @@
-"""What a config says about several processes, without asking accelerate."""
+"""What a config says about distributed runs, without asking accelerate."""
 
 from qlora_gui import hardware
 from qlora_gui.config import RunConfig
@@ -9,16 +9,16 @@ from qlora_gui.system import kind
 
 
 def sharers(config: RunConfig) -> int:
-    """Among how many processes the 4-bit base is shared out: 1 where each holds it whole."""
-    told = accelerate_config.Together()
+    """The number of processes that the 4-bit base is sharded over: 1 where each holds it whole."""
+    settings = accelerate_config.DistributedSettings()
     if config.accelerate_config:
         try:
-            told = accelerate_config.read(config.accelerate_config)
-        except UserError:  # whoever starts the run is told
+            settings = accelerate_config.read(config.accelerate_config)
+        except UserError:  # reported when the run is started
             return 1
-    if not (config.fsdp or told.fsdp):
+    if not (config.fsdp or settings.fsdp):
         return 1
-    return max(config.num_processes if config.num_processes > 1 else told.processes, 1)
+    return max(config.num_processes if config.num_processes > 1 else settings.processes, 1)
 
 
 def check(config: RunConfig, local_only: bool = False) -> None:
@@ -49,11 +49,11 @@ def check(config: RunConfig, local_only: bool = False) -> None:
 
 
 def launcher_words(config: RunConfig) -> list[str]:
-    """What `accelerate launch` is told of a run that more than one process trains. Raises UserError."""
+    """The arguments of `accelerate launch` for a run that more than one process trains. Raises UserError."""
     if config.accelerate_config:
         return accelerate_config.read(config.accelerate_config).flags(_own(config), config.fsdp)
-    # MULTI_GPU also on a CPU: it is the launcher of one process a device, and asks for no GPU itself.
-    return accelerate_config.Together(several=True).flags(config.num_processes, config.fsdp)
+    # MULTI_GPU also on a CPU: it is the launcher of one process per device, and asks for no GPU itself.
+    return accelerate_config.DistributedSettings(several=True).flags(config.num_processes, config.fsdp)
 
 
 def _own(config: RunConfig) -> int:

@@ -1,4 +1,4 @@
-"""RunStore and Run: handles on folders. They own no truth of their own; every answer is read from the folder."""
+"""RunStore and Run: handles on folders. They hold no state of their own; every answer is read from the folder."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ import filelock
 from pydantic import ValidationError
 
 from qlora_gui import hub, locks, plain_files
-from qlora_gui.config import RunConfig
+from qlora_gui.config import RunConfig, marked
 from qlora_gui.data import chat_template
 from qlora_gui.data import load as data
 from qlora_gui.errors import UserError
@@ -36,7 +36,6 @@ vole whale wolf wren
 """.split()
 
 SCHEMA = 1
-PATH_KNOBS = ("base_model", "dataset", "chat_template", "accelerate_config")  # what may name a file or folder
 YOUNG_SECONDS = 30.0
 EVALUATION_LOCK = ".evaluate.lock"  # held while an evaluation lives that was begun from the run
 _GONE = ".deleted-"
@@ -76,7 +75,7 @@ class Run:
 
     def queue_mark(self) -> dict[str, Any] | None:
         """Of a run that waits `place` (a number, the lowest is next), `resume`, and whether it waits in this folder's queue
-        (`ours`) and not by the word of a folder that came from elsewhere; else None."""
+        (`ours`) rather than being marked elsewhere; else None."""
         try:
             mark = json.loads(plain_files.read_text(self.queue_file, _MOST_MARK))
             place = float(mark["place"])
@@ -88,7 +87,7 @@ class Run:
             return {"place": math.inf, "resume": False, "ours": False}  # damaged
 
     def is_held_back(self) -> bool:
-        """Whether it says that it waits, and nobody starts it (`queue.held_back`)."""
+        """Whether it is marked as waiting but will not be started (`queue.held_back`)."""
         mark = self.queue_mark()
         return mark is not None and not mark["ours"]
 
@@ -120,9 +119,9 @@ class Run:
     def sweep(self) -> tuple[str, tuple[str, ...]] | None:
         """The name of the sweep this run belongs to and the knobs that vary in it; None where it belongs to none."""
         try:
-            told = self.manifest()["sweep"]
-            varies = tuple(map(str, told["varies"]))
-            return (str(told["name"]), varies) if RunConfig.model_fields.keys() >= set(varies) else None
+            stored = self.manifest()["sweep"]
+            varies = tuple(map(str, stored["varies"]))
+            return (str(stored["name"]), varies) if RunConfig.model_fields.keys() >= set(varies) else None
         except (KeyError, TypeError, UserError):
             return None
 
@@ -215,7 +214,7 @@ class RunStore:
         for run in self.all():
             with contextlib.suppress(UserError):
                 config = run.manifest().get("config")
-                values = [config.get(knob) for knob in PATH_KNOBS] if isinstance(config, dict) else []
+                values = [config.get(knob) for knob in marked("path")] if isinstance(config, dict) else []
                 yield from ((run.id, value) for value in values if isinstance(value, str) and value not in ("", "demo"))
 
     def get(self, run_id: str) -> Run:
@@ -248,7 +247,7 @@ class RunStore:
 
         Raises UserError when base, data or the folder are not usable; then nothing is left behind.
         """
-        for knob in PATH_KNOBS:
+        for knob in marked("path"):
             self.check_allowed(getattr(config, knob), knob)
         check_base(config.base_model, config.revision)
         chat_template.check(config.chat_template)
@@ -270,7 +269,7 @@ class RunStore:
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise UserError(f"No run can be made in '{self.root}': {error.strerror or error}; make room.") from None
-        uploads.note_use((getattr(config, knob) for knob in PATH_KNOBS), path)
+        uploads.note_use((getattr(config, knob) for knob in marked("path")), path)
         return Run(path)
 
     @property
@@ -313,7 +312,7 @@ class RunStore:
 
     @contextlib.contextmanager
     def nothing_starts(self) -> Iterator[None]:
-        """Hold off every start. Raises UserError while one is under way."""
+        """Within, no run can be started. Raises UserError while a start is under way."""
         try:
             with self.starting(_PATIENCE_SECONDS):
                 yield
@@ -428,7 +427,7 @@ def _leads_out(folder: Path, roots: Sequence[Path]) -> str | None:
 def _with_whole_paths(config: RunConfig) -> RunConfig:
     """Local paths made absolute, so that a run can be resumed or replayed from any folder."""
     update = {}
-    for knob in PATH_KNOBS:
+    for knob in marked("path"):
         value = getattr(config, knob)
         if value not in ("", "demo") and (path := hub.local(value)):
             update[knob] = str(path.resolve())
@@ -436,16 +435,16 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _VERSIONS:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def made_up_name() -> str:
-    """An adjective, an animal and two digits; never from the seeded dice: two runs of one seed are two runs."""
-    dice = random.SystemRandom()
-    return f"{dice.choice(_ADJECTIVES)}-{dice.choice(_ANIMALS)}-{dice.randrange(100):02d}"
+    """An adjective, an animal and two digits; never from a seeded generator: two runs of one seed need different names."""
+    generator = random.SystemRandom()
+    return f"{generator.choice(_ADJECTIVES)}-{generator.choice(_ANIMALS)}-{generator.randrange(100):02d}"

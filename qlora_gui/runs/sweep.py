@@ -12,7 +12,6 @@ from qlora_gui.errors import UserError
 from qlora_gui.runs.store import Run, RunStore, made_up_name
 
 MOST_RUNS = 64
-_NEVER = ("name",)
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Sweep:
     configs: tuple[RunConfig, ...]
 
     def cell(self, config: RunConfig) -> dict[str, Any]:
-        """What is particular to one run of it."""
+        """The varied settings of one of its runs."""
         return {name: getattr(config, name) for name in self.varies}
 
 
@@ -42,7 +41,7 @@ def expand(values: Mapping[str, Any]) -> Sweep:
     varied = {name: _distinct(name, value) for name, value in values.items() if is_list(name, value)}
     if not varied:
         raise UserError("Nothing varies: give a setting a list of values, like 'rank: [8, 16, 64]'.")
-    if wrong := [name for name in varied if name in _NEVER]:
+    if wrong := [name for name in varied if name in configs.marked("single")]:
         raise UserError(f"'{wrong[0]}' cannot vary: give the sweep one name.")
     count = 1
     for choices in varied.values():
@@ -65,19 +64,19 @@ def _distinct(name: str, value: list[Any]) -> list[Any]:
     """The values without repetition. Raises UserError for an empty list."""
     if not value:
         raise UserError(f"The list of '{name}' is empty: give it values, or leave it out.")
-    found: list[Any] = []
+    distinct: list[Any] = []
     for item in value:
-        if item not in found:
-            found.append(item)
-    return found
+        if item not in distinct:
+            distinct.append(item)
+    return distinct
 
 
 def parse(text: str) -> dict[str, Any]:
     """Lines like `rank: 8, 16, 64` or `rank: [8, 16, 64]` as {knob: list}. Raises UserError."""
     try:
-        found = settings_yaml.parsed(text) if text.strip() else {}
-        if isinstance(found, dict):
-            return {str(name).strip().replace("-", "_"): listed(value) for name, value in found.items()}
+        lists = settings_yaml.parsed(text) if text.strip() else {}
+        if isinstance(lists, dict):
+            return {str(name).strip().replace("-", "_"): listed(value) for name, value in lists.items()}
     except ValueError as error:
         raise UserError(f"The settings to vary cannot be read: {error}.") from None
     raise UserError("Write one setting a line, with its values, like 'rank: 8, 16, 64'.")
@@ -116,17 +115,17 @@ def plain(value: Any) -> str:
 def by_value(ends: Sequence[tuple[Mapping[str, Any], float]], name: str) -> dict[str, float]:
     """The mean loss with each value of one knob, over those combinations of the others that have all its values.
 
-    So a run that failed or was refused tips no scale. {} where nothing can be compared.
+    So a run that failed or was refused does not bias the comparison. {} where nothing can be compared.
     """
     values = list(dict.fromkeys(plain(cell[name]) for cell, _ in ends))
     rest: dict[str, dict[str, float]] = {}
     for cell, loss in ends:
         others = words({knob: value for knob, value in cell.items() if knob != name})
         rest.setdefault(others, {})[plain(cell[name])] = loss
-    whole = [found for found in rest.values() if len(found) == len(values)]
+    whole = [losses for losses in rest.values() if len(losses) == len(values)]
     if len(values) < 2 or not whole:
         return {}
-    return {value: sum(found[value] for found in whole) / len(whole) for value in values}
+    return {value: sum(losses[value] for losses in whole) / len(whole) for value in values}
 
 
 def create(store: RunStore, sweep: Sweep, chosen: Sequence[RunConfig]) -> list[Run]:

@@ -1,4 +1,4 @@
-"""A run of a million events, kept as a few thousand: each of them real, the newest ones all, and none silently.
+"""A run of a million events, thinned to a few thousand: real events, all of the newest, and never silently.
 
 Of each kind the newest are kept as they are. What is older lies in buckets of as many events each; a bucket keeps its first
 event, so that a curve is an even sample, and those of its lowest and highest loss, so that no spike and no NaN is lost
@@ -35,26 +35,26 @@ class Thinned:
 
     def thinned(self) -> dict[str, int]:
         """How many events there were of each kind of which not all are kept."""
-        return {kind: self.counts[kind] for kind, one in self._kinds.items() if one.stride > 1}
+        return {kind: self.counts[kind] for kind, sample in self._kinds.items() if sample.stride > 1}
 
     def all(self) -> list[Event]:
         """What is kept, in the order it came."""
-        kept = [item for one in self._kinds.values() for item in one.items()]
-        return [event for _, event in sorted(kept, key=lambda item: item[0])]
+        items = [item for sample in self._kinds.values() for item in sample.items()]
+        return [event for _, event in sorted(items, key=lambda item: item[0])]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values; `of_plain` reads them."""
-        kinds = {name: one.plain() for name, one in self._kinds.items()}
+        """As JSON values; `from_plain` reads them."""
+        kinds = {name: sample.plain() for name, sample in self._kinds.items()}
         return {"counts": self.counts, "next": self._next, "kinds": kinds}
 
     @classmethod
-    def of_plain(cls, value: dict[str, Any]) -> "Thinned":
+    def from_plain(cls, value: dict[str, Any]) -> "Thinned":
         """Raises KeyError, TypeError or ValueError for what `plain` has not written."""
-        found = cls()
-        found.counts, found._next = dict(value["counts"]), int(value["next"])
-        for name, one in value["kinds"].items():
-            found._kinds[name] = _Kind.of_plain(_HEAVY.get(name, (_NEWEST, _BUCKETS)), one)
-        return found
+        result = cls()
+        result.counts, result._next = dict(value["counts"]), int(value["next"])
+        for name, sample in value["kinds"].items():
+            result._kinds[name] = _Kind.from_plain(_HEAVY.get(name, (_NEWEST, _BUCKETS)), sample)
+        return result
 
 
 class _Kind:
@@ -83,18 +83,18 @@ class _Kind:
         return {"stride": self.stride, "filled": self._filled, "buckets": self._buckets, "newest": list(self._newest)}
 
     @classmethod
-    def of_plain(cls, most: tuple[int, int], value: dict[str, Any]) -> "_Kind":
-        found = cls(*most)
-        found.stride, found._filled = int(value["stride"]), int(value["filled"])
-        found._buckets = [[(int(number), dict(event)) for number, event in bucket] for bucket in value["buckets"]]
-        found._newest.extend((int(number), dict(event)) for number, event in value["newest"])
-        return found
+    def from_plain(cls, most: tuple[int, int], value: dict[str, Any]) -> "_Kind":
+        result = cls(*most)
+        result.stride, result._filled = int(value["stride"]), int(value["filled"])
+        result._buckets = [[(int(number), dict(event)) for number, event in bucket] for bucket in value["buckets"]]
+        result._newest.extend((int(number), dict(event)) for number, event in value["newest"])
+        return result
 
     def _put_away(self, item: _Numbered) -> None:
         if self._filled % self.stride == 0:
             if len(self._buckets) >= self._most[1]:
                 pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
-                self._buckets = [_reduced([*one, *other]) for one, other in pairs]
+                self._buckets = [_reduced([*first, *second]) for first, second in pairs]
                 self.stride *= 2
             self._buckets.append([item])
             self._filled = 1
@@ -109,8 +109,8 @@ def _reduced(bucket: list[_Numbered]) -> list[_Numbered]:
     if not known:
         return bucket[:1]
     low, high = min(known, key=_loss), max(known, key=_loss)
-    kept = {number: (number, event) for number, event in (bucket[0], low, high)}
-    return [kept[number] for number in sorted(kept)]
+    by_number = {number: (number, event) for number, event in (bucket[0], low, high)}
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def _loss(item: _Numbered) -> float:

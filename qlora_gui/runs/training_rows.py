@@ -1,4 +1,4 @@
-"""The rows of a run: what it learns from and what it is measured on, the same for everybody who asks."""
+"""The rows of a run: what it learns from and what it is measured on, the same for every reader."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Rows:
     usable: int = 0
     unused_files: tuple[str, ...] = ()
 
-    def told(self) -> dict[str, Any]:
+    def event_fields(self) -> dict[str, Any]:
         """What became of the rows before they were tokenized, as fields of a `data` event."""
         return {
             "skipped": self.skipped,
@@ -50,27 +50,27 @@ def rows_of(config: RunConfig, events: Sequence[Event] = ()) -> Rows:
     Of a run that was trained (`events`) before copies went to one side, they are the rows that it had. Raises UserError.
     """
     together = "duplicates" in (last(list(events), "data") or {"duplicates": 0})
-    found = load.load(config.dataset, config.dataset_format, config.dataset_split, skip_bad_rows=config.skip_bad_rows)
-    return divided(found, config, together)
+    dataset = load.load(config.dataset, config.dataset_format, config.dataset_split, skip_bad_rows=config.skip_bad_rows)
+    return divided(dataset, config, together)
 
 
-def divided(found: load.Dataset, config: RunConfig, together: bool = True) -> Rows:
+def divided(dataset: load.Dataset, config: RunConfig, together: bool = True) -> Rows:
     """The rows of a run, of data that has been read; `together` keeps copies on one side."""
     known = 0
-    if found.held_out is not None:
-        train, held_out = found.train, splits.without(found.held_out, found.train)
-        known = len(found.held_out) - len(held_out)
+    if dataset.held_out is not None:
+        train, held_out = dataset.train, splits.without(dataset.held_out, dataset.train)
+        known = len(dataset.held_out) - len(held_out)
     else:
-        train, held_out = splits.split_held_out(found.train, config.eval_fraction, config.seed, together)
+        train, held_out = splits.split_held_out(dataset.train, config.eval_fraction, config.seed, together)
     return Rows(
-        found.format,
+        dataset.format,
         train,
         held_out,
-        found.skipped,
-        found.skipped_rows,
-        found.ignored,
-        splits.duplicates(found.train),
+        dataset.skipped,
+        dataset.skipped_rows,
+        dataset.ignored,
+        splits.duplicates(dataset.train),
         known,
-        len(found.train),
-        found.source.unused_files,
+        len(dataset.train),
+        dataset.source.unused_files,
     )

@@ -1,7 +1,7 @@
-"""Files that were uploaded to the page: kept for the runs that name them, and removed when none does any more.
+"""Files that were uploaded to the page: kept for the runs that name them, and removed when none does any longer.
 
 Beside each lies a note of the runs that were made with it, whichever folder they are in. What no run names is removed after
-a week, or after a day where all of them together take too much room. What was removed is written down.
+a week, or after a day where all uploads take too much space in total. What was removed is recorded.
 """
 
 import contextlib
@@ -54,30 +54,35 @@ def entries(named: Iterable[tuple[str, str]] = ()) -> list[Upload]:
         path = hub.local(name)
         if path is not None:
             users.setdefault(path.resolve(), set()).add(run)
-    found = []
+    uploads = []
     for path in _files():
         with contextlib.suppress(OSError):
             stat = path.stat()
             runs = users.get(path.resolve(), set()) | _noted(path)
             days = (time.time() - stat.st_mtime) / _DAY
-            found.append(Upload(path.name, path, stat.st_size, days, tuple(sorted(runs))))
-    return sorted(found, key=lambda one: (-one.bytes, one.name))
+            uploads.append(Upload(path.name, path, stat.st_size, days, tuple(sorted(runs))))
+    return sorted(uploads, key=lambda upload: (-upload.bytes, upload.name))
 
 
 def sweep(named: Iterable[tuple[str, str]]) -> list[Upload]:
-    """Remove what no run names and is old enough; gives what was removed."""
-    found = entries(named)
-    free = sorted((one for one in found if not one.runs), key=lambda one: -one.days)
-    total, removed = sum(one.bytes for one in found), []
-    for one in free:
-        if one.days > KEPT_DAYS or (one.days > YOUNG_DAYS and total > MOST_BYTES):
+    """Remove what no run names and is old enough; returns what was removed."""
+    uploads = entries(named)
+    free = sorted((upload for upload in uploads if not upload.runs), key=lambda upload: -upload.days)
+    total, removed = sum(upload.bytes for upload in uploads), []
+    for upload in free:
+        if upload.days > KEPT_DAYS or (upload.days > YOUNG_DAYS and total > MOST_BYTES):
             with contextlib.suppress(OSError):
-                one.path.unlink()
-                Path(f"{one.path}{_USES}").unlink(missing_ok=True)
-                total -= one.bytes
-                removed.append(one)
-                told = {"t": round(time.time()), "name": one.name, "bytes": one.bytes, "days": round(one.days, 1)}
-                append_line(folder() / _REMOVED, (json.dumps(told) + "\n").encode())
+                upload.path.unlink()
+                Path(f"{upload.path}{_USES}").unlink(missing_ok=True)
+                total -= upload.bytes
+                removed.append(upload)
+                record = {
+                    "t": round(time.time()),
+                    "name": upload.name,
+                    "bytes": upload.bytes,
+                    "days": round(upload.days, 1),
+                }
+                append_line(folder() / _REMOVED, (json.dumps(record) + "\n").encode())
     for part in folder().glob(f"*{_PART}"):  # of an upload that broke off
         with contextlib.suppress(OSError):
             if time.time() - part.stat().st_mtime > YOUNG_DAYS * _DAY:
@@ -87,30 +92,34 @@ def sweep(named: Iterable[tuple[str, str]]) -> list[Upload]:
 
 def removed(most: int = 5) -> list[tuple[str, float]]:
     """The names of what was removed last, and when (seconds since the epoch), the newest first."""
-    found = []
+    records = []
     with contextlib.suppress(OSError):
         for line in (folder() / _REMOVED).read_text(encoding="utf-8").splitlines()[-most:]:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                told = json.loads(line)
-                found.append((str(told["name"]), float(told["t"])))
-    return found[::-1]
+                record = json.loads(line)
+                records.append((str(record["name"]), float(record["t"])))
+    return records[::-1]
 
 
 def _files() -> Iterator[Path]:
     with contextlib.suppress(OSError):
-        for one in os.scandir(folder()):
-            if one.is_file(follow_symlinks=False) and not one.name.endswith((_USES, _PART)) and one.name != _REMOVED:
-                yield Path(one.path)
+        for entry in os.scandir(folder()):
+            if (
+                entry.is_file(follow_symlinks=False)
+                and not entry.name.endswith((_USES, _PART))
+                and entry.name != _REMOVED
+            ):
+                yield Path(entry.path)
 
 
 def _noted(path: Path) -> set[str]:
-    """The runs that its note names and that name it, or that nobody can look at just now."""
-    found = set()
+    """The runs that its note names and that still name it, or cannot be read at the moment."""
+    runs = set()
     with contextlib.suppress(OSError):
         for line in Path(f"{path}{_USES}").read_text(encoding="utf-8", errors="replace").splitlines():
             if _may_name(Path(line), path.name[:12]):
-                found.add(Path(line).name)
-    return found
+                runs.add(Path(line).name)
+    return runs
 
 
 def _may_name(run: Path, begins: str) -> bool:

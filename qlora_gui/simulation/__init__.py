@@ -1,1 +1,1 @@
-"""One training step on fake tensors: its memory on a CUDA GPU, found without one."""
+"""One training step on fake tensors: its memory on a CUDA GPU, measured without one."""

@@ -1,4 +1,4 @@
-"""`python -m qlora_gui.simulation.__main__`: the memory of one training step on a CUDA GPU, found without one.
+"""`python -m qlora_gui.simulation.__main__`: the memory of one training step on a CUDA GPU, measured without one.
 
 Reads one JSON object on stdin and writes one on stdout. The real step runs on fake tensors for two numbers of
 layers; what every phase needs at its first and at its last layers grows by the same bytes with every further
@@ -51,10 +51,10 @@ def simulate(
     few, more = layer_counts(config, checkpointing)
     whole = config.get_text_config().num_hidden_layers
     if whole <= more:
-        found = [peaks(config, whole, run, rows, length, way, flash)]
+        measured = [peaks(config, whole, run, rows, length, way, flash)]
     else:
-        found = [peaks(config, layers, run, rows, length, way, flash) for layers in (few, more)]
-    places, resident = extrapolate(found, whole)
+        measured = [peaks(config, layers, run, rows, length, way, flash) for layers in (few, more)]
+    places, resident = extrapolate(measured, whole)
     phases: dict[str, int] = {}
     for (phase, _), size in places.items():
         phases[phase] = max(phases.get(phase, 0), size)
@@ -76,12 +76,12 @@ def layer_counts(config: Any, checkpointing: str) -> tuple[int, int]:
     return few, few + period
 
 
-def extrapolate(found: list[Peaks], whole: int) -> tuple[dict[tuple[str, int], int], int]:
+def extrapolate(measured: list[Peaks], whole: int) -> tuple[dict[tuple[str, int], int], int]:
     """Peaks for two numbers of layers -> (bytes by place, resident bytes) for `whole` layers.
 
     Layers are named from the nearer end (-1 is the last), so that both numbers of layers have the same places.
     """
-    few, more = found[0], found[-1]
+    few, more = measured[0], measured[-1]
     if few is more:
         return few.places, few.resident
     head = few.layers // 2

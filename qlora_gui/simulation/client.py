@@ -1,4 +1,4 @@
-"""The page's side of the simulation: questions to a child process on fake tensors, and its answers, kept on disk. Never imports torch."""
+"""The page's side of the simulation: questions to a child process on fake tensors, and its answers, cached on disk. Never imports torch."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ _CODE = ("models", "simulation", "training")  # the folders of this package that
 
 
 def folder() -> Path:
-    """Where answers are kept, one file each."""
+    """Where answers are cached, one file each."""
     return hub.cache_dir() / "simulated"
 
 
 def key(question: dict[str, Any]) -> str:
     """A file name for a question to the training side, as its libraries and code answer it now."""
-    told = json.dumps([question, _libraries()], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    text = json.dumps([question, _libraries()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=1)
@@ -42,7 +42,7 @@ def _libraries() -> list[str]:
 
 
 def keep(file: Path, answer: dict[str, Any]) -> None:
-    """Keep an answer. A cache folder that cannot be written to is no reason to give none."""
+    """Cache an answer. A cache folder that cannot be written to is no reason to give none."""
     aside = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,8 @@ def asked(module: str, question: dict[str, Any]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(child.stdout)
     except ValueError:
-        told = child.stderr.strip().splitlines()
-        reason = told[-1] if told else f"it ended with {child.returncode}"
+        lines = child.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"it ended with {child.returncode}"
         raise UserError(f"The step on this base cannot be simulated ({reason}): go by the plan.") from None
     if "error" in answer:
         raise UserError(answer["error"])

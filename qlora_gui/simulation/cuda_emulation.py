@@ -96,7 +96,7 @@ def cuda_rules(plain_logits: bool = True, only_causal: bool = True, flash: bool 
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """CUDA's dropout keeps a mask of one byte an element; the CPU's keeps the noise in the input's format."""
+    """CUDA's dropout saves a mask of one byte per element; the CPU's saves the noise in the input's format."""
     if not training or p == 0:
         return input
     return torch.ops.aten.native_dropout(input, p, True)[0]
@@ -128,12 +128,12 @@ def attention(
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what the flash and the memory-efficient kernels keep: inputs, output, and a sum for every head and token."""
+    """Saves what the flash and the memory-efficient kernels save: inputs, output, and a sum per head and token."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any) -> torch.Tensor:
         rows, heads, tokens, _ = query.shape
-        out = query.new_zeros(rows, tokens, heads, value.shape[-1]).transpose(1, 2)
+        out = query.new_zeros(rows, tokens, heads, value.shape[-1]).transpose(1, 2)  # [rows, heads, tokens, size]
         sums = query.new_zeros(rows, heads, tokens, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, bias, out, sums)
         return out
@@ -143,9 +143,9 @@ class _Attention(torch.autograd.Function):
         query, key, value, _bias, _out, sums = ctx.saved_tensors
         inside = [torch.zeros_like(sums), torch.zeros_like(query, dtype=torch.float32)]  # row sums; dQ, summed in fp32
         groups = query.shape[1] // key.shape[1]
-        found = [torch.zeros_like(query), *(_shared(part, groups) for part in (key, value))]
+        gradients = [torch.zeros_like(query), *(_shared(part, groups) for part in (key, value))]
         del inside
-        return (*found, None)
+        return (*gradients, None)
 
 
 def _shared(part: torch.Tensor, groups: int) -> torch.Tensor:

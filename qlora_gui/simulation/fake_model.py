@@ -34,7 +34,7 @@ def read_config(base: dict[str, Any]) -> Any:
 
 
 def with_layers(config: Any, layers: int) -> Any:
-    """The same architecture with fewer layers of its text part; lists that hold one entry a layer are cut."""
+    """The same architecture with fewer layers of its text part; lists that hold one entry per layer are cut."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
     whole = text.num_hidden_layers
@@ -46,7 +46,7 @@ def with_layers(config: Any, layers: int) -> Any:
 
 
 def own_logits(config: Any) -> bool:
-    """Whether the logits are more than head(hidden): asked of a real model without layers and with few words."""
+    """Whether the logits are more than head(hidden): tested on a real model without layers and with a small vocabulary."""
     small = with_layers(config, 0)
     text = small.get_text_config()
     text.vocab_size = 16
@@ -72,9 +72,9 @@ def _model(config: Any, dtype: torch.dtype) -> Any:
 
 def _quantize(model: Any, run: RunConfig) -> None:
     """Replace linears as transformers' bitsandbytes loader does."""
-    kept = get_keys_to_not_convert(model)
+    skipped = get_keys_to_not_convert(model)
     for name, part in list(model.named_modules()):
-        if (type(part) is nn.Linear or isinstance(part, Conv1D)) and not any(key in name for key in kept):
+        if (type(part) is nn.Linear or isinstance(part, Conv1D)) and not any(key in name for key in skipped):
             outputs, inputs = part.weight.t().shape if isinstance(part, Conv1D) else part.weight.shape
             linear = bnb.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=COMPUTE)
             linear.bias = part.bias
@@ -92,7 +92,7 @@ def _quantize(model: Any, run: RunConfig) -> None:
 
 
 def _quant_state(shape: torch.Size, run: RunConfig) -> QuantState:
-    """What bitsandbytes keeps beside a weight: one absmax a block, itself quantized where `double_quant` is on."""
+    """What bitsandbytes keeps beside a weight: one absmax per block, itself quantized where `double_quant` is on."""
     blocks = -(-shape.numel() // BLOCK)
     state = QuantState(
         absmax=torch.empty(blocks, dtype=torch.uint8 if run.double_quant else torch.float32),
@@ -127,7 +127,7 @@ def _fake(old: torch.Tensor) -> torch.Tensor:
 
 
 def _fake_parameter(old: nn.Parameter) -> nn.Parameter:
-    """A plain parameter, of a 4-bit one too: Params4bit cannot wrap a fake tensor, and only its state is asked for."""
+    """A plain parameter, for a 4-bit one too: Params4bit cannot wrap a fake tensor, and only its state is asked for."""
     new = nn.Parameter(_fake(old), requires_grad=old.requires_grad)
     state = getattr(old, "quant_state", None)
     if state is not None:
@@ -142,10 +142,10 @@ def _fake_parameter(old: nn.Parameter) -> nn.Parameter:
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
     """Everything a model keeps: parameters, buffers, and the constants its 4-bit weights are dequantized with."""
-    found = [*model.parameters(), *model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
     for weight in model.parameters():
         state = getattr(weight, "quant_state", None)
         while state is not None:
-            found += [part for part in (state.absmax, state.code, state.offset) if part is not None]
+            tensors += [part for part in (state.absmax, state.code, state.offset) if part is not None]
             state = state.state2
-    return found
+    return tensors

@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)  # torch keeps one Python object a storage for as long as the storage lives
+        key = id(storage)  # torch keeps one Python object per storage for as long as the storage lives
         if key in self._known:
             return
         size = -(-storage.nbytes() // self.block) * self.block

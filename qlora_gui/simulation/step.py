@@ -32,7 +32,7 @@ def peak_of_step(
     """Take one step with `model` (real or fake tensors, on the CPU, within `cuda_rules`) and give its peaks.
 
     The optimizer's states exist already, as from the second step on; with gradient accumulation two micro-batches
-    run, for the second one finds the gradients of the first. `way` is ours or stock.
+    run, for the second starts with the gradients of the first. `way` is ours or stock.
     """
     trained = [part for part in model.parameters() if part.requires_grad]
     with LiveBytes(block) as tracker:
@@ -62,7 +62,7 @@ def peak_of_step(
 def make_optimizer(trained: Iterable[nn.Parameter], run: RunConfig) -> torch.optim.Optimizer:
     """The optimizer as transformers makes it for a GPU."""
     if run.optimizer.endswith("8bit"):
-        return bnb.optim.AdamW8bit(trained)  # a paged one's states are counted as if they were on the GPU all the time
+        return bnb.optim.AdamW8bit(trained)  # the states of a paged optimizer are counted as always on the GPU
     if run.optimizer == "adamw_torch_fused":
         return torch.optim.AdamW(trained, fused=True)
     return torch.optim.AdamW(trained, foreach=True)
@@ -87,7 +87,7 @@ def _under_autocast(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _name_places(model: nn.Module, tracker: LiveBytes) -> int:
-    """Let the tracker know which layer the step is in; gives the number of layers."""
+    """Let the tracker know which layer the step is in; returns the number of layers."""
     layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
 
     def enter(number: int) -> Any:

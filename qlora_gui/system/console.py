@@ -1,4 +1,4 @@
-"""What a terminal or a pipe can show: no sentence may end a program because a console has no sign for it."""
+"""What a terminal or a pipe can show: no text may end a program because a console cannot encode it."""
 
 import io
 import re
@@ -12,7 +12,7 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """A text with a mark for each character that is none or turns others round: of strangers' texts, it would command a
+    """A text with control characters and bidirectional overrides replaced: in texts of strangers they would control a
     terminal."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
 
 
 def shows_everything() -> bool:
-    """Whether stdout has a sign for every character."""
+    """Whether stdout can encode every character."""
     return _is_utf8(getattr(sys.stdout, "encoding", None))
 
 

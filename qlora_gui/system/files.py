@@ -21,7 +21,7 @@ _CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr
 _CAREFUL |= getattr(os, "O_BINARY", 0)  # else Windows writes a carriage return before every line end
 _PATIENCE_SECONDS = 2.0
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-_LONGEST_PATH = 259  # characters, on a Windows that was not told to allow more
+_LONGEST_PATH = 259  # characters, on Windows without long paths
 _INSIDE_A_RUN = 80  # of the longest name below a run's folder, a weight file of a checkpoint
 # Devices of DOS, which Windows sees in every folder, whatever ending they have.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])( *\..*| *)", re.IGNORECASE)
@@ -58,7 +58,7 @@ def is_locked(path: Path) -> bool | None:
 
 
 def has_locks(folder: Path) -> bool:
-    """Whether files of a folder can be locked; True where that cannot be found out.
+    """Whether files in a folder can be locked; True where that cannot be determined.
 
     NFS without its lock service, and some FUSE and 9p mounts, have no flock, but the kernel grants it on their folders: asked
     is a file, and where there is none, one that is made for it.
@@ -77,12 +77,12 @@ def has_locks(folder: Path) -> bool:
 
 def _some_file(folder: Path) -> BinaryIO:
     """A file of a folder, open, that nobody locks for anything; a nameless one where none can be opened. Raises OSError."""
-    with os.scandir(folder) as found:
-        for one in found:
-            if one.name.endswith((".lock", ".claim")) or not one.is_file(follow_symlinks=False):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith((".lock", ".claim")) or not entry.is_file(follow_symlinks=False):
                 continue
             with suppress(OSError):
-                return os.fdopen(open_carefully(Path(one.path), os.O_RDONLY), "rb")
+                return os.fdopen(open_carefully(Path(entry.path), os.O_RDONLY), "rb")
     return TemporaryFile(dir=folder)  # type: ignore[return-value]
 
 
@@ -108,11 +108,11 @@ def set_mode(path: Path | str, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def is_mine_alone(found: os.stat_result) -> bool:
-    """Whether a file is this user's and no other may read or write it. Windows tells neither: there a profile's folders
-    are their owner's alone.
+def is_mine_alone(info: os.stat_result) -> bool:
+    """Whether a file is this user's and no other may read or write it. Windows reports neither: there a profile's
+    folders are their owner's alone.
     """
-    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+    return not hasattr(os, "getuid") or (info.st_uid == os.getuid() and not info.st_mode & 0o077)
 
 
 def is_spelled(path: Path) -> bool:

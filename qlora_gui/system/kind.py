@@ -1,4 +1,4 @@
-"""Which operating system this is. Asked at every call, so that tests can be another one."""
+"""Which operating system this is. Determined at every call, so that tests can simulate another one."""
 
 import os
 import platform

@@ -16,7 +16,7 @@ from qlora_gui.system.kind import is_mac, is_windows
 
 SECRETS = ("QLORA_GUI_AUTH", "QLORA_GUI_JUDGE_KEY")
 _ROOT = Path(__file__).parents[2]
-# What tells one process of several who it is: what it starts is none of them.
+# Variables that identify one process of a distributed run: its own children must not inherit them.
 _OF_SEVERAL = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 try:
@@ -47,7 +47,7 @@ def was_killed(code: int | None) -> bool:
 
 
 def set_niceness(value: int) -> None:
-    """Let this process make way for others (0: not at all, 19: nearly always), as far as the system lets it.
+    """Lower the priority of this process (0: not at all, 19: as far as possible), as far as the system allows.
 
     Some take it back from nobody but an administrator. Windows has classes instead: anything above 0 is *below normal*.
     """
@@ -75,7 +75,7 @@ def limit_memory(size: int) -> bool:
 
 
 def limit_growth(size: int) -> bool:
-    """Bound the bytes by which this process may still grow. Returns whether the system can: only Linux tells its size."""
+    """Bound the bytes by which this process may still grow. Returns whether the system can: only Linux reports its size."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * os.sysconf("SC_PAGE_SIZE") + size
@@ -89,8 +89,8 @@ def peak_memory() -> int:
     """The most bytes that this process has held in memory at once."""
     with suppress(OSError, IndexError):
         # Not getrusage's on Linux: there a child begins with what its parent held when it forked.
-        told = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * int(told.partition("VmHWM:")[2].split()[0])
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(text.partition("VmHWM:")[2].split()[0])
     memory = psutil.Process().memory_info()
     if resource is not None and is_mac():
         return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes there, and kilobytes elsewhere
@@ -98,7 +98,7 @@ def peak_memory() -> int:
 
 
 def mapped_files() -> list[str]:
-    """The files that this process has mapped, libraries among them; [] where the system does not tell (macOS)."""
+    """The files that this process has mapped, libraries among them; [] where the system does not report them (macOS)."""
     try:
         return [part.path for part in psutil.Process().memory_maps()]
     except (AttributeError, psutil.Error, OSError):
@@ -108,10 +108,10 @@ def mapped_files() -> list[str]:
 def cpu_flags() -> list[str]:
     """What the processor can do, in Linux's words, such as avx512_bf16; [] on systems that do not list it."""
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return told.partition("flags")[2].partition("\n")[0].split()
+    return text.partition("flags")[2].partition("\n")[0].split()
 
 
 def can_begin_again() -> bool:
@@ -126,7 +126,7 @@ def begin_again(words: Sequence[str]) -> NoReturn:
 
 
 def boot() -> str:
-    """What tells this start of the machine from any other."""
+    """An identifier of this boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -134,8 +134,8 @@ def boot() -> str:
 
 
 def table() -> str:
-    """The process table in which a process's number counts: containers of one machine have each their own. "" where there
-    is but one."""
+    """The process table in which a process number is valid: each container of a machine has its own. "" where there is
+    only one."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""Signals: who is told of a Ctrl+C or a request to end, and how a main thread that hangs is reached."""
+"""Signals: who handles Ctrl+C or a request to end, and how a main thread that hangs is reached."""
 
 import _thread
 import signal
@@ -14,17 +14,17 @@ Handler = Any  # what signal.signal takes and gives: a function of two arguments
 
 def stop_signals() -> tuple[int, ...]:
     """Those by which a person or the system asks a program to end; Windows has Ctrl+Break, and sends no SIGTERM."""
-    found = [signal.SIGINT, signal.SIGTERM]
-    return tuple(map(int, [*found, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]))
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    return tuple(map(int, [*numbers, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]))
 
 
 def handle(handler: Handler, numbers: tuple[int, ...]) -> dict[int, Handler]:
-    """Let `handler` answer these signals; gives what answered before, for `restore`. In the main thread only."""
+    """Install `handler` for these signals; returns the previous handlers, for `restore`. In the main thread only."""
     return {number: signal.signal(number, handler) for number in numbers}
 
 
 def on_interrupt(handler: Handler) -> dict[int, Handler]:
-    """Let `handler` answer Ctrl+C and `interrupt_main_thread`; gives what answered before, for `restore`."""
+    """Install `handler` for Ctrl+C and `interrupt_main_thread`; returns the previous handler, for `restore`."""
     return handle(handler, (int(signal.SIGINT),))
 
 
@@ -66,7 +66,7 @@ def watch_terminate(act: Callable[[], object]) -> None:
 
 
 def ignore_interrupt() -> None:
-    """From now on a Ctrl+C is for the parent alone."""
+    """From now on ignore Ctrl+C: the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -31,14 +31,14 @@ def main() -> int:
     arguments = parser.parse_args()
     run = Run(arguments.folder.absolute())
     if distributed.rank():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the log is told once; what goes wrong is told by all
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  rank 0 prints the log; errors go to stderr, from all
         return _train(run, Silent(), arguments)
     try:
         run.check_writable()
         # A moment's patience: a reader that asks whether the run lives holds the lock that long.
         with run.lock(timeout=5):
             code = _lead(run, arguments)
-        with contextlib.suppress(OSError):  # a full disk is told elsewhere
+        with contextlib.suppress(OSError):  # a full disk is reported elsewhere
             queue.ensure_starter(RunStore(run.path.parent))
         return code
     except filelock.Timeout:
@@ -55,10 +55,10 @@ def _lead(run: Run, arguments: argparse.Namespace) -> int:
     given = gpus.of_this_process()
     log.append("started", pid=os.getpid(), resumed=arguments.resume, **({"card": given.address} if given else {}))
     run.queue_file.unlink(missing_ok=True)  # only now: it waits until it has begun
-    if said := locks.told(run.path):
-        log.append("note", text=said)
+    if note := locks.describe_fallback(run.path):
+        log.append("note", text=note)
     distributed.on_failure_of_others(lambda message: log.append("failed", message=message, bug=False))
-    with disk_reserve.kept(run.path) as room:
+    with disk_reserve.hold(run.path) as room:
         return _train(run, log, arguments, room)
 
 
@@ -75,24 +75,24 @@ def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: disk_re
         distributed.await_reason(error)
         if room is not None:
             room.give_back()  # a last word needs a place on the disk
-        told = _reason(run, error)
-        log.append("failed", **told)
+        failure = _reason(run, error)
+        log.append("failed", **failure)
         with contextlib.suppress(OSError):  # where even the log finds no place
-            if told.get("bug") is not False:
+            if failure.get("bug") is not False:
                 traceback.print_exc()
-            print(f"failed: {told['message']}", file=sys.stderr, flush=True)
+            print(f"failed: {failure['message']}", file=sys.stderr, flush=True)
         if distributed.rank():
-            distributed.tell_failure(told["message"])
+            distributed.tell_failure(failure["message"])
     return 1
 
 
 def _reason(run: Run, error: Exception) -> dict[str, Any]:
-    """The fields of the `failed` event. Of a bug the traceback is in train.log."""
+    """The fields of the `failed` event. The traceback of a bug is in train.log."""
     from qlora_gui.models import device
     from qlora_gui.training import oom
 
     if device.ran_out(error):
-        return oom.of(run)
+        return oom.describe(run)
     if isinstance(error, UserError):
         changed = {"changed": True} if isinstance(error, ChangedError) else {}
         return {"message": str(error), "bug": False, **changed}

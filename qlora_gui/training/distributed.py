@@ -38,9 +38,9 @@ def world() -> int:
 
 
 def begin(device_type: str) -> None:
-    """Meet the other processes. Raises UserError for ways of working together that are not supported."""
+    """Join the group of processes. Raises UserError for kinds of distributed training that are not supported."""
     global _sharded
-    _sharded = os.environ.pop(_FSDP, "").lower() == "true"  # popped: `sharding` does it, accelerate shall not too
+    _sharded = os.environ.pop(_FSDP, "").lower() == "true"  # popped: `fsdp` does it, accelerate must not do it again
     for name, what in _NOT_SUPPORTED.items():
         if os.environ.get(name, "").lower() == "true":
             raise UserError(f"The accelerate config asks for {what}, which is not supported: take MULTI_GPU or FSDP.")
@@ -55,12 +55,12 @@ def begin(device_type: str) -> None:
 
 
 def sharded() -> bool:
-    """Whether the processes share the 4-bit base out among them; then their forward passes must go together."""
+    """Whether the 4-bit base is sharded over the processes; then their forward passes must go in step."""
     return _sharded and world() > 1
 
 
 def end(at_once: bool = False) -> None:
-    """Wait for the others, and part; `at_once` leaves them to end by themselves (`stopping`)."""
+    """Wait for the others, and part; `at_once` leaves them to end by themselves (`interrupts`)."""
     if at_once and world() > 1:
         atexit.register(os._exit, 0)  # taking leave of the group would wait for them
     elif world() > 1:
@@ -87,9 +87,9 @@ def gathered(value: Value) -> list[Value]:
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def summed(values: Sequence[float]) -> list[float]:
@@ -117,13 +117,13 @@ def first(make: Callable[[], Value]) -> Value:
 
 
 def tell_failure(message: str) -> None:
-    """Leave word for rank 0, which alone may write why a run failed."""
+    """Leave a message for rank 0, which alone may write why a run failed."""
     if store := _store():
         store.set(_FAILED, message)
 
 
 def on_failure_of_others(log: Callable[[str], object]) -> None:
-    """On rank 0: when accelerate ends this process, for another one failed, `log` is given the reason first.
+    """On rank 0: when accelerate ends this process because another failed, `log` is given the reason first.
 
     In a thread, for the main one may hang in a collective that will never end.
     """
@@ -132,8 +132,8 @@ def on_failure_of_others(log: Callable[[str], object]) -> None:
 
     def ended() -> None:
         store = _store()
-        told = store.get(_FAILED).decode() if store and store.check([_FAILED]) else ""
-        log(told or "Another process of this run ended, or it was stopped from outside: see the log.")
+        reason = store.get(_FAILED).decode() if store and store.check([_FAILED]) else ""
+        log(reason or "Another process of this run ended, or it was stopped from outside: see the log.")
         sys.stdout.flush()
         os._exit(1)
 
@@ -141,9 +141,9 @@ def on_failure_of_others(log: Callable[[str], object]) -> None:
 
 
 def await_reason(error: Exception, seconds: float = 10) -> None:
-    """On rank 0: where `error` is only that the others cannot be reached, wait for the word on which of them failed.
+    """On rank 0: where `error` is only that the others cannot be reached, wait for the message of the one that failed.
 
-    Whoever started the processes ends those that are left; the watch of `on_failure_of_others` then tells the reason.
+    Whoever started the processes ends those that are left; the watch of `on_failure_of_others` then reports the reason.
     """
     if world() == 1 or rank() != 0:
         return

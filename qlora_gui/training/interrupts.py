@@ -1,4 +1,4 @@
-"""A stop that is kept: what does not end by itself within 30 seconds is interrupted, and at last ended.
+"""A stop that is enforced: what does not end by itself within 30 seconds is interrupted, and at last ended.
 
 The stop file asks for an end after the step. A step may be long, a disk or a hub may hang: then the main thread is
 interrupted (an interrupted step has changed nothing, and the adapter is saved as it is), and where even that does not
@@ -80,7 +80,7 @@ class StopWatch:
     def _watch(self) -> None:
         if distributed.rank():
             if self._stays(self.patience + 2 * min(_LAST_SECONDS, self.patience)):
-                os._exit(0)  # rank 0 was interrupted, and saves or has saved; this one may wait for it in vain
+                os._exit(0)  # rank 0 was interrupted, and saves or has saved; this process may wait for it in vain
             return
         if not self._stays(self.patience):
             return
@@ -92,8 +92,8 @@ class StopWatch:
         if self._saving and not self._stays(_SAVING_SECONDS):
             return
         step = (last(self.run.events()[0], "step") or {}).get("step", 0)
-        said = "Ended at once, for it did not stop by itself; what was not saved is lost."
-        self.log.append("stopped", step=step, message=said)
+        message = "Ended at once, for it did not stop by itself; what was not saved is lost."
+        self.log.append("stopped", step=step, message=message)
         os._exit(1)
 
     def _stays(self, seconds: float) -> bool:

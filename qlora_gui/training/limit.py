@@ -1,7 +1,7 @@
 """QLORA_GUI_MEMORY_LIMIT=8GB: train as on a smaller card, or leave room for another program.
 
 On a GPU torch's allocator refuses what goes beyond. Without one the bytes of all tensors are counted instead, which
-is slow: it is for trying out what a run does that dies of memory.
+is slow: it is for testing what happens when a run is out of memory.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ def wanted() -> int | None:
 
 def budget(device: torch.device) -> Budget:
     """What this process may fill of a device."""
-    found, limit = budgets.of_cpu(), wanted()
+    here, limit = budgets.of_cpu(), wanted()
     if device.type == "cuda":
         free, total = devices.free_and_total(device)
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
         free += torch.cuda.memory_reserved(device)
-        found = budgets.of_gpu(torch.cuda.get_device_name(device), total, free, capability)
+        here = budgets.of_gpu(torch.cuda.get_device_name(device), total, free, capability)
     elif device.type == "xpu":  # planned by a CPU's rules, as MPS is, whose memory is the CPU's
         free, total = devices.free_and_total(device)
-        found = replace(found, name=torch.xpu.get_device_name(device), free=free, total=total, number=2)
-    return replace(found, free=min(limit, found.free), total=min(limit, found.total)) if limit else found
+        here = replace(here, name=torch.xpu.get_device_name(device), free=free, total=total, number=2)
+    return replace(here, free=min(limit, here.free), total=min(limit, here.total)) if limit else here
 
 
 def peak(device: torch.device) -> int | None:
@@ -45,7 +45,7 @@ def peak(device: torch.device) -> int | None:
 
 
 @contextlib.contextmanager
-def kept(device: torch.device) -> Iterator[None]:
+def enforce(device: torch.device) -> Iterator[None]:
     """Within, allocations beyond the limit, or beyond the card, raise torch.OutOfMemoryError."""
     limit = wanted()
     devices.keep_on_card(device, limit)

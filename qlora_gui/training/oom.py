@@ -1,4 +1,4 @@
-"""Why a run died of memory: what was predicted, what it took, what else held the GPU, and what would have helped."""
+"""Why a run ran out of memory: what was predicted, what it took, what else held the GPU, and what would have helped."""
 
 import os
 from typing import Any
@@ -14,12 +14,12 @@ from qlora_gui.runs.store import Run
 from qlora_gui.training import limit
 
 
-def of(run: Run) -> dict[str, Any]:
+def describe(run: Run) -> dict[str, Any]:
     """The fields of the `failed` event of a run that ran out of memory: message, bug, autopsy."""
     config, device = _as_it_ran(run), devices.pick()
-    told, _ = run.events()
-    stage, step = events.last(told, "stage"), events.last(told, "step")
-    found: dict[str, Any] = {
+    past, _ = run.events()
+    stage, step = events.last(past, "stage"), events.last(past, "step")
+    details: dict[str, Any] = {
         "phase": stage["text"] if stage else "Starting",
         "step": step["step"] if step else 0,
         "measured": limit.peak(device),
@@ -28,14 +28,14 @@ def of(run: Run) -> dict[str, Any]:
         "changes": [],
     }
     budget = limit.budget(device)
-    found |= {"total": budget.total, "free": budget.free}
+    details |= {"total": budget.total, "free": budget.free}
     try:
         shape = known_models.find(config)
-        found["predicted"] = plan(config, shape, budget).total
-        found["changes"] = [change.as_dict() for change in advice.changes(config, shape, budget)]
+        details["predicted"] = plan(config, shape, budget).total
+        details["changes"] = [change.as_dict() for change in advice.changes(config, shape, budget)]
     except UserError:
         pass  # the base's shape is not known: then there is no plan and no advice
-    return {"message": _sentence(found), "bug": False, "autopsy": found}
+    return {"message": _sentence(details), "bug": False, "autopsy": details}
 
 
 def _as_it_ran(run: Run) -> RunConfig:
@@ -44,11 +44,11 @@ def _as_it_ran(run: Run) -> RunConfig:
     return config.model_copy(update=changed["knobs"]) if changed else config
 
 
-def _sentence(found: dict[str, Any]) -> str:
-    where = f"at step {found['step']}" if found["step"] else f"in the stage '{found['phase']}'"
-    said = f"Out of memory {where}"
-    if found["predicted"]:
-        said += f": {gigabytes(found['predicted'])} were predicted, {gigabytes(found['free'])} were there"
-    if found["changes"]:
-        said += f"; what helps most: {found['changes'][0]['text'][0].lower()}{found['changes'][0]['text'][1:]}"
-    return said + "."
+def _sentence(details: dict[str, Any]) -> str:
+    where = f"at step {details['step']}" if details["step"] else f"in the stage '{details['phase']}'"
+    sentence = f"Out of memory {where}"
+    if details["predicted"]:
+        sentence += f": {gigabytes(details['predicted'])} were predicted, {gigabytes(details['free'])} were there"
+    if details["changes"]:
+        sentence += f"; what helps most: {details['changes'][0]['text'][0].lower()}{details['changes'][0]['text'][1:]}"
+    return sentence + "."

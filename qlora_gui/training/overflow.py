@@ -1,4 +1,4 @@
-"""How near a base comes to the end of fp16: the largest number that its layers hand on, watched while it is measured."""
+"""How near a base comes to the limit of fp16: the largest number that its layers hand on, watched while it is measured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ class Largest:
     """The largest absolute value so far, kept on its device: only `value` waits for it."""
 
     def __init__(self) -> None:
-        self._found: torch.Tensor | None = None
+        self._largest: torch.Tensor | None = None
 
     def add(self, hidden: torch.Tensor) -> None:
         here = hidden.detach().abs().amax()
-        self._found = here if self._found is None else torch.maximum(self._found, here)
+        self._largest = here if self._largest is None else torch.maximum(self._largest, here)
 
     @property
     def value(self) -> float | None:
         """None where nothing was seen; infinity or NaN where it overflowed."""
-        return None if self._found is None else float(self._found)
+        return None if self._largest is None else float(self._largest)
 
 
 @contextmanager

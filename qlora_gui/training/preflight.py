@@ -1,4 +1,4 @@
-"""Before the first step: how many layers to recompute, and two steps on the longest batch, so that memory fails now."""
+"""Before the first step: how many layers to recompute, and two steps on the longest batch, so that a lack of memory shows now."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +24,9 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
     """The config with gradient_checkpointing settled: what the plan says fits, on a CPU none."""
     if config.gradient_checkpointing != "auto":
         return config
-    found = planned(config, device)
+    memory_plan = planned(config, device)
     unplanned = "none" if device.type == "cpu" else "all"
-    return config.model_copy(update={"gradient_checkpointing": found.checkpointing if found else unplanned})
+    return config.model_copy(update={"gradient_checkpointing": memory_plan.checkpointing if memory_plan else unplanned})
 
 
 def planned(
@@ -46,7 +46,7 @@ def fitted(
     checkpoint: Callable[[str], None],
     say: Callable[[RunConfig, str], None],
 ) -> tuple[RunConfig, int]:
-    """Let `try_it` take its steps of `rows` rows a micro-batch, with fewer until they fit; gives the config and the rows that
+    """Let `try_it` take its steps of `rows` rows per micro-batch, with fewer until they fit; returns the config and the rows that
     did.
 
     Where micro-batches cannot get smaller, all layers are recomputed (`checkpoint`). Raises what says that memory is
@@ -75,10 +75,10 @@ def fitted(
 
 
 def smaller_step(config: RunConfig, rows: int) -> tuple[RunConfig, int] | None:
-    """A micro-batch of at most half its `rows`, and accumulation for as many rows a step as before; at 1, all layers
+    """A micro-batch of at most half its `rows`, and accumulation for as many rows per step as before; at 1, all layers
     recomputed.
 
-    Packed rows are more a micro-batch than batch_size says (`setup.prepare`), which then only goes down with them.
+    Packed rows are more per micro-batch than batch_size says (`setup.prepare`), which then only goes down with them.
     """
     if rows > 1:
         whole = rows * config.gradient_accumulation
@@ -107,9 +107,9 @@ def two_steps(
     model.train()
     try:
         with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
-            for together in (padded, collate):  # a row each, and sharing rows, which brings a mask
+            for collator in (padded, collate):  # one example per row, and packed, which needs a mask
                 for _ in range(min(args.gradient_accumulation_steps, 2)):
-                    batch = {key: value.to(args.device) for key, value in together(heaviest).items() if key != "tokens"}
+                    batch = {key: value.to(args.device) for key, value in collator(heaviest).items() if key != "tokens"}
                     model(**batch).loss.backward()
                 # in fp16 one row may overflow, and a rate of 0 times NaN is NaN
                 torch._foreach_zero_([part.grad for part in trained if part.grad is not None])

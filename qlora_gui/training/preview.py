@@ -34,26 +34,26 @@ def preview(config: RunConfig, say: Any = print, shown: int = SHOWN) -> dict[str
     """The first `shown` rows as pieces of text, each learned from or not, and what becomes of the first `COUNTED` rows.
 
     Faulty rows are left out here, and counted in `seen` (None while not all rows were looked at), whatever the run does.
-    `facts` are those of `data.facts` and say besides whether they are of all rows (`whole`), whether rows to measure on
+    `facts` are those of `data.row_stats` and say besides whether they are of all rows (`whole`), whether rows to measure on
     will still be split off (`splits`), and how many rows settled the thinking where a run may look at more
     (`thinking_by_first`).
     Raises UserError when base or data cannot be used.
     """
     hub.go_offline_if_unreachable()
-    found = load.load(config.dataset, config.dataset_format, config.dataset_split, limit=COUNTED, skip_bad_rows=True)
+    data = load.load(config.dataset, config.dataset_format, config.dataset_split, limit=COUNTED, skip_bad_rows=True)
     base = bases.locate(config.base_model, config.revision, say)
-    rows = found.train
+    rows = data.train
     chat = chats.for_run(base.path, config, rows)
-    kept, report = tokenization.encode_all(rows, chat, config.max_length, config.system_prompt)
-    vocabulary.check((row.input_ids for row in kept), chat.tokenizer, vocabulary.size(base.path), base.name)
-    too_long = context.check(kept, base.path, base.name)
-    whole, own_held_out = found.rows < COUNTED, found.held_out is not None
-    all_seen = whole and len(found.held_out or []) + found.skipped < COUNTED
-    about = row_stats.of(kept, report, chat, found.format)
-    by_first = found.rows if not whole and config.thinking == "auto" else None
+    encoded, report = tokenization.encode_all(rows, chat, config.max_length, config.system_prompt)
+    vocabulary.check((row.input_ids for row in encoded), chat.tokenizer, vocabulary.size(base.path), base.name)
+    too_long = context.check(encoded, base.path, base.name)
+    whole, own_held_out = data.rows < COUNTED, data.held_out is not None
+    all_seen = whole and len(data.held_out or []) + data.skipped < COUNTED
+    about = row_stats.compute(encoded, report, chat, data.format)
+    by_first = data.rows if not whole and config.thinking == "auto" else None
     return {
-        "format": found.format,
-        "counted": found.rows,
+        "format": data.format,
+        "counted": data.rows,
         "whole": whole,
         "own_held_out": own_held_out,
         "used": report.used,
@@ -64,28 +64,28 @@ def preview(config: RunConfig, say: Any = print, shown: int = SHOWN) -> dict[str
         "supervised": report.supervised,
         "longest": about["longest"],
         "facts": about | {"whole": whole, "splits": not own_held_out, "thinking_by_first": by_first},
-        "separator": found.separator,
+        "separator": data.separator,
         "too_long": too_long,
-        "seen": divided(found, config).told() if all_seen else None,
-        "rows": [one for row in rows[:shown] for one in _shown(row["row"], kept, report, chat.tokenizer)],
+        "seen": divided(data, config).event_fields() if all_seen else None,
+        "rows": [part for row in rows[:shown] for part in _shown(row["row"], encoded, report, chat.tokenizer)],
     }
 
 
 def _shown(
-    number: int, kept: list[tokenization.Encoded], report: tokenization.Report, tokenizer: Any
+    number: int, encoded: list[tokenization.Encoded], report: tokenization.Report, tokenizer: Any
 ) -> list[dict[str, Any]]:
     """One example as it is learned: dropped with the reason, or each of its rows."""
-    found = [one for one in kept if one.row == number]
-    if not found:
+    rows = [row for row in encoded if row.row == number]
+    if not rows:
         return [_row(number, None, dict(report.dropped).get(number), tokenizer)]
-    parts = [_row(number, one, None, tokenizer) for one in found]
+    parts = [_row(number, row, None, tokenizer) for row in rows]
     if len(parts) == 1:
         return parts
     return [part | {"part": f"{place} of {len(parts)}"} for place, part in enumerate(parts, 1)]
 
 
 def looked_through(config: RunConfig) -> dict[str, Any]:
-    """What a `data` event will tell of the rows of a data set of any size, without keeping them. Raises UserError."""
+    """What a `data` event will say about the rows of a data set of any size, without keeping them. Raises UserError."""
     seen = load.survey(config.dataset, config.dataset_format, config.dataset_split)
     return Rows(
         seen.format,
@@ -98,7 +98,7 @@ def looked_through(config: RunConfig) -> dict[str, Any]:
         known=seen.known,
         usable=seen.usable,
         unused_files=load.find(config.dataset).unused_files,
-    ).told()
+    ).event_fields()
 
 
 def _row(number: int, encoded: tokenization.Encoded | None, reason: str | None, tokenizer: Any) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def main() -> int:
             write({"error": bounded_reading.too_large(config.dataset, most)})
             return 1
         except BaseException as error:
-            if (told := panicked(error)) is None:
+            if (panic := panicked(error)) is None:
                 raise
-            write({"error": str(told)})
+            write({"error": str(panic)})
             return 1
     return 0
 

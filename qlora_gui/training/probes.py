@@ -1,4 +1,4 @@
-"""A few held-out prompts answered while a run trains, so that one sees when its answers got better, or broke."""
+"""A few held-out prompts answered while a run trains, to see when its answers got better, or broke."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ class Probes:
         """Greedy answers: `prompt` (its last turn), `answer`, and `ended` by itself.
 
         In one batch, padded on the left; one by one where the longest would change how the others are read.
-        `in_step`: processes that share the model out write as many tokens as the slowest of them.
+        `in_step`: processes that shard the model generate as many tokens as the longest answer of any of them.
         Leaves the model in the mode it was in. Draws no random numbers, so a run is the same with and without.
         """
         tokenizer = self.chat.tokenizer
@@ -32,16 +32,16 @@ class Probes:
         was_training = model.training
         model.eval()
         try:
-            said = [
+            answers = [
                 ids
                 for part in ([[row] for row in rows] if apart else [rows])
-                for ids in self._said(model, part, in_step)
+                for ids in self._generate(model, part, in_step)
             ]
         finally:
             model.train(was_training)
-        return [self._told(prompt, ids) for prompt, ids in zip(self.prompts, said, strict=True)]
+        return [self._as_dict(prompt, ids) for prompt, ids in zip(self.prompts, answers, strict=True)]
 
-    def _said(self, model: Any, rows: list[list[int]], in_step: bool) -> list[list[int]]:
+    def _generate(self, model: Any, rows: list[list[int]], in_step: bool) -> list[list[int]]:
         """The new tokens of each row of a batch."""
         device, pad, longest = model.device, self.chat.tokenizer.pad_token_id, max(map(len, rows))
         text = model.config.get_text_config()
@@ -59,10 +59,10 @@ class Probes:
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=in_step)
         return [row[longest:].tolist() for row in out]
 
-    def _told(self, prompt: Prompt, ids: list[int]) -> dict[str, Any]:
+    def _as_dict(self, prompt: Prompt, ids: list[int]) -> dict[str, Any]:
         end = next((place for place, token in enumerate(ids) if token in self.chat.ends), None)
         text, ended = self.chat.tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None
         for stop in self.chat.stops:
-            text, found, _ = text.partition(stop)
-            ended = ended or bool(found)
+            text, matched, _ = text.partition(stop)
+            ended = ended or bool(matched)
         return {"prompt": prompt.turns[-1]["content"], "answer": text.strip(), "ended": ended}

@@ -1,4 +1,4 @@
-"""What a run that goes on goes on from: a checkpoint that is as it was written, with the base and the rows of before."""
+"""What a resumed run goes on from: an intact checkpoint, with the base and the rows of before."""
 
 from array import array
 from collections.abc import Iterable
@@ -17,23 +17,23 @@ from qlora_gui.training import distributed
 
 def digest(examples: Iterable[Encoded]) -> str:
     """16 hex digits over rows as the model reads them: their tokens, and which are learned, in their order."""
-    found = xxhash.xxh3_64()
+    hasher = xxhash.xxh3_64()
     for row in examples:
         for ids in (row.input_ids, row.labels):
-            found.update(len(ids).to_bytes(8, "little") + array("q", ids).tobytes())
-    return found.hexdigest()
+            hasher.update(len(ids).to_bytes(8, "little") + array("q", ids).tobytes())
+    return hasher.hexdigest()
 
 
 class Before:
     """A run as it was last started; where it is begun now (not `resume`), nothing is held against it.
 
-    `allowed`: that something has changed is told, and no reason to stop.
+    `allowed`: a change is reported, and is no reason to stop.
     """
 
     def __init__(self, run: Run, log: EventLog, resume: bool, allowed: bool):
         self.run, self.log, self.allowed = run, log, allowed
-        found = run.events()[0] if resume else []
-        self.base, self.data = last(found, "base") or {}, last(found, "data") or {}
+        past = run.events()[0] if resume else []
+        self.base, self.data = last(past, "base") or {}, last(past, "data") or {}
 
     def check_base(self, base: Base) -> None:
         """Raise ChangedError for a base of other weights, or of another revision, than before."""
@@ -54,9 +54,9 @@ class Before:
             self._tell("its rows are read as other tokens (another tokenizer, chat template, or version of a library)")
 
     def checkpoint(self) -> str:
-        """The checkpoint to go on from; a newer one that is damaged is told. Raises UserError where there is none."""
-        found, wrong = checkpoints.sound(self.run.checkpoints)
-        if found is None:
+        """The checkpoint to go on from; a newer one that is damaged is reported. Raises UserError where there is none."""
+        intact, wrong = checkpoints.sound(self.run.checkpoints)
+        if intact is None:
             raise UserError(changes.no_checkpoint(self.run.id, wrong))
         processes = self.base.get("processes", 1) if self.base else distributed.world()
         if processes != distributed.world():
@@ -65,13 +65,13 @@ class Before:
                 "its steps would see other rows."
             )
         if wrong:
-            self._note(f"{'; '.join(wrong)}: the run goes on from {found.name} instead.")
-        return str(found)
+            self._note(f"{'; '.join(wrong)}: the run goes on from {intact.name} instead.")
+        return str(intact)
 
-    def _tell(self, said: str) -> None:
+    def _tell(self, change: str) -> None:
         if not self.allowed:
-            raise changes.ChangedError(self.run.id, said)
-        self._note(f"Resumed though something has changed: {said}.")
+            raise changes.ChangedError(self.run.id, change)
+        self._note(f"Resumed though something has changed: {change}.")
 
     def _note(self, text: str) -> None:
         print(describe(self.log.append("note", text=text)), flush=True)

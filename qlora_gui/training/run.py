@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import dataclass
 
 import torch
 from transformers import set_seed
@@ -34,10 +35,21 @@ class Stopped(Exception):
     """The stop file appeared before the first step: there is nothing to save."""
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run trains on and measures with; `prompts` are for its probes."""
+
+    base: bases.Base
+    chat: Chat
+    examples: list[tokenization.Encoded]
+    held_out: list[tokenization.Encoded]
+    prompts: list[Prompt]
+
+
 def train(run: Run, log: EventLog, resume: bool, changed: bool = False) -> None:
     """Train a run, writing every event but `started` and `failed`; `changed` lets one go on with other data or base.
 
-    Raises UserError for what a person can mend.
+    Raises UserError for what a person can fix.
     """
     try:
         with StopWatch(run, log) as watch:
@@ -45,8 +57,8 @@ def train(run: Run, log: EventLog, resume: bool, changed: bool = False) -> None:
     except (Stopped, Interrupted):
         distributed.end(at_once=True)
         there = run.has_adapter()
-        told = "the adapter is as it was" if there else "there is no adapter"
-        log.append("stopped", step=_last_step(run) if there else 0, message=f"Stopped before the first step; {told}.")
+        state = "the adapter is as it was" if there else "there is no adapter"
+        log.append("stopped", step=_last_step(run) if there else 0, message=f"Stopped before the first step; {state}.")
 
 
 def _interrupt_at_a_stop(run: Run) -> None:
@@ -65,25 +77,14 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
     distributed.begin(device.type)
     _check_alike(device)
     _tell_device(config, device, log)
-    with limit.kept(device):
+    with limit.enforce(device):
         RENDERER.start()  # meanwhile
-        stage("Finding the base model")
-        base = distributed.first(lambda: bases.locate(config.base_model, config.revision, stage.say))
-        before.check_base(base)
-        supported.check(base.path, config.attention)
-        stage("Reading the data")
-        rows = rows_of(config)
-        with RENDERER.interrupted_by(lambda: _interrupt_at_a_stop(run)):
-            chat = chats.for_run(base.path, config, rows.train)
-            examples, held_out, prompts = _data(config, chat, rows, log, before)
-        ids = (row.input_ids for row in (*examples, *held_out))
-        vocabulary.check(ids, chat.tokenizer, vocabulary.size(base.path), base.name)
-        if too_long := context.check([*examples, *held_out], base.path, base.name):
-            print(describe(log.append("note", text=too_long)), flush=True)
+        inputs = _read_inputs(run, config, log, before, stage)
+        examples, held_out, chat = inputs.examples, inputs.held_out, inputs.chat
         stage("Loading the base model in 4 bits")
-        ready = setup.prepare(config, base, chat.tokenizer, examples, device, log, stage.say)
-        if told := setup.beside_longer_rows(ready, (*examples, *held_out)):
-            stage.say(told)
+        ready = setup.prepare(config, inputs.base, chat.tokenizer, examples, device, log, stage.say)
+        if remark := setup.beside_longer_rows(ready, (*examples, *held_out)):
+            stage.say(remark)
         checkpoint = distributed.agreed(before.checkpoint()) if resume else None
         if preflight.wanted(device) and not distributed.sharded():  # where one ran out, the others would wait for it
             stage("Trying the longest batch")
@@ -92,7 +93,7 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
             run=run,
             log=log,
             held_out=held_out,
-            probes=probes.Probes(chat, prompts, config.probe_tokens) if prompts else None,
+            probes=probes.Probes(chat, inputs.prompts, config.probe_tokens) if inputs.prompts else None,
             watch=watch,
             model=ready.model,
             args=arguments(ready.config, str(run.checkpoints), device, ready.rows_a_batch),
@@ -102,13 +103,19 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
         )
         interrupted = _steps(trainer, stage, checkpoint)
     watch.saving()
-    step, most = trainer.state.global_step, trainer.state.max_steps
-    if interrupted and not step:
+    if interrupted and not trainer.state.global_step:
         raise Stopped
     stage.say("Saving the adapter")
-    saved = save_adapter(run, ready.config, base, ready.model, chat)
+    saved = save_adapter(run, ready.config, inputs.base, ready.model, chat)
     if saved:
-        log.append("saved", step=step, **saved)
+        log.append("saved", step=trainer.state.global_step, **saved)
+    _log_end(run, log, trainer, interrupted, began)
+    distributed.end(at_once=interrupted)
+
+
+def _log_end(run: Run, log: EventLog, trainer: RunTrainer, interrupted: bool, began: float) -> None:
+    """Write the `finished` or `stopped` event."""
+    step, most = trainer.state.global_step, trainer.state.max_steps
     # Who was interrupted asks the others nothing more: they may wait for it elsewhere.
     stopped = interrupted or (distributed.agreed(run.stop_file.exists()) and step < most)
     log.append(
@@ -118,13 +125,30 @@ def _train(run: Run, log: EventLog, before: Before, resume: bool, watch: StopWat
         **trainer.losses(),
         **({"message": "Interrupted: a step that was not finished is not in the adapter."} if interrupted else {}),
     )
-    distributed.end(at_once=interrupted)
+
+
+def _read_inputs(run: Run, config: RunConfig, log: EventLog, before: Before, stage: "_Stages") -> _Inputs:
+    """Find the base and read the data, checked against each other and against an earlier start of the run."""
+    stage("Finding the base model")
+    base = distributed.first(lambda: bases.locate(config.base_model, config.revision, stage.say))
+    before.check_base(base)
+    supported.check(base.path, config.attention)
+    stage("Reading the data")
+    rows = rows_of(config)
+    with RENDERER.interrupted_by(lambda: _interrupt_at_a_stop(run)):
+        chat = chats.for_run(base.path, config, rows.train)
+        examples, held_out, prompts = _data(config, chat, rows, log, before)
+    ids = (row.input_ids for row in (*examples, *held_out))
+    vocabulary.check(ids, chat.tokenizer, vocabulary.size(base.path), base.name)
+    if too_long := context.check([*examples, *held_out], base.path, base.name):
+        print(describe(log.append("note", text=too_long)), flush=True)
+    return _Inputs(base, chat, examples, held_out, prompts)
 
 
 def _tell_device(config: RunConfig, device: torch.device, log: EventLog) -> None:
-    """Note which card was chosen, and what is wrong or untried about the device. Raises UserError (`memory.crawling`)."""
+    """Note which card was chosen, and what is wrong or untried about the device. Raises UserError (`memory.cpu_guard`)."""
     given = gpus.of_this_process()
-    notes = [given.said] if given else []
+    notes = [given.text] if given else []
     if device.type == "cpu" and config.gpu != gpus.CPU:
         trouble = hardware.trouble(ask_torch.view())
         cpu_guard.check(config, trouble)
@@ -139,9 +163,9 @@ def _check_alike(device: torch.device) -> None:
     mean of those and others is of neither."""
     dtype = str(devices.compute_dtype(device)).removeprefix("torch.")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    found = distributed.gathered((dtype, name))
-    if len({dtype for dtype, _ in found}) > 1:
-        there = ", ".join(f"{name} in {dtype}" for dtype, name in dict.fromkeys(found))
+    formats = distributed.gathered((dtype, name))
+    if len({dtype for dtype, _ in formats}) > 1:
+        there = ", ".join(f"{name} in {dtype}" for dtype, name in dict.fromkeys(formats))
         raise UserError(
             f"The processes of one run must compute in one format, and these would not: {there}. Set "
             "QLORA_GUI_COMPUTE_DTYPE=float16, which all of them have, or train on GPUs of one kind."
@@ -149,7 +173,7 @@ def _check_alike(device: torch.device) -> None:
 
 
 def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> bool:
-    """Measure the base, train, measure the adapter; gives whether that was interrupted."""
+    """Measure the base, train, measure the adapter; returns whether that was interrupted."""
     try:
         if checkpoint is None and trainer.held_out:
             stage("Measuring the base on held-out rows")
@@ -186,12 +210,12 @@ class _Stages:
 
 
 def _data(
-    config: RunConfig, chat: Chat, found: Rows, log: EventLog, before: Before
+    config: RunConfig, chat: Chat, data: Rows, log: EventLog, before: Before
 ) -> tuple[list[tokenization.Encoded], list[tokenization.Encoded], list[Prompt]]:
     """Examples to train on, held-out ones, and the prompts to probe; what became of every row goes into a `data` event."""
     how = chat, config.max_length, config.system_prompt
-    examples, report = tokenization.encode_all(found.train, *how)
-    measured, held_report = tokenization.encode_all(found.held_out, *how)
+    examples, report = tokenization.encode_all(data.train, *how)
+    measured, held_report = tokenization.encode_all(data.held_out, *how)
     # Row numbers are of the file, and held-out rows may come from one of their own.
     dropped = report.dropped + [(row, f"{reason} (held out, not trained on)") for row, reason in held_report.dropped]
     files, rows = load.find(config.dataset).fingerprint(), resumed.digest((*examples, *measured))
@@ -200,7 +224,7 @@ def _data(
         "data",
         files={name: value for name, value in files.items() if name != "name"},
         digest=rows,
-        format=found.format,
+        format=data.format,
         used=report.used,
         held_out=held_report.used,
         truncated=report.truncated + held_report.truncated,
@@ -208,14 +232,14 @@ def _data(
         dropped_rows=[{"row": row, "reason": reason} for row, reason in dropped[:20]],
         tokens=report.tokens,
         supervised=report.supervised,
-        **found.told(),
-        facts=row_stats.of(examples, report, chat, found.format),
+        **data.event_fields(),
+        facts=row_stats.compute(examples, report, chat, data.format),
     )
     print(describe(event), flush=True)
     if not examples:
         raise UserError(_nothing_to_learn(config, report.dropped, chat.probe.failure))
     taken = {row.row for row in measured}  # what the template refuses cannot be asked either
-    asked = [example for example in found.held_out if example["row"] in taken]
+    asked = [example for example in data.held_out if example["row"] in taken]
     return examples, measured, prompts_of(asked, config.probe_prompts, config.system_prompt)
 
 

@@ -18,7 +18,7 @@ _LAST = "adapter_config.json"  # its presence says that the adapter is whole
 
 
 def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, chat: Chat) -> dict[str, Any]:
-    """Save everything into the run's folder; gives the weights' SHA-256 and size for the `saved` event.
+    """Save everything into the run's folder; returns the weights' SHA-256 and size for the `saved` event.
 
     Of several processes rank 0 does it; {} for the others.
     """
@@ -35,11 +35,11 @@ def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, chat: Chat
         (aside / chats.SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(model_card(run, config, base), encoding="utf-8")
     weights = aside / "adapter_model.safetensors"
-    told = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "bytes": weights.stat().st_size}
+    saved = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "bytes": weights.stat().st_size}
     for file in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):
         files.replace(file, run.path / file.name)
     shutil.rmtree(aside)
-    return told
+    return saved
 
 
 def model_card(run: Run, config: RunConfig, base: Base) -> str:

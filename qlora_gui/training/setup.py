@@ -30,6 +30,7 @@ from qlora_gui.training import distributed, fsdp, preflight
 from qlora_gui.training.trainer import arguments
 
 _WORTH_TELLING = 0.02  # share of the weights
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,40 +52,27 @@ def prepare(
     examples: list[tokenization.Encoded],
     device: torch.device,
     log: EventLog,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Ready:
     """Load the base, prepare it, put the adapter on; writes the `base` event. Raises UserError."""
     dtype = devices.compute_dtype(device)
-    where = torch.device("cpu") if distributed.sharded() else device  # shared out, it may be larger than a GPU
-    model = bases.load_model(base.path, config.quant_type, config.double_quant, where, dtype, say)
-    if not distributed.sharded():  # there it lies on the CPU, where a large one takes minutes
-        causality.check(model, base.name)
-    in_4_bits = quantized_cache.found(model)
+    model = _load(config, base, device, dtype, say)
+    in_4_bits = quantized_cache.quantization_of(model)
     ids = (row.input_ids for row in examples)
     vocabulary.check(ids, tokenizer, model.get_input_embeddings().num_embeddings, base.name)
     config = preflight.resolve(config, device)
     lora.prepare(model, config)
-    rows = batches.as_rows(examples)
     multiple = batches.GPU_MULTIPLE if device.type == "cuda" else 1
-    collate = batches.Collate(tokenizer.pad_token_id, _shared_length(rows, config, model), multiple)
-    if config.packing:
-        rows = _packed(rows, model, collate.shared_length)
-    elif collate.shared_length:
-        rows = batches.as_rows(examples, min(config.max_length, attention.fixed_window(model) or config.max_length))
+    rows, collate = _rows(config, model, examples, tokenizer.pad_token_id, multiple)
     targets = lora_targets.resolve(model, config.target_modules, config.dropout)
     in_16_bits = lora_targets.weights_in_16_bits(model)
     model = lora.attach(model, config, targets)
     _tell_what_is_left_out(model, config, targets, in_16_bits, say)
-    shares: dict[str, int] = {}
-    if distributed.sharded():
-        shares = fsdp.install(model, device)
-        say(f"Each process keeps {shares['share'] / 1e9:.1f} of {shares['weights_4bit'] / 1e9:.1f} GB of 4-bit weights")
-    else:
-        lora_kernel.keep_dense(model)
+    shares = _place_weights(model, device, say)
     if reason := chunked_loss.install(model.get_base_model()):
         say(f"The loss is computed from all logits at once, for {reason}")
     rows_a_batch = config.batch_size
-    if config.packing:  # they are shorter than max_length and more, with as many tokens a micro-batch
+    if config.packing:  # they are shorter than max_length and more, with as many tokens per micro-batch
         rows_a_batch = max(config.batch_size * config.max_length // collate.shared_length, 1)
     ready = Ready(config, model, rows, collate, rows_a_batch)
     log.append(
@@ -112,12 +100,44 @@ def prepare(
     return ready
 
 
+def _load(config: RunConfig, base: bases.Base, device: torch.device, dtype: torch.dtype, say: Say) -> Any:
+    """The base in 4 bits, on `device`, or on the CPU where it will be sharded: it may be larger than a GPU."""
+    where = torch.device("cpu") if distributed.sharded() else device
+    model = bases.load_model(base.path, config.quant_type, config.double_quant, where, dtype, say)
+    if not distributed.sharded():  # then it is on the CPU, where a large one takes minutes
+        causality.check(model, base.name)
+    return model
+
+
+def _rows(
+    config: RunConfig, model: Any, examples: list[tokenization.Encoded], pad_id: int, multiple: int
+) -> tuple[list[batches.Row], batches.Collate]:
+    """The rows to train on, packed where the run asks for it, and what makes batches of them."""
+    rows = batches.as_rows(examples)
+    collate = batches.Collate(pad_id, _shared_length(rows, config, model), multiple)
+    if config.packing:
+        rows = _packed(rows, model, collate.shared_length)
+    elif collate.shared_length:
+        rows = batches.as_rows(examples, min(config.max_length, attention.fixed_window(model) or config.max_length))
+    return rows, collate
+
+
+def _place_weights(model: Any, device: torch.device, say: Say) -> dict[str, int]:
+    """Shard the 4-bit weights where the run does so, and return `fsdp.install`'s bytes; else unpack them where that pays."""
+    if not distributed.sharded():
+        lora_kernel.keep_dense(model)
+        return {}
+    shares = fsdp.install(model, device)
+    say(f"Each process keeps {shares['share'] / 1e9:.1f} of {shares['weights_4bit'] / 1e9:.1f} GB of 4-bit weights")
+    return shares
+
+
 def _tell_what_is_left_out(
     model: Any,
     config: RunConfig,
     targets: lora_targets.Targets,
     in_16_bits: lora_targets.In16Bits,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Say which linears get no LoRA, which biases stay as they are, and how much of the base is not in 4 bits."""
     for reason, names in targets.left_out.items():
@@ -141,7 +161,7 @@ def _tell_what_is_left_out(
 
 
 def beside_longer_rows(ready: Ready, examples: Sequence[tokenization.Encoded]) -> str:
-    """What to say where rows are long enough to change how those beside them are read (`model.rope`); else ""."""
+    """What to say where rows are long enough to change how those beside them are read (`models.rope`); else ""."""
     limit = rope.alike_up_to(ready.model.config)
     if limit is None or max(len(row.input_ids) for row in examples) <= limit:
         return ""
@@ -153,7 +173,7 @@ def beside_longer_rows(ready: Ready, examples: Sequence[tokenization.Encoded]) -
     )
 
 
-def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], None]) -> Ready:
+def fit(ready: Ready, device: torch.device, log: EventLog, say: Say) -> Ready:
     """Take two steps on the longest batch, with smaller micro-batches where memory does not suffice.
 
     What it took goes into a `memory` event and calibrates the next prediction; what was changed, into a `fit` event.
@@ -181,31 +201,31 @@ def fit(ready: Ready, device: torch.device, log: EventLog, say: Callable[[str], 
     if device.type == "cuda" and plan is not None:
         _calibrate(plan, device, log, say)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # step events tell the peak of the steps
+        torch.cuda.reset_peak_memory_stats(device)  # step events report the peak of the steps
     return fitted
 
 
-def agreed(ready: Ready, log: EventLog, say: Callable[[str], None]) -> Ready:
+def agreed(ready: Ready, log: EventLog, say: Say) -> Ready:
     """What fits on the smallest of several processes' GPUs, for all of them: rows are dealt out in equal batches."""
-    found = distributed.gathered((ready.config, ready.rows_a_batch))
-    config, rows = min(found, key=lambda one: (one[1], one[0].gradient_checkpointing != "all"))
+    choices = distributed.gathered((ready.config, ready.rows_a_batch))
+    config, rows = min(choices, key=lambda choice: (choice[1], choice[0].gradient_checkpointing != "all"))
     if config != ready.config:
         lora.checkpoint(ready.model.get_base_model(), config.gradient_checkpointing)
-    if any(one != config for one, _ in found):
+    if any(choice != config for choice, _ in choices):
         _tell_fit(config, f"Another GPU has less memory: all go on with micro-batch {rows}", log, say)
     return replace(ready, config=config, rows_a_batch=rows)
 
 
-def _tell_fit(config: RunConfig, text: str, log: EventLog, say: Callable[[str], None]) -> None:
+def _tell_fit(config: RunConfig, text: str, log: EventLog, say: Say) -> None:
     say(text)
     knobs = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
     log.append("fit", text=text, knobs={name: getattr(config, name) for name in knobs})
 
 
-def _calibrate(plan: MemoryPlan, device: torch.device, log: EventLog, say: Callable[[str], None]) -> None:
+def _calibrate(plan: MemoryPlan, device: torch.device, log: EventLog, say: Say) -> None:
     gpu, measured = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
-    if not_kept := calibration.record(gpu, plan.uncorrected, measured):
-        say(not_kept)
+    if problem := calibration.record(gpu, plan.uncorrected, measured):
+        say(problem)
     log.append("memory", predicted=plan.uncorrected, measured=measured, gpu=gpu)
 
 

@@ -28,7 +28,7 @@ from qlora_gui.training.probes import Probes
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch: int) -> TrainingArguments:
-    """A RunConfig in transformers' terms, with checkpoints in `folder`; packed rows are more a batch than it says.
+    """A RunConfig in transformers' terms, with checkpoints in `folder`; packed rows are more per batch than it says.
 
     Raises UserError for choices that this machine cannot follow.
     """
@@ -49,14 +49,14 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
         seed=config.seed,
-        data_seed=config.seed,  # the order is the same in all processes, whatever dice each of them throws
+        data_seed=config.seed,  # the same order in all processes, whatever the random state of each
         fp16=devices.compute_dtype(device)
         == torch.float16,  # for its loss scaling; the prepared model needs no autocast
         use_cpu=device.type == "cpu",
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # a NaN is told, not replaced
+        logging_nan_inf_filter=False,  # a NaN is reported, not replaced
         eval_strategy="steps",
         eval_steps=config.eval_steps,
         save_strategy="steps",
@@ -76,7 +76,7 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
 
 
 class RunTrainer(Trainer):
-    """Trains on dict rows of `data.batches`; measures on `held_out` and answers `probes`; writes `step`, `eval` and
+    """Trains on dict rows of `data.collate`; measures on `held_out` and answers `probes`; writes `step`, `eval` and
     `probe` events.
 
     `last_eval_step` is the step of the last held-out measurement, -1 before the first.
@@ -133,8 +133,8 @@ class RunTrainer(Trainer):
         model.train()
         loss = total / max(count, 1)
         self.last_eval_step = self.state.global_step
-        told = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count), **near)
-        print(describe(told), flush=True)
+        event = self.log_events.append("eval", step=self.state.global_step, loss=loss, tokens=int(count), **near)
+        print(describe(event), flush=True)
         if self.probes and (distributed.rank() == 0 or distributed.sharded()):
             self.log_events.append(
                 "probe", step=self.state.global_step, answers=self.probes.answers(model, distributed.sharded())
@@ -155,7 +155,9 @@ class RunTrainer(Trainer):
         counts: list[int] = []
         for part in parts[distributed.rank() :: distributed.world()]:
             batch = self.data_collator(part)
-            labelled = int((batch["labels"][:, 1:] != -100).sum())  # asked on the CPU: a GPU would be waited for
+            labelled = int(
+                (batch["labels"][:, 1:] != -100).sum()
+            )  # counted on the CPU: a GPU would have to be waited for
             batch = {key: value.to(self.args.device) for key, value in batch.items() if key != "tokens"}
             loss = model(**batch).loss
             if labelled:
@@ -220,8 +222,8 @@ class _Reporter(TrainerCallback):
                 args.seed + distributed.rank()
             )  # dropout of its own; a resumed run has it in its checkpoint
         if state.max_steps < VERY_FEW_STEPS:
-            told = self.trainer.log_events.append("note", text=few_steps(state.max_steps))
-            print(describe(told), flush=True)
+            event = self.trainer.log_events.append("note", text=few_steps(state.max_steps))
+            print(describe(event), flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if distributed.agreed(self.trainer.run.stop_file.exists()):

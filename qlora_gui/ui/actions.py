@@ -1,4 +1,4 @@
-"""What a button does to a run. What a person can mend is shown as a message, never as a traceback."""
+"""What a button does to a run. What a person can fix is shown as a message, never as a traceback."""
 
 from collections.abc import Callable, Mapping
 from html import escape
@@ -9,7 +9,7 @@ import gradio as gr
 from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.files import told
+from qlora_gui.files import explained
 from qlora_gui.runs import launch, queue
 from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
@@ -26,7 +26,7 @@ def stop(store: RunStore, run_id: str) -> None:
     try:
         run = store.get(run_id)
         if run.is_live():
-            with told("The mark that stops the run", run.path):
+            with explained("The mark that stops the run", run.path):
                 run.request_stop()
     except UserError as error:
         warn(error)

@@ -89,13 +89,13 @@ def _is_number(host: str) -> bool:
 def _is_free(host: str, port: int) -> bool:
     """Whether the port can be bound. Raises UserError when the host is not an address of this machine."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError:
         raise UserError(f"The host '{host}' cannot be found: use 127.0.0.1, or an address of this machine.") from None
-    with socket.socket(found[0], found[1]) as probe:
+    with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(found[4])
+            probe.bind(place)
         except PermissionError:
             raise UserError(f"Port {port} needs an administrator: choose one above 1023 with --port.") from None
         except OSError as error:

@@ -70,15 +70,15 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
         header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
             with gr.Tab("Train", id="train") as train:
-                train_tab.tab(store, link, session.close)
+                train_tab.TrainTab(store, link, session.close).wire()
             with gr.Tab("Runs", id="runs") as runs:
-                runs_tab.tab(store, link, session.close)
+                runs_tab.RunsTab(store, link, session.close).wire()
             with gr.Tab("Compare", id="compare") as compare:
-                compare_tab.tab(store, link, session)
+                compare_tab.CompareTab(store, session).wire(link)
             with gr.Tab("Report", id="report") as report:
-                report_tab.tab(store, link)
-        for name, one in zip(links.TABS, (train, runs, compare, report), strict=True):
-            one.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
+                report_tab.ReportTab(store).wire(link)
+        for name, tab in zip(links.TABS, (train, runs, compare, report), strict=True):
+            tab.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
         link.change(
             lambda link: (gr.Tabs(selected=link["tab"]), links.address(link)), link, [tabs, address], **QUIET
         ).then(None, address, None, js=links.ON_LINK, **QUIET)
@@ -103,7 +103,7 @@ def launch_page(store: RunStore, address: Address) -> None:
     app = build_app(store)
     app.queue(default_concurrency_limit=8, max_size=500, api_open=False)
     try:
-        page_key = key.kept() if login or address.token else None
+        page_key = key.load_or_create() if login or address.token else None
         _launch(app, address, Login(*login, made=not address.auth) if login else None, page_key)
         app.share = False  # else Gradio has browsers fetch the page's scripts from a bucket of its own
         if address.share and not app.share_url:
@@ -151,8 +151,10 @@ def _sweep(store: RunStore) -> None:
         if scan.why_unlisted(store.root):  # then nobody knows what its runs name
             time.sleep(_SWEEP_SECONDS)
             continue
-        for one in uploads.sweep(store.named()):
-            print(f"Removed the upload {one.name} ({one.bytes / 2**20:,.0f} MB), for no run names it.", flush=True)
+        for upload in uploads.sweep(store.named()):
+            print(
+                f"Removed the upload {upload.name} ({upload.bytes / 2**20:,.0f} MB), for no run names it.", flush=True
+            )
         time.sleep(_SWEEP_SECONDS)
 
 
@@ -208,7 +210,7 @@ def text(store: RunStore, look: index.Look | None = None) -> str:
     devices = " + ".join(map(str, hardware.devices()))
     if not hardware.settled():
         devices += " (torch is being asked whether it sees it)"
-    live = [one for one in (look or index.now(store)).found if one.state in ("running", "stopping")]
+    live = [run for run in (look or index.now(store)).summaries if run.state in ("running", "stopping")]
     doing = ", ".join(map(_named, live)) or "idle"
     line = f'<div class="topbar"><h1>QLoRA</h1><span>{escape(devices)} · {doing}</span></div>'
     trouble = hardware.trouble()
@@ -217,12 +219,12 @@ def text(store: RunStore, look: index.Look | None = None) -> str:
 
 def _unseen(store: RunStore) -> str:
     """What lies in the folder of the runs and cannot be shown; "" mostly."""
-    said = [scan.why_unlisted(store.root)]
+    sentences = [scan.why_unlisted(store.root)]
     if named := scan.left_out(store.root):
-        said.append(
+        sentences.append(
             f"Not shown, for the name is not UTF-8: {', '.join(named[:3])}{'…' * (len(named) > 3)}. Rename the folder."
         )
-    return "".join(html.note(one, bad=True) for one in said if one)
+    return "".join(html.note(sentence, bad=True) for sentence in sentences if sentence)
 
 
 def _named(run: Summary) -> str:

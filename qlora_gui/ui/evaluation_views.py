@@ -23,16 +23,16 @@ def working(state: State) -> str:
     return html.hint(f"Evaluating: {state.text} · {state.share:.0%}") + html.bar(state.share)
 
 
-def verdict(found: Mapping[str, Any]) -> str:
+def verdict(evaluation: Mapping[str, Any]) -> str:
     """The verdict as a box."""
-    style = _STYLE[found["verdict"]["kind"]]
-    return f'<div class="note verdict {style}"><p>{html.escape(found["verdict"]["text"])}</p></div>'
+    style = _STYLE[evaluation["verdict"]["kind"]]
+    return f'<div class="note verdict {style}"><p>{html.escape(evaluation["verdict"]["text"])}</p></div>'
 
 
-def told(found: Mapping[str, Any]) -> str:
+def render(evaluation: Mapping[str, Any]) -> str:
     """An evaluation: its verdict, figures of base and adapter, drift, and answers side by side."""
-    drift, loss, data = found["drift"], found["loss"], found["data"]
-    table = html.table(("", "base", "adapter"), figures(dict(found)), numbers=(1, 2))
+    drift, loss, data = evaluation["drift"], evaluation["loss"], evaluation["data"]
+    table = html.table(("", "base", "adapter"), figures(dict(evaluation)), numbers=(1, 2))
     same = f"{drift['same']:.0%} of the answers are the same"
     first = drift["first_divergence"]
     differ = f", the others differ from token {first:.0f} on (median)" if first is not None else ""
@@ -42,33 +42,32 @@ def told(found: Mapping[str, Any]) -> str:
         f"Drift from the base: KL {drift['kl']:.3f} nats a token; {same}{differ}. Unusual to the base is not wrong."
     )
     return (
-        f'<h3 class="part">Is it better than the base?</h3>{verdict(found)}'
+        f'<h3 class="part">Is it better than the base?</h3>{verdict(evaluation)}'
         + html.folded("Figures", table + html.hint(about))
-        + html.folded("Answers side by side", "".join(map(_side_by_side, found["examples"])))
+        + html.folded("Answers side by side", "".join(map(_side_by_side, evaluation["examples"])))
     )
 
 
 def _side_by_side(example: Mapping[str, str]) -> str:
     answers = (("data's own answer", "reference"), ("base", "base"), ("adapter", "adapter"))
-    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.answer(example[key])}</dd>" for name, key in answers)
-    return f'<dl class="answer-pair"><dt>prompt</dt><dd>{html.escape(example["prompt"])}</dd>{told}</dl>'
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.answer(example[key])}</dd>" for name, key in answers)
+    return f'<dl class="answer-pair"><dt>prompt</dt><dd>{html.escape(example["prompt"])}</dd>{items}</dl>'
 
 
-def several(found: Mapping[str, Mapping[str, Any] | None]) -> str:
+def several(evaluations: Mapping[str, Mapping[str, Any] | None]) -> str:
     """Evaluations of several runs in one table; "" where none was evaluated."""
-    known = {name: one for name, one in found.items() if one}
-    if not known:
+    if not any(evaluations.values()):
         return ""
     lines = []
-    for name, one in found.items():
-        if one is None:
+    for name, evaluation in evaluations.items():
+        if evaluation is None:
             lines.append([name, "not evaluated", "", "", "", ""])
             continue
-        loss, texts = one["loss"], one["texts"]
+        loss, texts = evaluation["loss"], evaluation["texts"]
         ends = f"{texts['adapter']['ended_by_eos']:.0%}" if texts else ""
         interval = f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]"
-        where = f"{one['data']['source']}, {one['data']['rows']}"
-        lines.append([name, WORDS[one["verdict"]["kind"]], interval, f"{loss['p_holm']:.2g}", ends, where])
+        where = f"{evaluation['data']['source']}, {evaluation['data']['rows']}"
+        lines.append([name, WORDS[evaluation["verdict"]["kind"]], interval, f"{loss['p_holm']:.2g}", ends, where])
     head = ("run", "against its base", "loss difference, 95% interval", "p", "end properly", "rows")
     return '<h3 class="part">Are they better than their base?</h3>' + html.table(head, lines, numbers=(3, 4))
 
@@ -87,11 +86,11 @@ def timeline(events: Sequence[Event]) -> str:
         ]
         parts.append(html.folded(_cut(first["prompt"]), html.table(("step", "answer", "end"), lines)))
     ends = [probes[0], *probes[1:][-1:]]
-    said = ", ".join(
-        f"{sum(bool(one['ended']) for one in event['answers'])} of {len(event['answers'])} at {_step(event['step'])}"
+    counts = ", ".join(
+        f"{sum(bool(answer['ended']) for answer in event['answers'])} of {len(event['answers'])} at {_step(event['step'])}"
         for event in ends
     )
-    head = f'<h3 class="part">Probe answers over time</h3>{html.hint(f"Answers that end by themselves: {said}.")}'
+    head = f'<h3 class="part">Probe answers over time</h3>{html.hint(f"Answers that end by themselves: {counts}.")}'
     return head + "".join(parts)
 
 

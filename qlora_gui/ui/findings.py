@@ -1,7 +1,7 @@
 """What the doctor found, as HTML, and a button for each change that mends something."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -23,37 +23,46 @@ MOST_BUTTONS = 4
 _WORDS = {"bad": "✕ Breaks the run", "warn": "⚠ Warning", "note": "Note"}
 
 
-@dataclass
-class Panel:
-    """The drawn place; `outputs` are what `updates` may change."""
+class FindingsPanel:
+    """The place; `prefix` begins the ids on the page, `verb` the captions of the buttons."""
 
-    told: gr.HTML
-    buttons: list[gr.Button]
-    offered: gr.State  # the knobs of each button
-    verb: str
+    def __init__(self, prefix: str, verb: str, findings: Sequence[Finding] = (), otherwise: str = ""):
+        self._verb = verb
+        changes = fixes(findings)
+        self.boxes = gr.HTML(render(findings) or html.hint(otherwise), elem_id=f"{prefix}-doctor")
+        self.buttons = [
+            gr.Button(
+                **_button(changes, number, verb), size="sm", elem_id=f"{prefix}-mend-{number}", elem_classes="change"
+            )
+            for number in range(MOST_BUTTONS)
+        ]
+        self.offered = gr.State(changes)  # the knobs of each button
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.told, *self.buttons, self.offered]
+        """What `updates` may change."""
+        return [self.boxes, *self.buttons, self.offered]
 
-    def updates(self, found: Sequence[Finding], otherwise: str = "", offer: bool = True) -> dict[Any, Any]:
+    def updates(self, findings: Sequence[Finding], otherwise: str = "", offer: bool = True) -> dict[Any, Any]:
         """Show findings, or `otherwise` where there are none, and if asked their changes."""
-        changes = mends(found) if offer else []
-        updates: dict[Any, Any] = {self.told: told(found) or html.hint(otherwise), self.offered: changes}
+        changes = fixes(findings) if offer else []
+        updates: dict[Any, Any] = {self.boxes: render(findings) or html.hint(otherwise), self.offered: changes}
         return updates | {
-            button: gr.update(**_button(changes, number, self.verb)) for number, button in enumerate(self.buttons)
+            button: gr.update(**_button(changes, number, self._verb)) for number, button in enumerate(self.buttons)
         }
 
+    def wire_train_again(
+        self, store: RunStore, link: gr.State, before_start: Callable[[], None], which: gr.State | gr.Dropdown
+    ) -> None:
+        """Let a button train the run named by `which` (an id, or a list of one) again with its change, and go to it."""
 
-def build(prefix: str, verb: str, found: Sequence[Finding] = (), otherwise: str = "") -> Panel:
-    """Draw the place. `prefix` begins the ids on the page, `verb` the captions of the buttons."""
-    changes = mends(found)
-    body = gr.HTML(told(found) or html.hint(otherwise), elem_id=f"{prefix}-doctor")
-    buttons = [
-        gr.Button(**_button(changes, number, verb), size="sm", elem_id=f"{prefix}-mend-{number}", elem_classes="change")
-        for number in range(MOST_BUTTONS)
-    ]
-    return Panel(body, buttons, gr.State(changes), verb)
+        def press(number: int, named: str | list[str], offered: list[dict[str, Any]]) -> Any:
+            run_id = named if isinstance(named, str) else named[0]
+            return actions.again(store, before_start, run_id, offered[number])
+
+        once: dict[str, Any] = {"concurrency_limit": 1, "trigger_mode": "once"} | QUIET
+        for number, button in enumerate(self.buttons):
+            button.click(partial(press, number), [which, self.offered], link, **once)
 
 
 def _button(changes: Sequence[Mapping[str, Any]], number: int, verb: str) -> dict[str, Any]:
@@ -61,10 +70,10 @@ def _button(changes: Sequence[Mapping[str, Any]], number: int, verb: str) -> dic
     return {"value": f"{verb} {words(changes[number])}" if there else "", "visible": there}
 
 
-def mends(found: Sequence[Finding]) -> list[dict[str, Any]]:
+def fixes(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """The changes to offer, those of the worst findings first, none twice."""
     changes: list[dict[str, Any]] = []
-    for finding in found:
+    for finding in findings:
         if finding.knobs and finding.knobs not in changes:
             changes.append(finding.knobs)
     return changes[:MOST_BUTTONS]
@@ -79,9 +88,9 @@ def words(knobs: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def told(found: Sequence[Finding]) -> str:
+def render(findings: Sequence[Finding]) -> str:
     """Findings as boxes: level, name and evidence in the open; why, remedy and source to unfold. "" for none."""
-    return "".join(map(_box, found))
+    return "".join(map(_box, findings))
 
 
 def _box(finding: Finding) -> str:
@@ -90,21 +99,21 @@ def _box(finding: Finding) -> str:
     return (
         f'<details class="note finding{style}"><summary><b>{_WORDS[finding.level]} · {escape(name)}</b> '
         f"{escape(finding.evidence)}</summary><p>{escape(finding.why)}</p>"
-        f'<p><b>Remedy:</b> {escape(finding.mend)}</p><p class="hint">Source: {escape(finding.source)}.</p></details>'
+        f'<p><b>Remedy:</b> {escape(finding.fix)}</p><p class="hint">Source: {escape(finding.source)}.</p></details>'
     )
 
 
-def brief(found: Sequence[Finding]) -> str:
+def brief(findings: Sequence[Finding]) -> str:
     """One line for narrow screens, where findings lie below the form; "" where none of them is a warning."""
-    count = sum(finding.level != "note" for finding in found)
+    count = sum(finding.level != "note" for finding in findings)
     if not count:
         return ""
-    said = f"⚠ {count} warning{'s' if count > 1 else ''}: see what may go wrong"
-    return f'<p class="hint"><a href="#form-doctor">{said}</a></p>'
+    text = f"⚠ {count} warning{'s' if count > 1 else ''}: see what may go wrong"
+    return f'<p class="hint"><a href="#form-doctor">{text}</a></p>'
 
 
 def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]:
-    """What is found about the run in the form; asks no hub."""
+    """The findings on the run in the form; asks no hub."""
     try:
         shape = known_models.find(config, ask=False)
     except UserError:
@@ -113,28 +122,15 @@ def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]
 
 
 def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
-    """What is found in a run's events; nothing of a run whose run.json is damaged."""
+    """The findings on a run's events; nothing of a run whose run.json is damaged."""
     try:
         return diagnostics.during(run.config(), events)
     except UserError:
         return []
 
 
-def train_again(
-    panel: Panel, store: RunStore, link: gr.State, before_start: Callable[[], None], which: gr.State | gr.Dropdown
-) -> None:
-    """Wire the buttons: train the run named by `which` (an id, or a list of one) again with the change, and go to it."""
-    for number, button in enumerate(panel.buttons):
-
-        def press(named: str | list[str], offered: list[dict[str, Any]], number: int = number) -> Any:
-            run_id = named if isinstance(named, str) else named[0]
-            return actions.again(store, before_start, run_id, offered[number])
-
-        button.click(press, [which, panel.offered], link, concurrency_limit=1, trigger_mode="once", **QUIET)
-
-
 def after_run(run: Run, evaluation: Mapping[str, Any] | None) -> list[Finding]:
-    """What is found in a run that ended and, if there is one, in its evaluation; nothing where run.json is damaged."""
+    """The findings on a run that ended and, if there is one, in its evaluation; nothing where run.json is damaged."""
     try:
         return diagnostics.after(run.config(), run.events()[0], evaluation)
     except UserError:

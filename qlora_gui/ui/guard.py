@@ -44,7 +44,7 @@ _HEADERS = {
 }
 
 
-_KEPT = 400 * 86400  # seconds that a browser keeps a cookie of ours; no browser keeps one longer
+_COOKIE_SECONDS = 400 * 86400  # seconds that a browser keeps a cookie of ours; no browser keeps one longer
 _NO_TOKEN = "This page is for who started it: open the address printed in the terminal, which ends in its token."
 _NO_TOKEN_PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -107,7 +107,7 @@ class Guard:
             await _answer(send, *refusal, as_page=scope["path"] == "/")
             return
         most = _most(scope["path"])
-        await self.app(scope, _counted(receive, most), self._told(send, scope, head))
+        await self.app(scope, _counted(receive, most), self._with_headers(send, scope, head))
 
     def _refusal(self, scope: Scope, head: "_Head") -> Refusal | None:
         """Status and sentence for a request that is not let through."""
@@ -144,11 +144,11 @@ class Guard:
         if self.key is None:
             return False
         name = _cookie_name(scope)
-        return any(self.key.is_mark(self.mark, found[name]) for found in head.cookies() if name in found)
+        return any(self.key.is_mark(self.mark, cookies[name]) for cookies in head.cookies() if name in cookies)
 
     def _known_cookie(self, scope: Scope) -> tuple[bytes, bytes]:
         assert self.key
-        value = f"{_cookie_name(scope)}={self.key.mark(self.mark)}; Path=/; HttpOnly; SameSite=Lax; Max-Age={_KEPT}"
+        value = f"{_cookie_name(scope)}={self.key.mark(self.mark)}; Path=/; HttpOnly; SameSite=Lax; Max-Age={_COOKIE_SECONDS}"
         return b"set-cookie", value.encode()
 
     async def _let_in(self, scope: Scope, send: Send) -> None:
@@ -184,20 +184,20 @@ class Guard:
             shared = getattr(blocks, "share_url", None)
             return bool(shared) and host == urlsplit(shared).hostname
 
-    def _told(self, send: Send, scope: Scope, head: "_Head") -> Send:
+    def _with_headers(self, send: Send, scope: Scope, head: "_Head") -> Send:
         """Adds what browsers shall keep to; who was logged in is known from then on."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 there = {name.lower() for name, _ in message["headers"]}
-                kept = [
+                headers = [
                     (name, _lax(value) if name.lower() == b"set-cookie" else value)
                     for name, value in message["headers"]
                 ]
                 if scope["path"] in _LOGIN and scope["method"] == "POST" and message["status"] == 200 and self.login:
                     self.throttle.right(_whose(scope, head))
-                    kept += [self._known_cookie(scope)] if self.key else []
-                message["headers"] = kept + [pair for pair in _HEADERS.items() if pair[0] not in there]
+                    headers += [self._known_cookie(scope)] if self.key else []
+                message["headers"] = headers + [pair for pair in _HEADERS.items() if pair[0] not in there]
             await send(message)
 
         return sending
@@ -213,8 +213,8 @@ class _Head:
 
     def only(self, name: str) -> str | None:
         """The one value of a header; None where there is none, or more than one."""
-        found = self._all.get(name, [])
-        return found[0] if len(found) == 1 else None
+        values = self._all.get(name, [])
+        return values[0] if len(values) == 1 else None
 
     def all(self, name: str) -> list[str]:
         return self._all.get(name, [])
@@ -258,10 +258,9 @@ def _same_site(head: _Head, path: str, method: str) -> bool:
 def _is_origin(origin: str, host: str) -> bool:
     """Whether an Origin header names the host of the Host header, port included: cookies know no ports."""
     try:
-        one = urlsplit(origin)
-        usual = {"http": 80, "https": 443}[one.scheme]
-        other = urlsplit(f"//{host}")
-        return bool(one.hostname) and (one.hostname, one.port or usual) == (other.hostname, other.port or usual)
+        source, ours = urlsplit(origin), urlsplit(f"//{host}")
+        usual = {"http": 80, "https": 443}[source.scheme]
+        return bool(source.hostname) and (source.hostname, source.port or usual) == (ours.hostname, ours.port or usual)
     except (ValueError, KeyError):
         return False
 

@@ -40,7 +40,7 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def kept() -> Key:
+def load_or_create() -> Key:
     """The key of this user's pages: made once, and kept in a file that only they may read, so that a reload works after
     a restart. Where it cannot be kept, one for this process.
     """
@@ -63,10 +63,10 @@ def _read(file: Path) -> str | None:
         there = os.fstat(handle)
         if not (files.is_mine_alone(there) and stat.S_ISREG(there.st_mode)):
             return None
-        found = os.read(handle, 100).decode("ascii", "replace")
+        token = os.read(handle, 100).decode("ascii", "replace")
     finally:
         os.close(handle)
-    return found if _TOKEN.fullmatch(found) else None
+    return token if _TOKEN.fullmatch(token) else None
 
 
 def _write(file: Path, token: str) -> None:

@@ -1,4 +1,4 @@
-"""Pure functions: a memory plan, its changes and an autopsy -> HTML. Everything from outside is escaped here."""
+"""Pure functions: a memory plan, its changes and an OOM report -> HTML. Everything from outside is escaped here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -23,12 +23,16 @@ class Offer(NamedTuple):
 
 def offers(changes: Iterable[Mapping[str, Any]], most: int = MOST_CHANGES) -> list[Offer]:
     """The changes (`Change.as_dict`) to show: those that fit first, of them those that only cost time, then by bytes."""
-    ranked = sorted(changes, key=lambda one: (not one["fits"], not one.get("learns_the_same"), -one["saves"]))
+    ranked = sorted(
+        changes, key=lambda change: (not change["fits"], not change.get("learns_the_same"), -change["saves"])
+    )
     groups: dict[frozenset[str], list[Mapping[str, Any]]] = {}
     for change in ranked:
         groups.setdefault(frozenset(change["knobs"]), []).append(change)
     left_out = [change for alike in groups.values() for change in alike[1 : 1 - _ALIKE]]
-    return [Offer(one["knobs"], one["text"], one["fits"]) for one in ranked if one not in left_out][:most]
+    return [Offer(change["knobs"], change["text"], change["fits"]) for change in ranked if change not in left_out][
+        :most
+    ]
 
 
 def caption(offer: Offer, mark: bool) -> str:
@@ -38,9 +42,9 @@ def caption(offer: Offer, mark: bool) -> str:
 
 def headline(plan: MemoryPlan) -> str:
     """The verdict in words, with the numbers it rests on."""
-    said = plan.figures + (f" free on {plan.budget.name}" if plan.budget.is_here else "")
+    text = plan.figures + (f" free on {plan.budget.name}" if plan.budget.is_here else "")
     tail = f"; {plan.remark}" if plan.remark else ""
-    return f'<p class="fit-verdict {_style(plan)}"><b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(said + tail)}</p>'
+    return f'<p class="fit-verdict {_style(plan)}"><b>{_MARKS[plan.verdict]} {plan.words}</b> {escape(text + tail)}</p>'
 
 
 def line(plan: MemoryPlan) -> str:
@@ -115,41 +119,41 @@ def table(plan: MemoryPlan) -> str:
     )
 
 
-def told(events: Sequence[Event]) -> str:
-    """What a run said of its memory: that preflight changed it, and how far the prediction was off."""
-    fitted = dict.fromkeys(str(event.get("text", "")) for event in events if event["kind"] == "fit")
-    body = html.note(*fitted)
-    seen = last(list(events), "memory")
-    if seen and seen.get("predicted") and seen.get("measured"):
-        off = abs(seen["measured"] - seen["predicted"]) / seen["predicted"]
-        on = f" on {seen['gpu']}" if seen.get("gpu") else ""
-        numbers = f"predicted {gigabytes(seen['predicted'])}, measured {gigabytes(seen['measured'])}"
+def summary(events: Sequence[Event]) -> str:
+    """What a run reported on its memory: what preflight changed, and how far the prediction was off."""
+    changes = dict.fromkeys(str(event.get("text", "")) for event in events if event["kind"] == "fit")
+    body = html.note(*changes)
+    event = last(list(events), "memory")
+    if event and event.get("predicted") and event.get("measured"):
+        off = abs(event["measured"] - event["predicted"]) / event["predicted"]
+        on = f" on {event['gpu']}" if event.get("gpu") else ""
+        numbers = f"predicted {gigabytes(event['predicted'])}, measured {gigabytes(event['measured'])}"
         body += html.hint(f"Memory{on}: {numbers} ({off:.0%} off).")
     return body
 
 
-def autopsy_of(events: Sequence[Event]) -> dict[str, Any] | None:
+def find_oom_report(events: Sequence[Event]) -> dict[str, Any] | None:
     """What is known of a run that died of memory, where its last word says so."""
-    found = (last(list(events), "started", *FINAL) or {}).get("autopsy")
-    return found if isinstance(found, dict) else None
+    report = (last(list(events), "started", *FINAL) or {}).get("autopsy")
+    return report if isinstance(report, dict) else None
 
 
-def autopsy(found: Mapping[str, Any]) -> str:
+def oom_report(report: Mapping[str, Any]) -> str:
     """Why a run died of memory: when, how much was expected and taken, and who else held the GPU."""
-    values = [("when", str(found.get("phase") or "")), ("step", _plain(found.get("step")))]
-    values += [(key, _size(found.get(key))) for key in ("predicted", "measured")]
-    values += [("the card has", _size(found.get("total"))), ("free at the end", _size(found.get("free")))]
+    values = [("when", str(report.get("phase") or "")), ("step", _plain(report.get("step")))]
+    values += [(key, _size(report.get(key))) for key in ("predicted", "measured")]
+    values += [("the card has", _size(report.get("total"))), ("free at the end", _size(report.get("free")))]
     body = '<h3 class="part">Out of memory: what happened</h3>' + html.tiles([value for value in values if value[1]])
-    held = [one for one in found.get("held_by") or [] if isinstance(one, dict)]
-    if not held:
+    holders = [holder for holder in report.get("held_by") or [] if isinstance(holder, dict)]
+    if not holders:
         return body + html.hint("No other program was seen holding memory of the GPU.")
-    rows = [(one.get("name", ""), one.get("pid", ""), _size(one.get("bytes"))) for one in held]
+    rows = [(holder.get("name", ""), holder.get("pid", ""), _size(holder.get("bytes"))) for holder in holders]
     return body + html.hint("What else held the GPU:") + html.table(("program", "pid", "memory"), rows, numbers=(1, 2))
 
 
-def retries(found: Mapping[str, Any]) -> list[Offer]:
-    """The changes of an autopsy to show, best first."""
-    return offers(found.get("changes") or [], MOST_RETRIES)
+def retries(report: Mapping[str, Any]) -> list[Offer]:
+    """The changes of an OOM report to show, best first."""
+    return offers(report.get("changes") or [], MOST_RETRIES)
 
 
 def _style(plan: MemoryPlan) -> str:

@@ -47,20 +47,20 @@ class Drawing:
         return views.headline(self.run.id, self.state, self.events)
 
     @cached_property
-    def told(self) -> str:
+    def overview(self) -> str:
         """What it does or how it ended, whether it fits, its latest numbers."""
         doing = html.hint(views.stage(self.state, self.events)) if self.live else self._outcome()
-        told = (
+        remarks = (
             html.hint(self.reading)
-            + memory_views.told(self.events)
+            + memory_views.summary(self.events)
             + views.notes(self.events)
-            + views.not_all_told(self.events)
+            + views.skipped_lines(self.events)
         )
-        return self._strange() + doing + told + views.tiles(self.events)
+        return self._strange() + doing + remarks + views.tiles(self.events)
 
     @cached_property
     def data(self) -> str:
-        return views.data_told(self.events)
+        return views.data_summary(self.events)
 
     @cached_property
     def plots(self) -> str:
@@ -75,7 +75,7 @@ class Drawing:
         return views.numbers(self.events)
 
     @cached_property
-    def found(self) -> list[Finding]:
+    def diagnosis(self) -> list[Finding]:
         """What the doctor says."""
         return [] if self.reading else findings.of_run(self.run, self.events)
 
@@ -93,11 +93,11 @@ class Drawing:
         )
 
 
-def of(run: Run) -> Drawing:
+def draw(run: Run) -> Drawing:
     """The run as it is now, or while its state is the same as it was up to a second ago."""
-    return _of(run.path, run.state(), int(time.monotonic()))
+    return _draw(run.path, run.state(), int(time.monotonic()))
 
 
 @lru_cache(_MOST_RUNS)
-def _of(path: Path, state: str, second: int) -> Drawing:
+def _draw(path: Path, state: str, second: int) -> Drawing:
     return Drawing(Run(path), state)

@@ -68,18 +68,18 @@ def whose(client: str, forwarded: Sequence[str]) -> str:
     connect from this machine and add the address they saw at the end, behind whatever the client made up: of a chain the
     last public address counts. It makes a difference only to who waits for whom; all addresses share one pace.
     """
-    chain = [one.strip() for line in forwarded for one in line.split(",")][-16:]
+    chain = [hop.strip() for line in forwarded for hop in line.split(",")][-16:]
     if client in chain or _parsed(client) is None or getattr(_parsed(client), "is_loopback", False):
-        client = next((one for one in reversed(chain) if getattr(_parsed(one), "is_global", False)), client)
-    found = _parsed(client)
-    if isinstance(found, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((found, 64), strict=False))
-    return str(found or "unknown")
+        client = next((hop for hop in reversed(chain) if getattr(_parsed(hop), "is_global", False)), client)
+    address = _parsed(client)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    return str(address or "unknown")
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        found = ipaddress.ip_address(text.partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    return getattr(found, "ipv4_mapped", None) or found
+    return getattr(address, "ipv4_mapped", None) or address

@@ -30,19 +30,19 @@ def headline(run_id: str, state: str, events: Sequence[Event]) -> str:
         words.append(f"step {done} of {step['max_steps']}")
     if step and state == "running" and done < step["max_steps"]:
         words.append(f"{clock(step.get('eta') or 0)} left")
-    said = " · ".join(html.escape(word) for word in words)
+    line = " · ".join(html.escape(word) for word in words)
     share = 1.0 if state == "finished" else done / max(step["max_steps"], 1) if step else 0.0
-    return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {said}</span></div>{html.bar(share)}'
+    return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {line}</span></div>{html.bar(share)}'
 
 
 def stage(state: str, events: Sequence[Event]) -> str:
     """What a live run is doing right now, in words."""
     if state == "stopping":
         return "Stopping: this step is finished, then the adapter is saved."
-    told = last(list(events), "stage")
+    event = last(list(events), "stage")
     if state not in LIVE:
         return ""
-    return str(told["text"]) + "…" if told else "Starting the training process…"
+    return str(event["text"]) + "…" if event else "Starting the training process…"
 
 
 def tiles(events: Sequence[Event]) -> str:
@@ -65,7 +65,7 @@ def notes(events: Sequence[Event]) -> str:
     return "".join(html.hint(event["text"]) for event in events[since:] if event["kind"] == "note")
 
 
-def not_all_told(events: Sequence[Event]) -> str:
+def skipped_lines(events: Sequence[Event]) -> str:
     """That lines of the run's events were skipped, as a box; that they are a sample, in small print."""
     skipped = [event for event in events if event["kind"] == "skipped"]
     thinned = [event for event in events if event["kind"] == "thinned"]
@@ -109,23 +109,23 @@ def numbers(events: Sequence[Event]) -> str:
     return html.table(head, rows, numbers=range(7)) if rows else html.hint("No step has been logged yet.")
 
 
-def data_told(events: Sequence[Event]) -> str:
+def data_summary(events: Sequence[Event]) -> str:
     """What became of the rows, with the dropped ones by number and reason."""
     event = last(list(events), "data")
     if event is None:
         return ""
-    said = (
+    counts = (
         f"Data: {event['used']:,} rows to learn from · {event['held_out']:,} held out · "
         f"{event['truncated']:,} truncated · {event['dropped']:,} dropped"
     )
-    body = html.hint(said) + dropped(event["dropped"], event["dropped_rows"])
+    body = html.hint(counts) + dropped(event["dropped"], event["dropped_rows"])
     body += html.hint(" · ".join(row_stats.sentences(event.get("facts") or {})))
-    return body + rows_told(event) + left_out(event.get("skipped", 0), event.get("skipped_rows", ()))
+    return body + row_remarks(event) + left_out(event.get("skipped", 0), event.get("skipped_rows", ()))
 
 
-def rows_told(told: Mapping[str, Any]) -> str:
-    """What else is to be said of the rows of a `data` event: warnings in a box, remarks in small print."""
-    return html.note(*data_warnings(told)) + "".join(map(html.hint, data_remarks(told)))
+def row_remarks(event: Mapping[str, Any]) -> str:
+    """What else there is to know about the rows of a `data` event: warnings in a box, remarks in small print."""
+    return html.note(*data_warnings(event)) + "".join(map(html.hint, data_remarks(event)))
 
 
 def left_out(count: int, rows: Sequence[Mapping[str, Any]], title: str = "Why rows are left out") -> str:
@@ -135,7 +135,7 @@ def left_out(count: int, rows: Sequence[Mapping[str, Any]], title: str = "Why ro
 
 def faulty(count: int, rows: Sequence[Mapping[str, Any]]) -> str:
     """Faulty rows with their reasons in the open."""
-    items = "".join(f"<li>{html.escape(told)}</li>" for told in _faults(count, rows))
+    items = "".join(f"<li>{html.escape(fault)}</li>" for fault in _faults(count, rows))
     return (
         f'<div class="note bad faulty"><p>Rows that cannot be used ({count:,})</p><ul tabindex="0">{items}</ul></div>'
     )
@@ -207,7 +207,7 @@ def gain(end: Mapping[str, Any]) -> str:
 
 
 def differing(configs: Mapping[str, RunConfig]) -> list[list[str]]:
-    """The knobs in which runs differ: rows of knob, then one value a run."""
+    """The knobs in which runs differ: rows of knob, then one value per run."""
     rows = []
     for name in RunConfig.model_fields:
         values = [_plain(getattr(config, name)) for config in configs.values()]

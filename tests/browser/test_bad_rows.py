@@ -71,6 +71,7 @@ def test_faulty_rows_are_named_and_one_press_leaves_them_out(
     shot(page, f"bad-rows-run-{size['width']}")
 
 
+@pytest.mark.slow
 def test_another_file_takes_the_named_rows_away(open_page: Any, llama: Path, tmp_path: Path) -> None:
     page = open_page()
     fill(page, "base_model", llama)

@@ -62,6 +62,7 @@ def text_of_columns(page: Any) -> str:
     return str(page.locator("#columns").inner_text())
 
 
+@pytest.mark.slow
 def test_ten_prompts_judged_by_keyboard_revealed_and_found_after_a_reload(
     open_page: Any, site: Site, adapter: str
 ) -> None:

@@ -58,6 +58,7 @@ def ask(page: Any, prompt: str) -> None:
     page.locator("#send").click()
 
 
+@pytest.mark.slow
 def test_two_people_ask_in_turn_and_nobody_ends_the_others_answers(open_page: Any, adapter: str) -> None:
     ada, ben = open_chat(open_page, adapter, ENDLESS), open_chat(open_page, adapter, 8)
     ask(ada, LONG)
@@ -100,6 +101,7 @@ def worker_of(site: Site) -> int:
     raise AssertionError("the page has no compare process")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the process is looked up in /proc")
 def test_a_killed_compare_process_is_told_and_comes_back(open_page: Any, site: Site, adapter: str) -> None:
     page = open_chat(open_page, adapter, ENDLESS)

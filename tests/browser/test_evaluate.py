@@ -13,6 +13,7 @@ from tests.conftest import train
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_its_verdict_stays(open_page: Any, site: Site, llama: Path) -> None:
     run = train(site.store, base_model=str(llama), name="judged", probe_prompts=2, probe_tokens=12)
     page = open_page("?tab=runs&run=judged")

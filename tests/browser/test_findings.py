@@ -40,6 +40,7 @@ def test_findings_follow_the_form_and_a_press_mends(open_page: Any, size: dict[s
     expect(page.locator("#doctor-line")).to_be_empty()
 
 
+@pytest.mark.slow
 def test_what_the_rows_say_is_found_when_they_are_marked(open_page: Any) -> None:
     page = open_page()
     expect(page.locator("#preview mark").last).to_be_visible(timeout=SLOW)
@@ -64,6 +65,7 @@ def test_a_run_shows_what_went_wrong(open_page: Any, site: Site) -> None:
     shot(page, "doctor-run")
 
 
+@pytest.mark.slow
 def test_what_is_found_after_a_run_is_mended_from_runs(open_page: Any, site: Site, llama: Path) -> None:
     """An adapter that did nothing: Runs offers a change, and a press trains the run again with it."""
     run = train(site.store, base_model=str(llama), name="idle", learning_rate=1e-9, max_steps=2)

@@ -101,6 +101,7 @@ def test_a_base_that_cannot_be_planned_is_one_sentence_and_escaped(open_page: An
     assert page.locator("#fit-body b").count() == 0
 
 
+@pytest.mark.slow
 def test_a_base_of_another_kind_is_simulated(open_page: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NEOX))
     page = open_page()

@@ -30,6 +30,7 @@ def test_the_preview_stays_when_a_field_is_left_unchanged(open_page: Any) -> Non
     assert preview.inner_text() == shown
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_preset_chosen_at_once_are_not_replaced_by_those_of_the_first(open_page: Any) -> None:
     page = open_page()
     page.locator("#preset input").click()
@@ -75,6 +76,7 @@ def test_the_warnings_and_the_live_runs_name_keep_the_form(open_page: Any, site:
     site.store.delete(run)
 
 
+@pytest.mark.slow
 def test_a_written_report_stays_while_the_tabs_are_changed(open_page: Any, site: Site, llama: Path) -> None:
     run = train(site.store, base_model=str(llama), name="told", max_steps=2)
     page = open_page("?tab=report")

@@ -51,6 +51,7 @@ def hostile(site: Site) -> None:
     (broken.path / job.FILE).write_text(json.dumps(found | {"loss": BAD, "verdict": BAD}))
 
 
+@pytest.mark.slow
 @pytest.mark.attack("HTML and script in folders, logs, names and fields, in a browser")
 def test_nothing_in_a_strangers_run_is_run(open_page: Any, site: Site) -> None:
     hostile(site)

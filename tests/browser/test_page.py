@@ -114,6 +114,7 @@ def test_from_a_data_file_to_the_comparison(open_page: Any, site: Site, llama: P
     expect(page.locator("#chat-1")).not_to_contain_text("colours")
 
 
+@pytest.mark.slow
 def test_a_run_started_elsewhere_is_shown_live_and_can_be_stopped_and_resumed(
     open_page: Any, site: Site, llama: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_run_started_elsewhere_is_shown_live_and_can_be_stopped_and_resumed(
     assert wait_until_ended(run) == "stopped"
 
 
+@pytest.mark.slow
 def test_runs_are_listed_opened_repeated_and_deleted(open_page: Any, site: Site, llama: Path) -> None:
     for name, rank in (("old", 3), ("new", 5)):
         run = site.store.create(configs.make(TINY | {"base_model": str(llama), "name": name, "rank": rank}))

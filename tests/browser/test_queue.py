@@ -16,6 +16,7 @@ from tests.conftest import TINY, wait_until_ended
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_runs_are_queued_moved_and_taken_out(open_page: Any, site: Site, llama: Path) -> None:
     first = site.store.create(make(TINY | {"base_model": str(llama), "name": "first", "max_steps": 400}))
     launch.start(first, site.store)

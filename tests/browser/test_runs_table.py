@@ -39,6 +39,7 @@ def sorted_by(page: Any) -> dict[str, str]:
     return {name: said for name, said in found.items() if said != "none"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_a_press_on_a_heading_sorts_and_a_row_stays_its_run(open_page: Any, site: Site) -> None:
     page = open_page("?tab=runs")

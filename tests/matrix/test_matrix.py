@@ -49,6 +49,7 @@ def _mark(name: str) -> list[pytest.MarkDecorator]:
     return [] if name in DEFAULT else [pytest.mark.slow if name in SLOW else pytest.mark.architecture]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_mark(name)) for name in SPECS])
 def test_an_architecture(name: str, check: Check) -> None:
     found = check(name)

@@ -30,7 +30,7 @@ class Answer:
 
 
 def ask(session: Session, histories: list[Messages], system: str, decoding: Decoding) -> Iterator[list[Answer]]:
-    """The answers as they grow, at most eight times a second."""
+    """The answers as they grow, at most eight times per second."""
     answers = [Answer() for _ in histories]
     conversations = [with_system(history, system) for history in histories]
     drawn = time.monotonic()

@@ -1,4 +1,4 @@
-"""One sitting of blind votes: prompts answered ahead in a thread, judged one after the other, then revealed."""
+"""A blind session: prompts answered ahead in a thread, judged one after the other, then revealed."""
 
 import random
 import threading
@@ -17,7 +17,7 @@ from qlora_gui.ui.compare import asking
 from qlora_gui.ui.compare.session import Messages, Session
 
 SEEDS = 2**32
-_DICE = random.SystemRandom()
+_RANDOM = random.SystemRandom()
 _BUG = "The answers could not be written: the terminal says why. Press Go on to try again."
 
 
@@ -39,7 +39,7 @@ class Plan:
 
 
 @dataclass
-class Round:
+class Trial:
     """One prompt: its answers by column once they are written, the places they are shown at, the vote on them."""
 
     messages: Messages
@@ -51,8 +51,8 @@ class Round:
     vote: Vote | None = None
 
 
-class Sitting:
-    """The rounds and the judge's way through them. Safe to share between the page's threads and the one that answers.
+class BlindSession:
+    """The trials and the judge's way through them. Safe to share between the page's threads and the one that answers.
 
     `version` changes whenever there is something new to draw.
     """
@@ -60,7 +60,9 @@ class Sitting:
     def __init__(self, session: Session, log: VoteLog, plan: Plan):
         self.id = uuid.uuid4().hex[:12]
         self.plan = plan
-        self.rounds = [Round([_asked(prompt)], *self._shuffled(number)) for number, prompt in enumerate(plan.prompts)]
+        self.trials = [
+            Trial([_question(prompt)], *self._shuffled(number)) for number, prompt in enumerate(plan.prompts)
+        ]
         self.current = 0
         self.revealed = False
         self.proofs: list[dict[str, Any]] = []
@@ -74,24 +76,24 @@ class Sitting:
     @property
     def written(self) -> int:
         """Prompts whose answers are ready."""
-        return sum(bool(one.answers) for one in self.rounds)
+        return sum(bool(trial.answers) for trial in self.trials)
 
     @property
-    def voted(self) -> list[Round]:
-        """The rounds that have a vote."""
-        return [one for one in self.rounds if one.vote]
+    def voted(self) -> list[Trial]:
+        """The trials that have a vote."""
+        return [trial for trial in self.trials if trial.vote]
 
     @property
-    def shown(self) -> Round | None:
-        """What the columns show: the current round; once revealed the last one that was voted on."""
+    def shown(self) -> Trial | None:
+        """What the columns show: the current trial; once revealed the last one that was voted on."""
         if not self.revealed:
-            return self.rounds[self.current]
+            return self.trials[self.current]
         return self.voted[-1] if self.voted else None
 
-    def decoding(self, one: Round, column: int) -> Decoding:
-        """How a round's column was asked: the second of an A/A with another seed."""
-        seed = one.decoding.seed + (SEEDS // 2 if self.plan.aa and column else 0)
-        return one.decoding.model_copy(update={"seed": seed % SEEDS})
+    def decoding(self, trial: Trial, column: int) -> Decoding:
+        """How a trial's column was asked: the second of an A/A with another seed."""
+        seed = trial.decoding.seed + (SEEDS // 2 if self.plan.aa and column else 0)
+        return trial.decoding.model_copy(update={"seed": seed % SEEDS})
 
     def write_on(self) -> None:
         """Have the answers written that are missing, in a thread of its own."""
@@ -102,21 +104,21 @@ class Sitting:
             self.version += 1
         threading.Thread(target=self._work, daemon=True).start()
 
-    def vote(self, number: int, said: Choice) -> None:
-        """Vote on the round of this number: the best place, a tie, or all bad. Any other number is of a page that lags.
+    def vote(self, number: int, choice: Choice) -> None:
+        """Vote on the trial of this number: the best place, a tie, or all bad. Any other number is of a page that lags.
 
         Raises UserError when the vote cannot be kept; then nothing has changed.
         """
         with self._lock:
-            if self.revealed or number != self.current or not self.rounds[number].answers:
+            if self.revealed or number != self.current or not self.trials[number].answers:
                 return
-            one = self.rounds[number]
-            vote = self._vote(one, one.order[said] if isinstance(said, int) else said)
+            trial = self.trials[number]
+            vote = self._vote(trial, trial.order[choice] if isinstance(choice, int) else choice)
             self._log.add(vote)
-            one.vote = vote
-            if number + 1 < len(self.rounds):
+            trial.vote = vote
+            if number + 1 < len(self.trials):
                 self.current += 1
-                self.rounds[self.current].since = time.monotonic()
+                self.trials[self.current].since = time.monotonic()
             else:
                 self.reveal()
             self.version += 1
@@ -134,23 +136,23 @@ class Sitting:
             self._log.take_back(last.vote.id, after_reveal=self.revealed)
             last.vote = None
             if not self.revealed:
-                self.current = self.rounds.index(last)
+                self.current = self.trials.index(last)
                 last.since = time.monotonic()
             self.version += 1
 
     def retry(self, number: int) -> None:
-        """Have the round's answers written anew, with another seed and at other places."""
+        """Have the trial's answers written anew, with another seed and at other places."""
         with self._lock:
-            if self.revealed or number != self.current or not self.rounds[number].answers:
+            if self.revealed or number != self.current or not self.trials[number].answers:
                 return
-            one = self.rounds[number]
-            one.answers, one.retries = [], one.retries + 1
-            one.order, one.decoding = self._shuffled(number + one.retries * len(self.rounds))
+            trial = self.trials[number]
+            trial.answers, trial.retries = [], trial.retries + 1
+            trial.order, trial.decoding = self._shuffled(number + trial.retries * len(self.trials))
             self.version += 1
         self.write_on()
 
     def reveal(self) -> None:
-        """Say who was who; that ends the sitting."""
+        """Say who was who; that ends the session."""
         with self._lock:
             self.revealed = True
             self.version += 1
@@ -165,51 +167,51 @@ class Sitting:
             self._session.stop()
 
     def _shuffled(self, number: int) -> tuple[list[int], Decoding]:
-        """Places by chance, and the settings with a seed of their own: prompts must not share their dice."""
-        order = _DICE.sample(range(self.plan.count), self.plan.count)
+        """Places by chance, and the settings with a seed of their own: prompts must not share sampling noise."""
+        order = _RANDOM.sample(range(self.plan.count), self.plan.count)
         seed = (self.plan.decoding.seed + number) % SEEDS
         return order, self.plan.decoding.model_copy(update={"seed": seed})
 
     def _missing(self) -> int | None:
-        """The round to answer next: the one being judged first."""
-        waiting = [n for n, one in enumerate(self.rounds) if not one.answers and n >= self.current]
+        """The trial to answer next: the one being judged first."""
+        waiting = [n for n, trial in enumerate(self.trials) if not trial.answers and n >= self.current]
         return waiting[0] if waiting else None
 
-    def _next(self) -> Round | None:
+    def _next(self) -> Trial | None:
         with self._lock:
             number = None if self._over else self._missing()
             self._working = number is not None
-            return None if number is None else self.rounds[number]
+            return None if number is None else self.trials[number]
 
     def _work(self) -> None:
         error = _BUG
         try:
-            while one := self._next():
-                self._answer(one)
+            while trial := self._next():
+                self._answer(trial)
             error = ""
-        except UserError as told:
-            error = str(told)
+        except UserError as fault:
+            error = str(fault)
         finally:
             with self._lock:
                 self._asking, self._working = False, self._working and not error
-            self._tell("", "" if self._over else error)
+            self._set_status("", "" if self._over else error)
 
-    def _answer(self, one: Round) -> None:
-        retries, plan = one.retries, self.plan
+    def _answer(self, trial: Trial) -> None:
+        retries, plan = trial.retries, self.plan
         with self._session.turn:
-            for said in self._session.load(plan.base, [] if plan.aa else plan.runs):
-                self._tell(said)
-            self._tell("")
+            for stage in self._session.load(plan.base, [] if plan.aa else plan.runs):
+                self._set_status(stage)
+            self._set_status("")
             self._asking = True
             proofs = self._session.columns * (2 if plan.aa else 1)
-            if plan.aa:  # dice of their own: with shared ones the base would repeat itself word for word
-                answers = [self._ask(one.messages, 1, self.decoding(one, column))[0] for column in (0, 1)]
+            if plan.aa:  # seeds of their own: with one noise the base would repeat itself word for word
+                answers = [self._ask(trial.messages, 1, self.decoding(trial, column))[0] for column in (0, 1)]
             else:
-                answers = self._ask(one.messages, plan.count, one.decoding)
+                answers = self._ask(trial.messages, plan.count, trial.decoding)
             self._asking = False
         with self._lock:
-            if one.retries == retries and not self._over:
-                one.answers, self.proofs, one.since = answers, proofs, time.monotonic()
+            if trial.retries == retries and not self._over:
+                trial.answers, self.proofs, trial.since = answers, proofs, time.monotonic()
                 self.version += 1
 
     def _ask(self, messages: Messages, columns: int, decoding: Decoding) -> list[asking.Answer]:
@@ -222,12 +224,12 @@ class Sitting:
             raise UserError("The answers were stopped: press Go on to have them written.")
         return answers or [asking.Answer() for _ in range(columns)]
 
-    def _tell(self, status: str, error: str = "") -> None:
+    def _set_status(self, status: str, error: str = "") -> None:
         with self._lock:
             self.status, self.error = status, error
             self.version += 1
 
-    def _vote(self, one: Round, choice: Choice) -> Vote:
+    def _vote(self, trial: Trial, choice: Choice) -> Vote:
         base, plan = self.proofs[0], self.plan
         system = [{"role": "system", "content": plan.system}] if plan.system else []
         names = {
@@ -238,23 +240,23 @@ class Sitting:
         }
         return Vote(
             session=self.id,
-            prompt=one.messages[-1]["content"],
-            messages=[*system, *one.messages],
+            prompt=trial.messages[-1]["content"],
+            messages=[*system, *trial.messages],
             columns=tuple(Column(str(proof["name"]), proof.get("sha256")) for proof in self.proofs),
-            order=tuple(one.order),
+            order=tuple(trial.order),
             choice=choice,
-            answers=tuple(answer.text for answer in one.answers),
-            tokens=tuple(answer.tokens for answer in one.answers),
-            seconds=round(time.monotonic() - one.since, 1),
-            retries=one.retries,
-            decoding=one.decoding.model_dump(),
-            same_dice=one.decoding.same_dice and not plan.aa and not one.decoding.greedy,
+            answers=tuple(answer.text for answer in trial.answers),
+            tokens=tuple(answer.tokens for answer in trial.answers),
+            seconds=round(time.monotonic() - trial.since, 1),
+            retries=trial.retries,
+            decoding=trial.decoding.model_dump(),
+            same_dice=trial.decoding.same_dice and not plan.aa and not trial.decoding.greedy,
             aa=plan.aa,
             base={name: base.get(key) for name, key in names.items()},
         )
 
 
-def _asked(prompt: str) -> dict[str, str]:
+def _question(prompt: str) -> dict[str, str]:
     return {"role": "user", "content": prompt}
 
 

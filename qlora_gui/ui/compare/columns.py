@@ -1,4 +1,4 @@
-"""The columns of the Compare tab: what each is called, what it said, and the proof that it is what it says."""
+"""The columns of the Compare tab: what each is called, what it answered, and the proof that it is what it says."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,44 +19,39 @@ from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
 
 
-@dataclass
 class View:
     """The components of one column."""
 
-    box: gr.Column
-    title: gr.HTML
-    chat: gr.Chatbot
-    proof_box: gr.Accordion
-    proof: gr.HTML
+    def __init__(self, number: int):
+        with gr.Column(
+            visible=number == 0, min_width=280, elem_classes="tight", elem_id=f"column-{number}"
+        ) as self.box:
+            self.title = gr.HTML(elem_id=f"column-title-{number}")
+            self.chat = gr.Chatbot(
+                label=f"Answers of column {number + 1}",
+                show_label=False,
+                height=300,
+                sanitize_html=True,
+                render_markdown=False,  # an answer is judged as it was written
+                latex_delimiters=[],
+                buttons=[],
+                feedback_options=None,
+                layout="bubble",
+                placeholder="Answers appear here.",
+                elem_id=f"chat-{number}",
+            )
+            with gr.Accordion("Proof", open=False, elem_id=f"proof-{number}") as self.proof_box:
+                self.proof = gr.HTML(NO_PROOF)
 
     def parts(self) -> list[Any]:
+        """All of them."""
         return [self.box, self.title, self.chat, self.proof_box, self.proof]
 
 
-def build() -> list[View]:
+def draw() -> list[View]:
     """Draw all columns there can be; only those in use are visible."""
-    views = []
     with gr.Row(equal_height=False, elem_id="columns"):
-        for number in range(MOST):
-            with gr.Column(visible=number == 0, min_width=280, elem_classes="tight", elem_id=f"column-{number}") as box:
-                title = gr.HTML(elem_id=f"column-title-{number}")
-                chat = gr.Chatbot(
-                    label=f"Answers of column {number + 1}",
-                    show_label=False,
-                    height=300,
-                    sanitize_html=True,
-                    render_markdown=False,  # an answer is judged as it was written
-                    latex_delimiters=[],
-                    buttons=[],
-                    feedback_options=None,
-                    layout="bubble",
-                    placeholder="Answers appear here.",
-                    elem_id=f"chat-{number}",
-                )
-                with gr.Accordion("Proof", open=False, elem_id=f"proof-{number}") as proof_box:
-                    proof = gr.HTML(NO_PROOF)
-            views.append(View(box, title, chat, proof_box, proof))
-    return views
+        return [View(number) for number in range(MOST)]
 
 
 def emptied(shown: Sequence[View], names: Sequence[str], proofs: bool = True) -> dict[Any, Any]:
@@ -87,15 +82,15 @@ def messages(
 
 
 def _answered(text: str, prompt: str | None, writing: bool = False) -> list[dict[str, Any]]:
-    found = reasoning.parted(text, prompt)
+    parts = reasoning.parted(text, prompt)
     above = []
-    if found.thought:
+    if parts.thought:
         # "done" folds it, also while it is being written; unfolded by hand it stays so
-        folded = {"title": found.title(writing), "status": "done"}
-        above = [_message("assistant", found.thought) | {"metadata": folded}]
-        if not found.ended:
+        folded = {"title": parts.title(writing), "status": "done"}
+        above = [_message("assistant", parts.thought) | {"metadata": folded}]
+        if not parts.ended:
             return above
-    return [*above, _message("assistant", found.answer, empty="…" if writing else "<em>(an empty answer)</em>")]
+    return [*above, _message("assistant", parts.answer, empty="…" if writing else "<em>(an empty answer)</em>")]
 
 
 def _message(role: str, content: str, empty: str = "") -> dict[str, Any]:
@@ -115,23 +110,23 @@ def length(tokens: int, reason: str) -> str:
 
 def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:
     """What a column is: everything the worker says of it, the prompt as the model read it, how it was decoded."""
-    rows = [(_TITLES.get(name, name.replace("_", " ")), _said(value)) for name, value in column.items()]
+    rows = [(_TITLES.get(name, name.replace("_", " ")), _plain(value)) for name, value in column.items()]
     settings = "greedy" if decoding.greedy else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
     settings += f", at most {decoding.max_new_tokens} tokens"
-    dice = "the same dice for all" if decoding.same_dice else "dice of its own"
-    settings += "" if decoding.greedy else f", seed {decoding.seed}, {dice}"
+    noise = "the same dice for all" if decoding.same_dice else "dice of its own"
+    settings += "" if decoding.greedy else f", seed {decoding.seed}, {noise}"
     rows.append(("decoding", settings))
     literal = html.hint("The prompt as the model read it:") + html.literal(prompt) if prompt else ""
     return '<div class="proof">' + html.table((), rows) + literal + "</div>"
 
 
-def _said(value: Any) -> str:
+def _plain(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_said(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_plain, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -174,8 +169,10 @@ class Room:
         return runs[0].config().model_copy(update={"base_model": base, "revision": ""}), runs
 
     def _any_config(self, base: str) -> RunConfig:
-        found = (one.config for one in index.now(self.store).found if one.config and offers.key(one.config) == base)
-        config = next(found, None)
+        configs_of_base = (
+            run.config for run in index.now(self.store).summaries if run.config and offers.key(run.config) == base
+        )
+        config = next(configs_of_base, None)
         if config is None:
             raise UserError("No run of this base is left: choose another base.")
         return config

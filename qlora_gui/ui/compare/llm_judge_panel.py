@@ -1,7 +1,6 @@
 """The optional LLM judge on the page: off until an endpoint is named; it judges the answers that people voted on."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import gradio as gr
 
@@ -14,76 +13,58 @@ from qlora_gui.ui.streaming import streams
 from qlora_gui.ui.theme import RAW
 
 
-@dataclass
-class Panel:
-    """Its fields and its button."""
+class LlmJudgePanel:
+    """Its fields and its button. What is judged is kept as it comes.
 
-    url: gr.Textbox
-    model: gr.Textbox
-    ask: gr.Button
-    told: gr.HTML
-
-
-def build() -> Panel:
-    """Draw the panel, folded."""
-    with gr.Accordion("A second opinion: let an LLM judge", open=False, elem_id="llm-judge"):
-        gr.HTML(
-            html.hint(
-                "Off unless you use it. It sends the prompts and answers above to the endpoint you name, each pair in "
-                "both orders; where the orders disagree it is a tie. Its votes are counted apart from yours. The key is "
-                f"taken from {llm_judge.KEY} in the environment of this program, never from the page."
-            )
-        )
-        with gr.Row(equal_height=False):
-            url = gr.Textbox(
-                label="OpenAI-compatible endpoint", placeholder="http://127.0.0.1:8000/v1", elem_id="llm-url"
-            )
-            model = gr.Textbox(label="Model", info="Not one of the compared ones.", elem_id="llm-model")
-        ask = gr.Button("Let it judge", size="sm", elem_id="llm-ask")
-        told = gr.HTML(elem_id="llm-told")
-    return Panel(url, model, ask, told)
-
-
-def wire(
-    panel: Panel,
-    log: VoteLog,
-    chosen: gr.Dropdown,
-    results: gr.HTML,
-    tally: Callable[[list[str]], str],
-    pinned: bool,
-) -> None:
-    """The button has all pairs judged that this judge has not seen; what is judged is kept as it comes.
-
-    `tally` gives what all votes on some adapters say, as far as it may be shown. `pinned` lets no other judge be asked
-    than the one that the owner named in the environment.
+    `pinned` lets no other judge be asked than the one that the owner named in the environment.
     """
 
+    def __init__(self, log: VoteLog, pinned: bool):
+        self.log, self.pinned = log, pinned
+        with gr.Accordion("A second opinion: let an LLM judge", open=False, elem_id="llm-judge"):
+            gr.HTML(
+                html.hint(
+                    "Off unless you use it. It sends the prompts and answers above to the endpoint you name, each pair in "
+                    "both orders; where the orders disagree it is a tie. Its votes are counted apart from yours. The key is "
+                    f"taken from {llm_judge.KEY} in the environment of this program, never from the page."
+                )
+            )
+            with gr.Row(equal_height=False):
+                self.url = gr.Textbox(
+                    label="OpenAI-compatible endpoint", placeholder="http://127.0.0.1:8000/v1", elem_id="llm-url"
+                )
+                self.model = gr.Textbox(label="Model", info="Not one of the compared ones.", elem_id="llm-model")
+            self.ask = gr.Button("Let it judge", size="sm", elem_id="llm-ask")
+            self.status = gr.HTML(elem_id="llm-told")
+
     @streams
-    def judged(url: str, model: str, picked: list[str]) -> Iterator[str]:
+    def judged(self, url: str, model: str, picked: list[str]) -> Iterator[str]:
+        """Have all pairs judged that this judge has not seen, and report how far it is."""
         names = ["base", *picked]
-        votes = [vote for group in vote_views.of_columns(log.read(), names).values() for vote in group]
+        votes = [vote for group in vote_views.by_columns(self.log.read(), names).values() for vote in group]
         judge = llm_judge.Judge((url or "").strip(), (model or "").strip())
         try:
             llm_judge.check(judge, names)
-            if pinned and not llm_judge.is_pinned(judge):
+            if self.pinned and not llm_judge.is_pinned(judge):
                 raise UserError(f"Only the judge that the owner named in {llm_judge.PIN} may be asked from this page.")
             waiting = len(llm_judge.unjudged(judge, votes))
             if not waiting:
                 yield html.hint("There is nothing to judge: vote first; what it has judged it keeps.")
                 return
             yield html.hint(f"0 of {waiting} pairs judged…")
-            for now in llm_judge.judge_votes(judge, votes, log.add):
-                said = f"{now.done} of {now.total} pairs judged; both orders agreed at {now.agreed}"
-                yield html.hint(said)
+            for now in llm_judge.judge_votes(judge, votes, self.log.add):
+                yield html.hint(f"{now.done} of {now.total} pairs judged; both orders agreed at {now.agreed}")
         except UserError as error:
             yield html.faults([str(error)])
 
-    panel.ask.click(
-        judged,
-        [panel.url, panel.model, chosen],
-        panel.told,
-        concurrency_id="llm-judge",
-        concurrency_limit=1,
-        trigger_mode="once",
-        **RAW,
-    ).then(tally, chosen, results, **RAW)  # by then other adapters may be chosen
+    def wire(self, chosen: gr.Dropdown, results: gr.HTML, tally: Callable[[list[str]], str]) -> None:
+        """Connect the button. `tally` gives what all votes on some adapters say, as far as it may be shown."""
+        self.ask.click(
+            self.judged,
+            [self.url, self.model, chosen],
+            self.status,
+            concurrency_id="llm-judge",
+            concurrency_limit=1,
+            trigger_mode="once",
+            **RAW,
+        ).then(tally, chosen, results, **RAW)  # by then other adapters may be chosen

@@ -15,28 +15,28 @@ def key(config: RunConfig) -> str:
     return " · ".join(words)
 
 
-def bases(found: Sequence[Summary]) -> list[str]:
+def bases(runs: Sequence[Summary]) -> list[str]:
     """The bases that have at least one adapter, that of the newest run first."""
-    return list(dict.fromkeys(key(one.config) for one in found if one.config and one.adapter))
+    return list(dict.fromkeys(key(run.config) for run in runs if run.config and run.adapter))
 
 
-def adapters(found: Sequence[Summary], base: str) -> list[str]:
+def adapters(runs: Sequence[Summary], base: str) -> list[str]:
     """The runs whose adapter belongs to this base, newest first; all of them for a base that no run names."""
-    if base not in bases(found):
-        return [one.id for one in found if one.config and one.adapter]
-    return [one.id for one in found if one.config and one.adapter and key(one.config) == base]
+    if base not in bases(runs):
+        return [run.id for run in runs if run.config and run.adapter]
+    return [run.id for run in runs if run.config and run.adapter and key(run.config) == base]
 
 
-def refused(found: Sequence[Summary], base: str) -> list[str]:
+def refused(runs: Sequence[Summary], base: str) -> list[str]:
     """A sentence for every run that is not offered with this base."""
-    said, named = [], base in bases(found)
-    for one in found:
-        if not one.read:
-            said.append(f"{one.id}: it is being read.")
-        elif one.config is None:
-            said.append(f"{one.id}: its run.json cannot be read.")
-        elif not one.adapter:
-            said.append(f"{one.id}: it has no adapter yet ({one.state}).")
-        elif named and key(one.config) != base:
-            said.append(f"{one.id}: it was trained on another base, {key(one.config)}.")
-    return said
+    reasons, named = [], base in bases(runs)
+    for run in runs:
+        if not run.read:
+            reasons.append(f"{run.id}: it is being read.")
+        elif run.config is None:
+            reasons.append(f"{run.id}: its run.json cannot be read.")
+        elif not run.adapter:
+            reasons.append(f"{run.id}: it has no adapter yet ({run.state}).")
+        elif named and key(run.config) != base:
+            reasons.append(f"{run.id}: it was trained on another base, {key(run.config)}.")
+    return reasons

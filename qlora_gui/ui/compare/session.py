@@ -1,4 +1,4 @@
-"""The page's one compare worker: started when something is asked, told again when base or adapters change."""
+"""The page's one compare worker: started by the first question, reloaded when base or adapters change."""
 
 import queue
 import threading
@@ -43,21 +43,21 @@ class Session:
         if self._loaded == wanted and client.is_loaded:
             return
         self._loaded = None
-        said: queue.Queue[str | None] = queue.Queue()
+        stages: queue.Queue[str | None] = queue.Queue()
         result: list[Any] = []
 
         def work() -> None:
             try:
-                result.append(client.columns(*asked, say=said.put, **kind))
+                result.append(client.columns(*asked, say=stages.put, **kind))
             except BaseException as error:  # carried over to the caller's thread
                 result.append(error)
-            said.put(None)
+            stages.put(None)
 
         threading.Thread(target=work, daemon=True).start()
-        while (text := said.get()) is not None:
+        while (text := stages.get()) is not None:
             yield text
         if isinstance(result[0], BaseException):
-            raise self._told(client, result[0])
+            raise self._as_user_error(client, result[0])
         self.columns, self._loaded = result[0], wanted
 
     def answer(self, conversations: list[Messages], decoding: Decoding) -> Iterator[dict[str, Any]]:
@@ -69,7 +69,7 @@ class Session:
             with closing(client.answer(conversations, decoding)) as events:
                 yield from events
         except Exception as error:
-            raise self._told(client, error) from error
+            raise self._as_user_error(client, error) from error
 
     def stop(self) -> None:
         """End the answers that are being written."""
@@ -83,7 +83,7 @@ class Session:
         if client is not None:
             client.close()
 
-    def _told(self, client: Any, error: BaseException) -> UserError:
+    def _as_user_error(self, client: Any, error: BaseException) -> UserError:
         """An error of the client as a sentence; after a bug of the worker the next question starts a new one."""
         if self._client is not client:  # closed from elsewhere, in the middle of its work
             return UserError(_CLOSED)

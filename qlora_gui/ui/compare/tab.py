@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
+from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import links
 from qlora_gui.ui.compare import blind, blind_panel, chat, columns, offers
@@ -20,130 +21,153 @@ from qlora_gui.ui.train import form
 _EMPTY = html.empty("No adapters yet. Train one: on the Train tab the demo is filled in, press Start.")
 
 
-def tab(store: RunStore, link: gr.State, session: Session) -> None:
-    """Draw the tab and wire it."""
-    empty = gr.HTML(_EMPTY, elem_id="no-adapters")
-    with gr.Column(visible=False, elem_classes="tight") as everything:
-        with gr.Row(equal_height=False):
-            base = gr.Dropdown(
-                [],
-                label="Base",
-                info="Not where its adapters say? Type its hub id or folder.",
-                allow_custom_value=True,
-                elem_id="base",
-                scale=2,
-                min_width=240,
-            )
-            chosen = gr.Dropdown(
-                [],
-                value=[],
-                multiselect=True,
-                max_choices=MAX_ADAPTERS,
-                label=f"Adapters (up to {MAX_ADAPTERS} of this base)",
-                elem_id="adapters",
-                scale=3,
-                min_width=280,
-            )
-            switch = gr.Checkbox(
-                label="Blind", info="Vote before you know who is who.", elem_id="blind", scale=1, min_width=170
-            )
-        not_offered = gr.HTML(elem_id="not-offered")
-        shown = columns.build()
-        bar = chat.build()
-        panel = blind_panel.build()
-        with gr.Accordion("Settings", open=False, elem_id="decoding"):
-            system = gr.Textbox(
-                label="System prompt", info="Put before every conversation.", lines=2, elem_id="compare-system"
-            )
-            with gr.Row(equal_height=False):
-                fields = {
-                    name: form.component(name, field, field.default, "decoding")
-                    for name, field in Decoding.model_fields.items()
-                }
-            unload = gr.Button("Free the memory of the compare worker", size="sm", elem_id="unload")
-    room = Room(store, session, base, chosen, switch, system, fields, shown)
-    seen, laid = gr.State(""), gr.State(None)
+class CompareTab:
+    """The tab's components, and what happens when they are used."""
 
-    def refresh(before: str, base_now: str | None, picked: list[str]) -> Any:
-        found = index.glance(store).found
-        now = _stamp(found)
+    def __init__(self, store: RunStore, session: Session):
+        self.store, self.session = store, session
+        self.log = VoteLog(store.root)
+        self.empty = gr.HTML(_EMPTY, elem_id="no-adapters")
+        with gr.Column(visible=False, elem_classes="tight") as self.everything:
+            with gr.Row(equal_height=False):
+                self._draw_choices()
+            self.not_offered = gr.HTML(elem_id="not-offered")
+            self.shown = columns.draw()
+            self.bar = chat.ChatBar()
+            self.panel = blind_panel.BlindPanel(self.log, store.has_guests)
+            with gr.Accordion("Settings", open=False, elem_id="decoding"):
+                self._draw_settings()
+        choices = (self.base, self.chosen, self.switch)
+        self.room = Room(store, session, *choices, self.system, self.fields, self.shown)
+        self.seen, self.laid = gr.State(""), gr.State(None)
+        self.chat = chat.Chat(self.room, self.bar)
+        self.blind = blind.BlindVoting(self.room, self.panel, self.log)
+
+    def _draw_choices(self) -> None:
+        self.base = gr.Dropdown(
+            [],
+            label="Base",
+            info="Not where its adapters say? Type its hub id or folder.",
+            allow_custom_value=True,
+            elem_id="base",
+            scale=2,
+            min_width=240,
+        )
+        self.chosen = gr.Dropdown(
+            [],
+            value=[],
+            multiselect=True,
+            max_choices=MAX_ADAPTERS,
+            label=f"Adapters (up to {MAX_ADAPTERS} of this base)",
+            elem_id="adapters",
+            scale=3,
+            min_width=280,
+        )
+        self.switch = gr.Checkbox(
+            label="Blind", info="Vote before you know who is who.", elem_id="blind", scale=1, min_width=170
+        )
+
+    def _draw_settings(self) -> None:
+        self.system = gr.Textbox(
+            label="System prompt", info="Put before every conversation.", lines=2, elem_id="compare-system"
+        )
+        with gr.Row(equal_height=False):
+            self.fields = {
+                name: form.component(name, field, field.default, "decoding")
+                for name, field in Decoding.model_fields.items()
+            }
+        self.unload = gr.Button("Free the memory of the compare worker", size="sm", elem_id="unload")
+
+    def refresh(self, before: str, base: str | None, picked: list[str]) -> Any:
+        """Updates when what can be offered has changed."""
+        runs = index.glance(self.store).summaries
+        now = _stamp(runs)
         if before in ("", now):  # before the first link it is not known what to choose
             return gr.skip()
-        return {seen: now} | _choices(found, base_now, picked, none_is_meant=True)
+        return {self.seen: now} | self._choices(runs, base, picked, none_is_meant=True)
 
     def _choices(
-        found: Sequence[Summary],
-        base_now: str | None,
+        self,
+        runs: Sequence[Summary],
+        base: str | None,
         picked: list[str],
         none_is_meant: bool = False,
         typed: bool = False,
     ) -> dict[Any, Any]:
-        bases = offers.bases(found)
-        base_now = (base_now or "").strip()
-        typed = typed or any(one.id in picked for one in found)  # and not the base of runs that are gone
-        if not base_now or (base_now not in bases and not typed):
-            base_now = next(iter(bases), None)
-        ids = offers.adapters(found, base_now) if base_now else []
-        kept = [run_id for run_id in picked if run_id in ids][:MAX_ADAPTERS]
-        why = offers.refused(found, base_now) if base_now else []
+        bases = offers.bases(runs)
+        base = (base or "").strip()
+        typed = typed or any(run.id in picked for run in runs)  # and not the base of runs that are gone
+        if not base or (base not in bases and not typed):
+            base = next(iter(bases), None)
+        ids = offers.adapters(runs, base) if base else []
+        still_offered = [run_id for run_id in picked if run_id in ids][:MAX_ADAPTERS]
+        reasons = offers.refused(runs, base) if base else []
         return {
-            empty: gr.update(visible=not bases),
-            everything: gr.update(visible=bool(bases)),
-            base: gr.update(choices=bases, value=base_now),
-            chosen: gr.update(choices=ids, value=kept if kept or none_is_meant else ids[:1]),
-            not_offered: html.listed(f"Not offered with this base ({len(why)})", why),
+            self.empty: gr.update(visible=not bases),
+            self.everything: gr.update(visible=bool(bases)),
+            self.base: gr.update(choices=bases, value=base),
+            self.chosen: gr.update(choices=ids, value=still_offered if still_offered or none_is_meant else ids[:1]),
+            self.not_offered: html.listed(f"Not offered with this base ({len(reasons)})", reasons),
         }
 
-    def follow(link: links.Link, base_now: str | None, picked: list[str]) -> dict[Any, Any]:
+    def follow(self, link: links.Link, base: str | None, picked: list[str]) -> dict[Any, Any]:
         """What a link asks for; but votes that are being given go on, also after a reload."""
-        found = index.now(store).found
+        runs = index.now(self.store).summaries
         asked_for = link["runs"] if link["tab"] == "compare" else []
-        under_way = desk.under_way()
+        under_way = self.blind.under_way()
         asked_for = under_way if under_way is not None else asked_for
-        config = next((one.config for one in found if one.id in asked_for and one.config and one.adapter), None)
-        updates = _choices(found, offers.key(config) if config else base_now, asked_for or picked)
-        return {seen: _stamp(found)} | updates | ({switch: True} if under_way is not None else {})
+        config = next((run.config for run in runs if run.id in asked_for and run.config and run.adapter), None)
+        updates = self._choices(runs, offers.key(config) if config else base, asked_for or picked)
+        return {self.seen: _stamp(runs)} | updates | ({self.switch: True} if under_way is not None else {})
 
-    def change_base(base_now: str) -> dict[Any, Any]:
-        return _choices(index.now(store).found, base_now, [], typed=True)
+    def change_base(self, base: str) -> dict[Any, Any]:
+        """The adapters of a base that was chosen or typed."""
+        return self._choices(index.now(self.store).summaries, base, [], typed=True)
 
-    def lay_out_if_new(picked: list[str], laid_now: list[str] | None, system_now: str, is_blind: bool) -> Any:
+    def lay_out_if_new(self, picked: list[str], laid: list[str] | None, system: str, is_blind: bool) -> Any:
         """New choices bring the same value again, also while answers are written: those must stay."""
-        return gr.skip() if picked == laid_now else lay_out(picked, system_now, is_blind)
+        return gr.skip() if picked == laid else self.lay_out(picked, system, is_blind)
 
-    def lay_out(picked: list[str], system_now: str, is_blind: bool) -> dict[Any, Any]:
+    def lay_out(self, picked: list[str], system: str, is_blind: bool) -> dict[Any, Any]:
         """Columns for the chosen adapters: empty conversations, or what the blind judge is to see."""
+        bar, panel = self.bar, self.panel
         updates: dict[Any, Any] = {bar.box: gr.update(visible=not is_blind), panel.box: gr.update(visible=is_blind)}
-        known = [one.config.system_prompt for one in index.now(store).found if one.config and one.id in picked]
-        if known and not system_now:
-            updates[system] = known[0]
+        runs = index.now(self.store).summaries
+        prompts = [run.config.system_prompt for run in runs if run.config and run.id in picked]
+        if prompts and not system:
+            updates[self.system] = prompts[0]
         if is_blind:
-            updates |= desk.drawn(picked)
+            updates |= self.blind.drawn(picked)
         else:
-            updates |= columns.emptied(shown, ["base", *picked]) | {panel.bar: gr.update(visible=False)}
-        return updates | {laid: picked} | bar.emptied(len(picked) + 1)
+            updates |= columns.emptied(self.shown, ["base", *picked]) | {panel.bar: gr.update(visible=False)}
+        return updates | {self.laid: picked} | bar.emptied(len(picked) + 1)
 
-    looking: dict[str, Any] = {
-        "fn": refresh,
-        "inputs": [seen, base, chosen],
-        "outputs": [seen, empty, everything, base, chosen, not_offered],
-    } | RAW
-    desk = blind.wire(room, panel)
-    laying: dict[str, Any] = {
-        "inputs": [chosen, system, switch],
-        "outputs": list(dict.fromkeys([bar.box, panel.box, laid, system, *bar.kept(), *room.parts(), *desk.outputs])),
-    } | RAW
-    gr.Timer(2 * TICK_SECONDS).tick(**looking)
-    link.change(follow, [link, base, chosen], [*looking["outputs"], switch], **RAW)
-    link.change(None, None, None, js=blind_panel.KEYS, **RAW)
-    base.input(change_base, base, looking["outputs"], **RAW)
-    chosen.change(lay_out_if_new, **laying | {"inputs": [chosen, laid, system, switch]})
-    switch.change(lay_out, **laying)
-    chat.wire(room, bar)
-    bar.clear.click(lay_out, **laying)
-    unload.click(session.close, None, None, **RAW)
+    def wire(self, link: gr.State) -> None:
+        """Connect the events."""
+        bar, panel = self.bar, self.panel
+        refreshing: dict[str, Any] = {
+            "fn": self.refresh,
+            "inputs": [self.seen, self.base, self.chosen],
+            "outputs": [self.seen, self.empty, self.everything, self.base, self.chosen, self.not_offered],
+        } | RAW
+        self.blind.wire()
+        laid_out = [bar.box, panel.box, self.laid, self.system, *bar.emptied_parts(), *self.room.parts()]
+        laying: dict[str, Any] = {
+            "inputs": [self.chosen, self.system, self.switch],
+            "outputs": list(dict.fromkeys([*laid_out, *self.blind.outputs])),
+        } | RAW
+        gr.Timer(2 * TICK_SECONDS).tick(**refreshing)
+        link.change(self.follow, [link, self.base, self.chosen], [*refreshing["outputs"], self.switch], **RAW)
+        link.change(None, None, None, js=blind_panel.KEYS, **RAW)
+        self.base.input(self.change_base, self.base, refreshing["outputs"], **RAW)
+        new_choice = [self.chosen, self.laid, self.system, self.switch]
+        self.chosen.change(self.lay_out_if_new, **laying | {"inputs": new_choice})
+        self.switch.change(self.lay_out, **laying)
+        self.chat.wire()
+        bar.clear.click(self.lay_out, **laying)
+        self.unload.click(self.session.close, None, None, **RAW)
 
 
-def _stamp(found: Sequence[Summary]) -> str:
+def _stamp(runs: Sequence[Summary]) -> str:
     """Changes when what can be offered changes."""
-    return repr([(one.id, one.adapter, one.state) for one in found])
+    return repr([(run.id, run.adapter, run.state) for run in runs])

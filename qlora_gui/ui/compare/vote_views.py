@@ -4,7 +4,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 import gradio as gr
@@ -29,20 +28,10 @@ _SAVE = """(files) => {
 }"""
 
 
-@dataclass
-class Buttons:
-    """The two buttons, and the hidden field that carries what they made to the browser."""
-
-    row: gr.Row
-    as_json: gr.Button
-    as_csv: gr.Button
-    files: gr.Textbox
-
-
 NO_VOTES = html.empty("No votes on these columns yet. Write prompts below, or add held-out examples, and press Start.")
 
 
-def of_columns(votes: Sequence[Vote], names: Sequence[str]) -> dict[Contest, list[Vote]]:
+def by_columns(votes: Sequence[Vote], names: Sequence[str]) -> dict[Contest, list[Vote]]:
     """The contests to show beside these columns: people's on all of them, an LLM's on pairs of them, A/A of their base."""
     contests = by_contest(votes)
     people = {key for key in contests if key.by == HUMAN and not key.aa and _names(key) == sorted(names)}
@@ -58,13 +47,13 @@ def _names(contest: Contest) -> list[str]:
 
 def results(votes: Sequence[Vote], names: Sequence[str]) -> str:
     """What all votes on these columns say."""
-    found = of_columns(votes, names)
-    people = [vote for contest, group in found.items() if contest.by == HUMAN for vote in group]
-    alike = Counter((contest.names, contest.by, contest.aa) for contest in found)
+    contests = by_columns(votes, names)
+    people = [vote for contest, group in contests.items() if contest.by == HUMAN for vote in group]
+    alike = Counter((contest.names, contest.by, contest.aa) for contest in contests)
     return (
         "".join(
             _result(contest, group, people, alike[contest.names, contest.by, contest.aa] > 1)
-            for contest, group in found.items()
+            for contest, group in contests.items()
         )
         or NO_VOTES
     )
@@ -72,65 +61,65 @@ def results(votes: Sequence[Vote], names: Sequence[str]) -> str:
 
 def _result(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote], with_files: bool) -> str:
     title = "A/A: the base against itself" if contest.aa else " against ".join(contest.names)
-    told = "" if contest.by == HUMAN else _agreement(contest, votes, people)
+    agreement = "" if contest.by == HUMAN else _agreement(contest, votes, people)
     of_two = len(contest.columns) == 2
-    body = of_tally(tally(votes)) if of_two else of_rating(rate(votes))
+    body = tally_html(tally(votes)) if of_two else rating_html(rate(votes))
     who = "people" if contest.by == HUMAN else contest.by.removeprefix("llm:")
-    said = f"votes of {who}"
+    source = f"votes of {who}"
     if with_files:  # the same names: an adapter was trained anew, or its base is another
         files = [contest.base, *(column.sha256 or "" for column in contest.columns)]
-        said += " · files " + ", ".join(file[:8] for file in files if file)
-    head = f'<h3 class="part">{escape(title)} <span>· {escape(said)}</span></h3>'
-    return f'<section class="votes">{head}{told}{body}</section>'
+        source += " · files " + ", ".join(file[:8] for file in files if file)
+    head = f'<h3 class="part">{escape(title)} <span>· {escape(source)}</span></h3>'
+    return f'<section class="votes">{head}{agreement}{body}</section>'
 
 
 def _agreement(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote]) -> str:
     agreed = sum(vote.orders_agree is True for vote in votes)
-    said = f"Both orders gave the same at {agreed} of {counted(len(votes), 'pair')}; the others count as ties."
+    sentence = f"Both orders gave the same at {agreed} of {counted(len(votes), 'pair')}; the others count as ties."
     same, both = llm_judge.with_people(people, votes)
     if both:
-        said += f" Where it and people found one answer better, it chose theirs {same} of {both} times."
-    return html.hint(said)
+        sentence += f" Where it and people found one answer better, it chose theirs {same} of {both} times."
+    return html.hint(sentence)
 
 
-def of_tally(found: Tally) -> str:
+def tally_html(counts: Tally) -> str:
     """Two columns' votes: the sentence, the interval drawn, the counts."""
-    names = found.contest.names
-    share = found.wins[1] / sum(found.wins) if sum(found.wins) else None
-    rows = [(name, wins, f"{tokens:.0f}") for name, wins, tokens in zip(names, found.wins, found.tokens, strict=True)]
-    rows += [("tie", found.ties, ""), ("all bad", found.bad, "")]
-    drawn = interval(found.low, found.high, share, names[0], names[1]) if sum(found.wins) else ""
-    return html.note(found.sentence) + drawn + html.table(("", "prompts won", "mean tokens"), rows, numbers=(1, 2))
+    names = counts.contest.names
+    share = counts.wins[1] / sum(counts.wins) if sum(counts.wins) else None
+    rows = [(name, wins, f"{tokens:.0f}") for name, wins, tokens in zip(names, counts.wins, counts.tokens, strict=True)]
+    rows += [("tie", counts.ties, ""), ("all bad", counts.bad, "")]
+    drawn = interval(counts.low, counts.high, share, names[0], names[1]) if sum(counts.wins) else ""
+    return html.note(counts.sentence) + drawn + html.table(("", "prompts won", "mean tokens"), rows, numbers=(1, 2))
 
 
-def of_rating(found: Rating) -> str:
+def rating_html(rating: Rating) -> str:
     """Several columns' votes: the sentence, each adapter's chance against the base, the strengths."""
-    names, drawn, rows = found.names, "", []
+    names, drawn, rows = rating.names, "", []
     for number, name in enumerate(names):
         chance, spread, best = "", "", ""
         if number:
-            pair = found.pair(0, number)
+            pair = rating.pair(0, number)
             drawn += interval(pair.low, pair.high, pair.share, names[0], name)
             chance, spread = f"{pair.share:.0%}", f"{pair.low:.0%} to {pair.high:.0%}"
             best = f"{pair.wins[1]}-{pair.wins[0]}"
-        rows.append((name, f"{found.strengths[number]:+.2f}", chance, spread, best, f"{found.tokens[number]:.0f}"))
+        rows.append((name, f"{rating.strengths[number]:+.2f}", chance, spread, best, f"{rating.tokens[number]:.0f}"))
     head = ("", "strength (log-odds)", "beats the base", "95% interval", "chosen against base", "mean tokens")
-    return html.note(found.sentence) + drawn + html.table(head, rows, numbers=range(1, 6))
+    return html.note(rating.sentence) + drawn + html.table(head, rows, numbers=range(1, 6))
 
 
 def interval(low: float, high: float, share: float | None, left: str, right: str) -> str:
     """An interval of a share between 0 (all for the left) and 1 (all for the right), with one half marked."""
-    said = f"{right} against {left}: 95% interval {low:.0%} to {high:.0%}"
+    label = f"{right} against {left}: 95% interval {low:.0%} to {high:.0%}"
     dot = "" if share is None else f'<b style="left:{100 * share:.1f}%"></b>'
     bar = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
     return (
-        f'<div class="interval" role="img" aria-label="{escape(said)}"><span>{escape(left)}</span>'
+        f'<div class="interval" role="img" aria-label="{escape(label)}"><span>{escape(left)}</span>'
         f"<div><u></u>{bar}{dot}</div><span>{escape(right)}</span></div>"
     )
 
 
-def rounds(votes: Sequence[Vote]) -> str:
-    """The votes of one sitting, newest last: prompt, choice, lengths by column."""
+def trials(votes: Sequence[Vote]) -> str:
+    """The votes of one blind session, newest last: prompt, choice, lengths by column."""
     if not votes:
         return ""
     rows = []
@@ -146,37 +135,41 @@ def rounds(votes: Sequence[Vote]) -> str:
     return html.folded(f"The {counted(len(votes), 'vote')} of this sitting", html.table(head, rows, numbers=(0, 3, 6)))
 
 
-def build() -> Buttons:
-    """Draw the buttons."""
-    with gr.Row(visible=False, elem_classes=["tight", "actions"]) as row:
-        as_json = gr.Button("Save for LLM Comparator (JSON)", size="sm", elem_id="save-json")
-        as_csv = gr.Button("Save votes (CSV)", size="sm", elem_id="save-csv")
-    return Buttons(row, as_json, as_csv, gr.Textbox(visible=False))
+class SaveButtons:
+    """The two buttons, and the hidden field that carries what they made to the browser."""
 
+    def __init__(self, log: VoteLog):
+        self.log = log
+        with gr.Row(visible=False, elem_classes=["tight", "actions"]) as self.row:
+            self.as_json = gr.Button("Save for LLM Comparator (JSON)", size="sm", elem_id="save-json")
+            self.as_csv = gr.Button("Save votes (CSV)", size="sm", elem_id="save-csv")
+        self.files = gr.Textbox(visible=False)
 
-def wire(buttons: Buttons, log: VoteLog, chosen: gr.Dropdown) -> None:
-    """Each button makes its files from the votes that are shown."""
-
-    def votes(picked: list[str]) -> list[Vote]:
-        shown = of_columns(log.read(), ["base", *picked])
+    def votes(self, picked: list[str]) -> list[Vote]:
+        """The votes that are shown beside these adapters."""
+        shown = by_columns(self.log.read(), ["base", *picked])
         return [vote for group in shown.values() for vote in group]
 
-    def save_json(picked: list[str]) -> str:
+    def save_json(self, picked: list[str]) -> str:
+        """The files for the LLM Comparator, as JSON for the browser."""
         try:
-            return json.dumps(comparator_files([vote for vote in votes(picked) if vote.by == HUMAN]))
+            return json.dumps(comparator_files([vote for vote in self.votes(picked) if vote.by == HUMAN]))
         except UserError as error:
             actions.warn(error)
             return ""
 
-    def save_csv(picked: list[str]) -> str:
-        found = votes(picked)
-        if not found:
+    def save_csv(self, picked: list[str]) -> str:
+        """The votes as one CSV file, as JSON for the browser."""
+        votes = self.votes(picked)
+        if not votes:
             actions.warn("There are no votes on these columns to save: judge some prompts first.")
             return ""
-        return json.dumps([{"name": "votes.csv", "type": "text/csv", "text": export.as_csv(found)}])
+        return json.dumps([{"name": "votes.csv", "type": "text/csv", "text": export.as_csv(votes)}])
 
-    for button, made in ((buttons.as_json, save_json), (buttons.as_csv, save_csv)):
-        button.click(made, chosen, buttons.files, **RAW).then(None, buttons.files, None, js=_SAVE, **RAW)
+    def wire(self, chosen: gr.Dropdown) -> None:
+        """Connect the events."""
+        for button, save in ((self.as_json, self.save_json), (self.as_csv, self.save_csv)):
+            button.click(save, chosen, self.files, **RAW).then(None, self.files, None, js=_SAVE, **RAW)
 
 
 def comparator_files(votes: list[Vote]) -> list[dict[str, str]]:

@@ -14,11 +14,11 @@ SERIES_COLOURS = 6
 
 def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: str = "step") -> str:
     """The chart of all series that have a point; a sentence when none has."""
-    shown = [(number, one) for number, one in enumerate(series) if one.points]
+    shown = [(number, line) for number, line in enumerate(series) if line.points]
     if not shown:
         return f'<figure class="chart"><figcaption><b>{escape(title)}</b> no values yet</figcaption></figure>'
-    xs = [x for _, one in shown for x, _ in one.points]
-    ys = [y for _, one in shown for _, y in one.points]
+    xs = [x for _, line in shown for x, _ in line.points]
+    ys = [y for _, line in shown for _, y in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 4)
     left, right = min(xs), max(max(xs), min(xs) + 1e-12)
     low, high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
@@ -28,15 +28,15 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
 
     grid = "".join(f"M0 {at(left, y)[1]:.1f}H1000" for y in y_ticks)
     lines, keys = "", ""
-    for number, one in shown:
-        points = [at(x, y) for x, y in thinned(one.points, MAX_POINTS)]
+    for number, line in shown:
+        points = [at(x, y) for x, y in thinned(line.points, MAX_POINTS)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        style = f"s{number % SERIES_COLOURS}" + (" dashed" if one.dashed else "")
+        style = f"s{number % SERIES_COLOURS}" + (" dashed" if line.dashed else "")
         lines += f'<path class="{style}" d="{path}"/>'
-        if one.dotted or len(points) == 1:
+        if line.dotted or len(points) == 1:
             dots = "".join(f"M{x:.1f} {y:.1f}h.01" for x, y in points)
             lines += f'<path class="dots s{number % SERIES_COLOURS}" d="{dots}"/>'
-        keys += f'<span class="key {style}">{escape(one.name)}</span>' if one.name else ""
+        keys += f'<span class="key {style}">{escape(line.name)}</span>' if line.name else ""
     labels = "".join(
         f'<span class="y" style="bottom:{100 - at(left, y)[1] / 10:.1f}%">{short(y)}</span>' for y in y_ticks
     )
@@ -45,28 +45,28 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
         for x in x_ticks
         if left <= x <= right
     )
-    said = f"{title}: " + "; ".join(f"{one.name} last {short(one.points[-1][1])}".strip() for _, one in shown)
+    summary = f"{title}: " + "; ".join(f"{line.name} last {short(line.points[-1][1])}".strip() for _, line in shown)
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b>{keys}</figcaption>'
-        f'<div class="plot" style="height:{height}px" role="img" aria-label="{escape(said)}">'
+        f'<div class="plot" style="height:{height}px" role="img" aria-label="{escape(summary)}">'
         '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
         f'<path class="grid" d="{grid}"/>{lines}</svg>'
-        f"{labels}{_spots([one for _, one in shown], left, right, x_name)}</div></figure>"
+        f"{labels}{_spots([line for _, line in shown], left, right, x_name)}</div></figure>"
     )
 
 
 def _spots(series: Sequence[Series], left: float, right: float, x_name: str) -> str:
-    """Invisible strips, one an x, that show the values there when pointed at."""
+    """Invisible strips, one per x, that show the values there when pointed at."""
     values: dict[float, list[str]] = {}
-    for one in series:
-        for x, y in thinned(one.points, MAX_POINTS):
-            values.setdefault(x, []).append(f"{one.name} {short(y)}".strip())
+    for line in series:
+        for x, y in thinned(line.points, MAX_POINTS):
+            values.setdefault(x, []).append(f"{line.name} {short(y)}".strip())
     xs = sorted(values)
     spots = ""
     for number, x in enumerate(xs):
         where = 100 * (x - left) / (right - left)
         after = 100 * (xs[number + 1] - left) / (right - left) if number + 1 < len(xs) else where + 1.5
         side = " late" if where > 75 else " early" if where < 25 else ""
-        told = escape(f"{x_name} {short(x)}\n" + "\n".join(values[x]))
-        spots += f'<i class="spot{side}" style="left:{where:.2f}%;width:{after - where:.2f}%"><span>{told}</span></i>'
+        text = escape(f"{x_name} {short(x)}\n" + "\n".join(values[x]))
+        spots += f'<i class="spot{side}" style="left:{where:.2f}%;width:{after - where:.2f}%"><span>{text}</span></i>'
     return spots

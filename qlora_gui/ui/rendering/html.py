@@ -33,7 +33,7 @@ def _cell(value: Any) -> str:
 
 
 def note(*sentences: str, bad: bool = False) -> str:
-    """A box with a paragraph a sentence; empty sentences are left out."""
+    """A box with a paragraph per sentence; empty sentences are left out."""
     body = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences if sentence)
     return f'<div class="note{" bad" if bad else ""}">{body}</div>' if body else ""
 
@@ -101,10 +101,10 @@ def literal(text: str) -> str:
 
 def answer(text: str) -> Markup:
     """An answer as it was written, its thought folded above it."""
-    found = reasoning.parted(text)
+    parts = reasoning.parted(text)
     above = (
-        f'<details class="thinking"><summary>{escape(found.title())}</summary><div>{escape(found.thought)}</div></details>'
-        if found.thought
+        f'<details class="thinking"><summary>{escape(parts.title())}</summary><div>{escape(parts.thought)}</div></details>'
+        if parts.thought
         else ""
     )
-    return Markup(f'<div class="as-written">{above}<div>{escape(found.answer)}</div></div>')
+    return Markup(f'<div class="as-written">{above}<div>{escape(parts.answer)}</div></div>')

@@ -15,38 +15,51 @@ from qlora_gui.ui.theme import QUIET
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
 
 
-def build(store: RunStore) -> None:
-    """Draw it, folded; it is read when it is unfolded."""
-    with gr.Accordion("Disk: quantized bases and uploads that are kept", open=False, elem_id="disk") as box:
-        told = gr.HTML(elem_id="disk-told")
-        with gr.Row(elem_classes=["tight", "actions"]):
-            clear = gr.Button("Clear…", visible=False, elem_id="disk-clear", **_SMALL)
-        with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="disk-confirm") as confirm:
-            question = gr.HTML()
-            sure = gr.Button("Clear them", variant="stop", elem_id="disk-sure", **_SMALL)
-            keep = gr.Button("Keep them", **_SMALL)
+class DiskPanel:
+    """The panel, drawn folded; it is read when it is unfolded."""
 
-    def look() -> dict[Any, Any]:
-        found = cache.entries()
-        files = uploaded(uploads.entries(store.named()), uploads.removed())
-        return {told: listed(found) + files, clear: gr.update(visible=bool(found)), confirm: gr.update(visible=False)}
+    def __init__(self, store: RunStore):
+        self._store = store
+        title = "Disk: quantized bases and uploads that are kept"
+        with gr.Accordion(title, open=False, elem_id="disk") as self.box:
+            self.contents = gr.HTML(elem_id="disk-told")
+            with gr.Row(elem_classes=["tight", "actions"]):
+                self.clear = gr.Button("Clear…", visible=False, elem_id="disk-clear", **_SMALL)
+            with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="disk-confirm") as self.confirm:
+                self.question = gr.HTML()
+                self.sure = gr.Button("Clear them", variant="stop", elem_id="disk-sure", **_SMALL)
+                self.keep = gr.Button("Keep them", **_SMALL)
 
-    def ask() -> dict[Any, Any]:
+    def wire(self) -> None:
+        """Connect the events."""
+        outputs = [self.contents, self.clear, self.confirm]
+        self.box.expand(self.look, None, outputs, **QUIET)
+        self.clear.click(self.ask, None, [self.confirm, self.question], **QUIET)
+        self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **QUIET)
+        self.sure.click(self.remove, None, outputs, concurrency_limit=1, **QUIET)
+
+    def look(self) -> dict[Any, Any]:
+        """List what is kept."""
+        entries = cache.entries()
+        files = uploaded(uploads.entries(self._store.named()), uploads.removed())
+        return {
+            self.contents: listed(entries) + files,
+            self.clear: gr.update(visible=bool(entries)),
+            self.confirm: gr.update(visible=False),
+        }
+
+    def ask(self) -> dict[Any, Any]:
+        """Ask before anything is deleted."""
         size = _size(sum(entry.bytes for entry in cache.entries()))
-        said = f"Delete {size} of quantized bases? Each is made again the next time it is needed."
-        return {confirm: gr.update(visible=True), question: html.note(said, bad=True)}
+        text = f"Delete {size} of quantized bases? Each is made again the next time it is needed."
+        return {self.confirm: gr.update(visible=True), self.question: html.note(text, bad=True)}
 
-    def remove() -> dict[Any, Any]:
+    def remove(self) -> dict[Any, Any]:
+        """Delete the quantized bases."""
         freed = cache.clear()
         left = " What is still listed is in use just now." if cache.entries() else ""
-        updates = look()
-        return updates | {told: html.note(f"{_size(freed)} freed.{left}") + updates[told]}
-
-    shown = [told, clear, confirm]
-    box.expand(look, None, shown, **QUIET)
-    clear.click(ask, None, [confirm, question], **QUIET)
-    keep.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
-    sure.click(remove, None, shown, concurrency_limit=1, **QUIET)
+        updates = self.look()
+        return updates | {self.contents: html.note(f"{_size(freed)} freed.{left}") + updates[self.contents]}
 
 
 def listed(entries: list[cache.Entry]) -> str:
@@ -64,21 +77,21 @@ def uploaded(entries: list[uploads.Upload], removed: list[tuple[str, float]]) ->
     body = html.hint(f"Uploads removed, for no run named them: {gone}.") if gone else ""
     if not entries:
         return body
-    total = _size(sum(one.bytes for one in entries))
+    total = _size(sum(upload.bytes for upload in entries))
     rule = (
         f"an upload that no run names is removed {uploads.KEPT_DAYS} days after it came, or after {uploads.YOUNG_DAYS} where "
         f"all of them take more than {_size(uploads.MOST_BYTES)}"
     )
     where = f'<p class="hint">Uploads: {total} in <code>{escape(str(uploads.folder()))}</code>; {rule}</p>'
-    rows = [(one.name, _size(one.bytes), f"{one.days:.0f} days", _users(one)) for one in entries]
+    rows = [(upload.name, _size(upload.bytes), f"{upload.days:.0f} days", _users(upload)) for upload in entries]
     return where + html.table(("upload", "size", "age", "named by"), rows, numbers=(1, 2)) + body
 
 
-def _users(one: uploads.Upload) -> str:
-    if not one.runs:
+def _users(upload: uploads.Upload) -> str:
+    if not upload.runs:
         return "no run"
-    more = f" and {len(one.runs) - 3:,} more" if len(one.runs) > 3 else ""
-    return ", ".join(one.runs[:3]) + more
+    more = f" and {len(upload.runs) - 3:,} more" if len(upload.runs) > 3 else ""
+    return ", ".join(upload.runs[:3]) + more
 
 
 def _size(count: int) -> str:

@@ -17,27 +17,27 @@ from qlora_gui.ui.train import form
 _LOSSES = range(4, 8)  # columns of numbers in the table of runs
 
 
-def told(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
+def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     """Curves in one plot each, and tables; of a sweep grouped by the knobs that vary in it."""
     swept = _sweep_of(summaries)
-    names = {one.id: sweep.words(cell) for one, cell in swept} or {run.id: run.id for run in runs}
-    reading = {run.id: told for run in runs if (told := index.reading(run))}
+    names = {summary.id: sweep.words(cell) for summary, cell in swept} or {run.id: run.id for run in runs}
+    reading = {run.id: progress for run in runs if (progress := index.reading(run))}
     events = {run.id: run.events()[0] for run in runs if run.id not in reading}
-    held = [Series(names[key], points(found, "eval", "loss"), dotted=True) for key, found in events.items()]
-    loss = [Series(names[key], points(found, "step", "loss")) for key, found in events.items()]
+    held = [Series(names[key], points(of_run, "eval", "loss"), dotted=True) for key, of_run in events.items()]
+    loss = [Series(names[key], points(of_run, "step", "loss")) for key, of_run in events.items()]
     curves = line_chart("Held-out loss", held, height=200) + line_chart("Training loss", loss, height=200)
-    curves += "".join(html.hint(f"{key}: {said}") for key, found in events.items() for said in not_all(found))
-    curves += "".join(html.hint(f"{key}: {said}") for key, said in reading.items())
+    curves += "".join(html.hint(f"{key}: {text}") for key, of_run in events.items() for text in not_all(of_run))
+    curves += "".join(html.hint(f"{key}: {text}") for key, text in reading.items())
     return _grid(swept) + curves if swept else curves + _differences(summaries) + _ends(summaries)
 
 
 def _sweep_of(summaries: Sequence[Summary]) -> list[tuple[Summary, dict[str, Any]]]:
     """Every run with its cell, in the sweep's order; [] unless all are of one sweep."""
-    known = {one.sweep for one in summaries}
-    found = next(iter(known))
-    if len(known) != 1 or found is None or any(one.config is None for one in summaries):
+    sweeps = {summary.sweep for summary in summaries}
+    first = next(iter(sweeps))
+    if len(sweeps) != 1 or first is None or any(summary.config is None for summary in summaries):
         return []
-    cells = [(one, {name: getattr(one.config, name) for name in found[1]}) for one in summaries]
+    cells = [(summary, {name: getattr(summary.config, name) for name in first[1]}) for summary in summaries]
     return sorted(cells, key=lambda pair: pair[0].made)
 
 
@@ -45,30 +45,30 @@ def _grid(swept: Sequence[tuple[Summary, dict[str, Any]]]) -> str:
     """The sweep as a table, the lowest loss first, and what each knob does on average."""
     varies = list(swept[0][1])
     order = sorted(swept, key=lambda pair: (pair[0].after is None, pair[0].after or 0.0))
-    rows = [[*map(sweep.plain, cell.values()), *_ended(one)] for one, cell in order]
+    rows = [[*map(sweep.plain, cell.values()), *_ended(summary)] for summary, cell in order]
     head = [*map(form.label, varies), "State", "Loss before", "Loss after", "Against its base", "Run"]
     numbers = (len(varies) + 1, len(varies) + 2)
-    ends = [(cell, one.after) for one, cell in swept if one.after is not None]
+    ends = [(cell, summary.after) for summary, cell in swept if summary.after is not None]
     effects = "".join(_effect(ends, name, varies) for name in varies)
     title = '<h3 class="part">The sweep, by what varies</h3>'
     return title + html.table(head, rows, numbers) + effects
 
 
-def _ended(one: Summary) -> list[Any]:
+def _ended(summary: Summary) -> list[Any]:
     """State, losses, verdict and id."""
-    cells = one.row()
-    return ["" if cell is None else cell for cell in (cells[1], cells[5], cells[6], cells[8], one.id)]
+    cells = summary.row()
+    return ["" if cell is None else cell for cell in (cells[1], cells[5], cells[6], cells[8], summary.id)]
 
 
 def _effect(ends: Sequence[tuple[dict[str, Any], float]], name: str, varies: Sequence[str]) -> str:
-    """Losses over a knob of numbers as a chart, one line a combination of the others; of other knobs the means."""
+    """Losses over a knob of numbers as a chart, one line per combination of the others; of other knobs the means."""
     means = sweep.by_value(ends, name)
     if not means:
         return ""
     label = form.label(name)
     if not all(isinstance(cell[name], (int, float)) and not isinstance(cell[name], bool) for cell, _ in ends):
-        said = ", ".join(f"{value} {mean:.3f}" for value, mean in means.items())
-        return html.hint(f"Mean held-out loss at the end by {label.lower()}, all else alike: {said}.")
+        text = ", ".join(f"{value} {mean:.3f}" for value, mean in means.items())
+        return html.hint(f"Mean held-out loss at the end by {label.lower()}, all else alike: {text}.")
     lines: dict[str, list[tuple[float, float]]] = {}
     for cell, loss in ends:
         others = sweep.words({knob: cell[knob] for knob in varies if knob != name})
@@ -78,7 +78,7 @@ def _effect(ends: Sequence[tuple[dict[str, Any], float]], name: str, varies: Seq
 
 
 def _differences(summaries: Sequence[Summary]) -> str:
-    configs = {one.id: one.config for one in summaries if one.config}
+    configs = {summary.id: summary.config for summary in summaries if summary.config}
     differ = views.differing(configs)
     if not differ:
         return html.hint("Their settings are the same.")
@@ -86,5 +86,5 @@ def _differences(summaries: Sequence[Summary]) -> str:
 
 
 def _ends(summaries: Sequence[Summary]) -> str:
-    rows = [["" if cell is None else cell for cell in one.row()] for one in summaries]
+    rows = [["" if cell is None else cell for cell in summary.row()] for summary in summaries]
     return '<h3 class="part">How they ended</h3>' + html.table(COLUMNS, rows, _LOSSES)

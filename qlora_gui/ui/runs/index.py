@@ -28,14 +28,14 @@ MUCH = 16 << 20  # bytes of events that are read in the background
 class Look:
     """All runs, newest first, as they were in one moment; `version` is another one whenever something is."""
 
-    found: Sequence[Summary]
+    summaries: Sequence[Summary]
     version: str
     at: float = 0.0
 
     @property
     def unread(self) -> int:
         """How many runs have not been read yet."""
-        return sum(not one.read for one in self.found)
+        return sum(not summary.read for summary in self.summaries)
 
 
 class Index:
@@ -61,25 +61,25 @@ class Index:
                 return self._look
             until = None if patience is None else time.monotonic() + patience
             seen = scan.scan(self.root)
-            found = [self._of(one, until) for one in seen]
-            self._known = {one.id: self._known[one.id] for one in seen if one.id in self._known}
+            runs = [self._summarize(run, until) for run in seen]
+            self._known = {run.id: self._known[run.id] for run in seen if run.id in self._known}
             places = _places(seen)
-            found = [replace(one, place=places[one.id]) if one.id in places else one for one in found]
-            if found != self._look.found:
+            runs = [replace(run, place=places[run.id]) if run.id in places else run for run in runs]
+            if runs != self._look.summaries:
                 self._version += 1
-            self._look = Look(found, f"{id(self)}-{self._version}", time.monotonic())
-            if any(not self._is_known(one) for one in seen):
+            self._look = Look(runs, f"{id(self)}-{self._version}", time.monotonic())
+            if any(not self._is_known(run) for run in seen):
                 self.read_on()
         if self._changed and time.monotonic() - self._kept_at > _KEEP_SECONDS:
             threading.Thread(target=self._keep, daemon=True).start()
         return self._look
 
-    def one(self, seen: Seen, patience: float | None = None) -> Summary:
+    def summarize(self, seen: Seen, patience: float | None = None) -> Summary:
         """One run."""
         with self._turn:
-            return self._of(seen, None if patience is None else time.monotonic() + patience)
+            return self._summarize(seen, None if patience is None else time.monotonic() + patience)
 
-    def _of(self, seen: Seen, until: float | None) -> Summary:
+    def _summarize(self, seen: Seen, until: float | None) -> Summary:
         """A run as it is known, if its files are as they were then; else read, if there is time."""
         known = self._known.get(seen.id)
         if known is not None and known[0] == _stamp(seen):
@@ -90,10 +90,10 @@ class Index:
         return self._read(seen)
 
     def _read(self, seen: Seen) -> Summary:
-        found = read(Run(seen.path), seen)
-        self._known[seen.id] = (_stamp(seen), found)
+        summary = read(Run(seen.path), seen)
+        self._known[seen.id] = (_stamp(seen), summary)
         self._changed = True
-        return found
+        return summary
 
     def _is_known(self, seen: Seen) -> bool:
         known = self._known.get(seen.id)
@@ -107,12 +107,12 @@ class Index:
 
     def _read_all(self) -> None:
         """Read what is not known, a run at a time, so that others get their turn; the long ones last."""
-        missing = [one for one in scan.scan(self.root) if not self._is_known(one)]
-        for one in sorted(missing, key=lambda one: events.behind(one.path / "events.jsonl") > MUCH):
-            events.catch_up(one.path / "events.jsonl")
+        missing = [seen for seen in scan.scan(self.root) if not self._is_known(seen)]
+        for seen in sorted(missing, key=lambda seen: events.behind(seen.path / "events.jsonl") > MUCH):
+            events.catch_up(seen.path / "events.jsonl")
             with self._turn:
-                if not self._is_known(one):
-                    self._read(one)
+                if not self._is_known(seen):
+                    self._read(seen)
         self._keep()
 
     def _keep(self) -> None:
@@ -121,14 +121,15 @@ class Index:
                 if not self._changed:
                     return
                 self._changed, self._kept_at = False, time.monotonic()
-                told = {name: [list(stamp), _plain(one)] for name, (stamp, one) in self._known.items()}
-            derived_cache.keep(self._name(), {"knobs": list(RunConfig.model_fields), "runs": told})
+                runs = {name: [list(stamp), _plain(summary)] for name, (stamp, summary) in self._known.items()}
+            derived_cache.keep(self._name(), {"knobs": list(RunConfig.model_fields), "runs": runs})
 
     def _load(self) -> None:
-        found = derived_cache.load(self._name())
+        stored = derived_cache.load(self._name())
         try:
-            if found and found["knobs"] == list(RunConfig.model_fields):
-                self._known = {name: (tuple(stamp), _of_plain(one)) for name, (stamp, one) in found["runs"].items()}
+            if stored and stored["knobs"] == list(RunConfig.model_fields):
+                runs = stored["runs"].items()
+                self._known = {name: (tuple(stamp), _from_plain(plain)) for name, (stamp, plain) in runs}
         except (KeyError, TypeError, ValueError, AttributeError):
             self._known = {}
 
@@ -145,13 +146,13 @@ def reading(run: Run) -> str:
     left = events.behind(run.events_file)
     if left <= MUCH:
         return ""
-    of(RunStore(run.path.parent)).read_on()
+    get_index(RunStore(run.path.parent)).read_on()
     size = max(run.events_file.stat().st_size, 1)
     return f"Its events are being read: {1 - left / size:.0%} of {size / 2**20:,.0f} MB…"
 
 
-def of(store: RunStore) -> Index:
-    """The index of a store's folder; one in a process."""
+def get_index(store: RunStore) -> Index:
+    """The index of a store's folder; one per process."""
     with _making:
         if store.root not in _indexes:
             _indexes[store.root] = Index(store.root)
@@ -160,17 +161,17 @@ def of(store: RunStore) -> Index:
 
 def glance(store: RunStore) -> Look:
     """All runs for a view that is drawn again and again: a second old perhaps, and some unread."""
-    return of(store).look(PATIENCE_SECONDS, _AGE_SECONDS)
+    return get_index(store).look(PATIENCE_SECONDS, _AGE_SECONDS)
 
 
 def now(store: RunStore) -> Look:
     """All runs as they are now; some perhaps unread."""
-    return of(store).look(PATIENCE_SECONDS)
+    return get_index(store).look(PATIENCE_SECONDS)
 
 
 def summaries(store: RunStore) -> list[Summary]:
     """All runs, newest first, each of them read."""
-    return list(of(store).look(None).found)
+    return list(get_index(store).look(None).summaries)
 
 
 def summary(run: Run, patience: float | None = None) -> Summary:
@@ -178,7 +179,7 @@ def summary(run: Run, patience: float | None = None) -> Summary:
     seen = scan.see(run.path)
     if seen is None:
         raise FileNotFoundError(run.path)
-    return of(RunStore(run.path.parent)).one(seen, patience)
+    return get_index(RunStore(run.path.parent)).summarize(seen, patience)
 
 
 def _stamp(seen: Seen) -> tuple[int, ...]:
@@ -188,19 +189,19 @@ def _stamp(seen: Seen) -> tuple[int, ...]:
 
 def _places(seen: Sequence[Seen]) -> dict[str, int]:
     """The place in the queue of every run that waits, 1 is next."""
-    marked = [(mark, one) for one in seen if one.queued and not one.locked and (mark := Run(one.path).queue_mark())]
-    marked = [(mark, one) for mark, one in marked if mark["ours"]]
+    marked = [(mark, run) for run in seen if run.queued and not run.locked and (mark := Run(run.path).queue_mark())]
+    marked = [(mark, run) for mark, run in marked if mark["ours"]]
     order = sorted(marked, key=lambda pair: (pair[0]["place"], pair[1].made, pair[1].id))
-    return {one.id: place for place, (_, one) in enumerate(order, 1)}
+    return {run.id: place for place, (_, run) in enumerate(order, 1)}
 
 
-def _plain(one: Summary) -> dict[str, Any]:
-    config = one.config.model_dump(mode="json") if one.config else None
-    return asdict(replace(one, config=None)) | {"config": config}
+def _plain(summary: Summary) -> dict[str, Any]:
+    config = summary.config.model_dump(mode="json") if summary.config else None
+    return asdict(replace(summary, config=None)) | {"config": config}
 
 
-def _of_plain(told: dict[str, Any]) -> Summary:
+def _from_plain(plain: dict[str, Any]) -> Summary:
     # Not validated again: that takes longer than to read the folders' stamps, and the checksum says that we wrote it.
-    config = RunConfig.model_construct(**told["config"]) if told["config"] else None
-    sweep = (told["sweep"][0], tuple(told["sweep"][1])) if told["sweep"] else None
-    return Summary(**told | {"config": config, "sweep": sweep})
+    config = RunConfig.model_construct(**plain["config"]) if plain["config"] else None
+    sweep = (plain["sweep"][0], tuple(plain["sweep"][1])) if plain["sweep"] else None
+    return Summary(**plain | {"config": config, "sweep": sweep})

@@ -1,6 +1,5 @@
 """Resume, and the second press where a run would go on with other data or another base than it was begun with."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -16,40 +15,38 @@ from qlora_gui.ui.rendering import html
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
 
 
-@dataclass
-class Asking:
-    """The question, hidden until it is to be asked."""
+class ResumeQuestion:
+    """The question, hidden until it is to be asked; `prefix` begins the ids on the page."""
 
-    box: gr.Row
-    question: gr.HTML
-    sure: gr.Button
-    keep: gr.Button
+    def __init__(self, store: RunStore, prefix: str):
+        self._store = store
+        with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id=f"{prefix}-changed") as self.box:
+            self.text = gr.HTML(elem_id=f"{prefix}-changed-what")
+            self.sure = gr.Button("Resume all the same", variant="stop", elem_id=f"{prefix}-resume-changed", **_SMALL)
+            self.keep = gr.Button("Leave it", elem_id=f"{prefix}-leave-changed", **_SMALL)
 
+    def wire(self, button: gr.Button, which: Any, then: dict[str, Any], raw: Any) -> None:
+        """Let `button` resume the run named by `which` (an id, or a list of one), then call `then`."""
+        button.click(self.press, which, [self.box, self.text], **raw).then(**then)
+        self.sure.click(self.press_again, which, self.box, **raw).then(**then)
+        self.keep.click(lambda: gr.update(visible=False), None, self.box, **raw)
 
-def build(prefix: str) -> Asking:
-    """Draw the question; `prefix` begins the ids on the page."""
-    with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id=f"{prefix}-changed") as box:
-        question = gr.HTML(elem_id=f"{prefix}-changed-what")
-        sure = gr.Button("Resume all the same", variant="stop", elem_id=f"{prefix}-resume-changed", **_SMALL)
-        keep = gr.Button("Leave it", elem_id=f"{prefix}-leave-changed", **_SMALL)
-    return Asking(box, question, sure, keep)
+    def press(self, named: str | list[str]) -> dict[Any, Any]:
+        """Resume, or ask first."""
+        question = resume(self._store, _run_id(named))
+        return {
+            self.box: gr.update(visible=bool(question)),
+            self.text: html.note(question, bad=True) if question else "",
+        }
 
-
-def wire(asking: Asking, store: RunStore, button: gr.Button, which: Any, then: dict[str, Any], raw: Any) -> None:
-    """Let `button` resume the run named by `which` (an id, or a list of one), then call `then`."""
-
-    def press(named: str | list[str]) -> dict[Any, Any]:
-        run_id = named if isinstance(named, str) else named[0]
-        said = resume(store, run_id)
-        return {asking.box: gr.update(visible=bool(said)), asking.question: html.note(said, bad=True) if said else ""}
-
-    def press_again(named: str | list[str]) -> Any:
-        resume(store, named if isinstance(named, str) else named[0], changed=True)
+    def press_again(self, named: str | list[str]) -> Any:
+        """Resume with what has changed."""
+        resume(self._store, _run_id(named), changed=True)
         return gr.update(visible=False)
 
-    button.click(press, which, [asking.box, asking.question], **raw).then(**then)
-    asking.sure.click(press_again, which, asking.box, **raw).then(**then)
-    asking.keep.click(lambda: gr.update(visible=False), None, asking.box, **raw)
+
+def _run_id(named: str | list[str]) -> str:
+    return named if isinstance(named, str) else named[0]
 
 
 def resume(store: RunStore, run_id: str, changed: bool = False) -> str:
@@ -57,7 +54,7 @@ def resume(store: RunStore, run_id: str, changed: bool = False) -> str:
     try:
         run = store.get(run_id)
         end = mark(run.events_file) or {}
-        if end.get("changed") and not changed:  # only the trainer could see it, and has said so
+        if end.get("changed") and not changed:  # only the trainer could see it, and has reported it
             return str(end.get("message"))
         launch.start(run, store, resume=True, changed=changed)
     except ChangedError as error:

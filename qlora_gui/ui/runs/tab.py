@@ -28,278 +28,359 @@ _MOST = 24
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
 
 
-def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
-    """Draw the tab and wire it; `before_start` frees what a training run may need."""
-    empty = gr.HTML(_EMPTY, elem_id="no-runs")
-    find = gr.Textbox(
-        label="Find runs",
-        info="Words of any column, like: qwen failed",
-        elem_id="runs-find",
-        visible=False,
-        max_lines=1,
-    )
-    table = gr.HTML(elem_id="runs-table", max_height=330, js_on_load=runs_table.PRESSED)
-    more_rows = gr.Button(f"Show {runs_table.PAGE} more", elem_id="runs-more", visible=False, **_SMALL)
-    chosen = gr.Dropdown(
-        [], value=[], multiselect=True, max_choices=_MOST, label="Chosen runs", elem_id="chosen", visible=False
-    )
-    with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="run-actions") as buttons:
-        show = gr.Button("Open in Train", **_SMALL)
-        whole = gr.Button("The whole sweep", elem_id="whole-sweep", **_SMALL)
-        stop = gr.Button("Stop and save", variant="stop", **_SMALL)
-        earlier = gr.Button("Earlier", elem_id="earlier", **_SMALL)
-        later = gr.Button("Later", elem_id="later", **_SMALL)
-        leave = gr.Button("Leave the queue", elem_id="leave", **_SMALL)
-        resume = gr.Button("Resume", **_SMALL)
-        again = gr.Button("Train again with changes", elem_id="again", **_SMALL)
-        evaluate = gr.Button("Evaluate", elem_id="evaluate", **_SMALL)
-        compare = gr.Button("Compare the answers", variant="primary", **_SMALL)
-        delete = gr.Button("Delete…", elem_id="delete", **_SMALL)
-    with gr.Accordion("What Evaluate measures", open=False, visible=False, elem_id="evaluate-how") as how, gr.Row():
-        rows = gr.Number(
-            job.STANDARD.rows, precision=0, label="Rows", info="At most so many held-out rows.", elem_id="evaluate-rows"
-        )
-        tokens = gr.Number(
-            job.STANDARD.max_new_tokens,
-            precision=0,
-            label="Max new tokens",
-            info="Longest answer, in tokens; 0 measures losses only.",
-            elem_id="evaluate-tokens",
-        )
-    with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="confirm") as confirm:
-        question = gr.HTML(elem_id="question")
-        sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
-        keep = gr.Button("Keep it", **_SMALL)
-    asking = resuming.build("runs")
-    told, judged = gr.HTML(elem_id="runs-told"), gr.HTML(elem_id="runs-judged")
-    doctor = findings.build("runs", "Train again:")
-    again_with = retry.build(store, link, before_start, "runs")
-    data, plots = gr.HTML(), gr.HTML(elem_id="runs-plots")
-    with gr.Column(visible=False, elem_classes="tight") as more:
-        with gr.Accordion("Numbers", open=False):
-            numbers = gr.HTML()
-        with gr.Accordion("Settings", open=False):
-            settings = gr.HTML()
-        with gr.Accordion("End of the log", open=False):
-            log = gr.HTML()
-    cache.build(store)
-    body = [told, judged, data, plots, more, numbers, settings, log, *again_with.outputs, *doctor.outputs]
-    seen, detail_seen = gr.State(""), gr.State("")
-    order = gr.State(runs_table.NEWEST_FIRST)
-    doomed = gr.State("")
-    most = gr.State(runs_table.PAGE)
-    looks: list[Any] = [chosen, order, find, most]
+class _ActionBar:
+    """What can be done with the chosen runs: the buttons, the settings of Evaluate, and the question before Delete."""
 
-    def refresh(
-        before: str, picked: list[str], by: runs_table.Order, sought: str | None, rows: int, look: Look | None = None
-    ) -> Any:
-        look = look or index.now(store)
-        if any(one.place for one in look.found):
-            queue.ensure_starter(store)
-        if look.version == before:
-            return gr.skip()
-        ids = {one.id for one in look.found}
-        kept = [run_id for run_id in picked if run_id in ids] or ([look.found[0].id] if ids and not before else [])
-        return {
-            seen: look.version,
-            empty: gr.update(visible=not ids),
-            chosen: gr.update(value=kept, visible=bool(ids)),
-            find: gr.update(visible=len(ids) > runs_table.PAGE),
-        } | listed(look, kept, by, sought, rows)
-
-    def listed(look: Look, picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
-        """The table, and what can be chosen by name: what the table shows, and what is chosen."""
-        shown = runs_table.ordered(runs_table.matching(look.found, sought), by)
-        names = dict.fromkeys([*picked, *(one.id for one in shown[:rows])])
-        choices = gr.update(choices=list(names), value=picked, visible=bool(look.found))
-        return {
-            table: runs_table.drawn(look.found, by, picked, sought, rows),
-            chosen: choices,
-            more_rows: gr.update(visible=len(shown) > rows),
-        }
-
-    def redraw(picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
-        return listed(index.glance(store), picked, by, sought, rows)
-
-    def detail(picked: list[str], before: str) -> Any:
-        runs = _found(store, picked)
-        all_told = [_summary(run) for run in runs]
-        working = next((state for state in map(job.state, runs) if state.running or state.fault), job.State(False))
-        found = {run.id: job.result(run) for run in runs}
-        made = [one and one["made"] for one in found.values()]
-        reading = [index.reading(run) for run in runs]
-        now = repr(
-            (
-                all_told,
-                working,
-                made,
-                reading,
-                [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs],
+    def __init__(self) -> None:
+        with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="run-actions") as self.buttons:
+            self.show = gr.Button("Open in Train", **_SMALL)
+            self.whole = gr.Button("The whole sweep", elem_id="whole-sweep", **_SMALL)
+            self.stop = gr.Button("Stop and save", variant="stop", **_SMALL)
+            self.earlier = gr.Button("Earlier", elem_id="earlier", **_SMALL)
+            self.later = gr.Button("Later", elem_id="later", **_SMALL)
+            self.leave = gr.Button("Leave the queue", elem_id="leave", **_SMALL)
+            self.resume = gr.Button("Resume", **_SMALL)
+            self.again = gr.Button("Train again with changes", elem_id="again", **_SMALL)
+            self.evaluate = gr.Button("Evaluate", elem_id="evaluate", **_SMALL)
+            self.compare = gr.Button("Compare the answers", variant="primary", **_SMALL)
+            self.delete = gr.Button("Delete…", elem_id="delete", **_SMALL)
+        title = "What Evaluate measures"
+        with gr.Accordion(title, open=False, visible=False, elem_id="evaluate-how") as self.how, gr.Row():
+            self.rows = gr.Number(
+                job.STANDARD.rows,
+                precision=0,
+                label="Rows",
+                info="At most so many held-out rows.",
+                elem_id="evaluate-rows",
             )
-        )
-        if now == before:
-            return gr.skip()
-        one = all_told[0] if len(all_told) == 1 else None
-        live = one is not None and one.state in views.LIVE
-        waits = one is not None and one.state == "queued"
-        can_resume = one is not None and not live and not waits and _can_resume(runs[0], one)
+            self.tokens = gr.Number(
+                job.STANDARD.max_new_tokens,
+                precision=0,
+                label="Max new tokens",
+                info="Longest answer, in tokens; 0 measures losses only.",
+                elem_id="evaluate-tokens",
+            )
+        with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="confirm") as self.confirm:
+            self.question = gr.HTML(elem_id="question")
+            self.sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
+            self.keep = gr.Button("Keep it", **_SMALL)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `updates` may change."""
+        return [
+            self.buttons,
+            self.show,
+            self.whole,
+            self.stop,
+            self.earlier,
+            self.later,
+            self.leave,
+            self.resume,
+            self.again,
+            self.evaluate,
+            self.how,
+            self.compare,
+            self.delete,
+        ]
+
+    def updates(self, look: Look, runs: list[Run], summaries: list[Summary], evaluating: bool) -> dict[Any, Any]:
+        """Show the buttons that suit the chosen runs."""
+        only = summaries[0] if len(summaries) == 1 else None
+        live = only is not None and only.state in views.LIVE
+        waits = only is not None and only.state == "queued"
+        can_resume = only is not None and not live and not waits and _can_resume(runs[0], only)
+        can_be_evaluated = _can_be_evaluated(summaries)
         return {
-            detail_seen: now,
-            **_body(runs, all_told),
-            **_judgement(runs, found, working, live),
-            evaluate: gr.update(visible=_can_be_evaluated(all_told), interactive=not working.running),
-            how: gr.update(visible=_can_be_evaluated(all_told)),
-            buttons: gr.update(visible=bool(all_told)),
-            show: gr.update(visible=one is not None),
-            whole: gr.update(visible=one is not None and len(_of_its_sweep(index.glance(store), one)) > 1),
-            stop: gr.update(visible=live),
-            **{button: gr.update(visible=waits) for button in (earlier, later, leave)},
-            resume: gr.update(visible=can_resume),
-            again: gr.update(visible=bool(one and one.config)),
-            compare: gr.update(visible=any(run.adapter for run in all_told)),
-            delete: gr.update(visible=one is not None and not live),
+            self.evaluate: gr.update(visible=can_be_evaluated, interactive=not evaluating),
+            self.how: gr.update(visible=can_be_evaluated),
+            self.buttons: gr.update(visible=bool(summaries)),
+            self.show: gr.update(visible=only is not None),
+            self.whole: gr.update(visible=only is not None and len(_sweep_ids(look, only)) > 1),
+            self.stop: gr.update(visible=live),
+            **{button: gr.update(visible=waits) for button in (self.earlier, self.later, self.leave)},
+            self.resume: gr.update(visible=can_resume),
+            self.again: gr.update(visible=bool(only and only.config)),
+            self.compare: gr.update(visible=any(summary.adapter for summary in summaries)),
+            self.delete: gr.update(visible=only is not None and not live),
         }
 
-    def _body(runs: list[Run], all_told: list[Summary]) -> dict[Any, Any]:
-        if len(runs) != 1:
-            shown = comparison.told(runs, all_told) if runs else _CHOOSE if index.glance(store).found else ""
-            hidden = gr.update(visible=False)
-            return {told: "", data: "", plots: shown, more: hidden, again_with.box: hidden}
-        run, one = runs[0], all_told[0]
+
+class _Details:
+    """The opened run, or several against each other."""
+
+    def __init__(self, store: RunStore, link: gr.State, before_start: Callable[[], None]):
+        self._store = store
+        self.overview, self.evaluation = gr.HTML(elem_id="runs-told"), gr.HTML(elem_id="runs-judged")
+        self.doctor = findings.FindingsPanel("runs", "Train again:")
+        self.retry = retry.Retry(store, link, before_start, "runs")
+        self.data, self.plots = gr.HTML(), gr.HTML(elem_id="runs-plots")
+        with gr.Column(visible=False, elem_classes="tight") as self.more:
+            with gr.Accordion("Numbers", open=False):
+                self.numbers = gr.HTML()
+            with gr.Accordion("Settings", open=False):
+                self.settings = gr.HTML()
+            with gr.Accordion("End of the log", open=False):
+                self.log = gr.HTML()
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `updates` and `evaluation_updates` may change."""
+        parts = [self.overview, self.evaluation, self.data, self.plots]
+        parts += [self.more, self.numbers, self.settings, self.log]
+        return [*parts, *self.retry.outputs, *self.doctor.outputs]
+
+    def updates(self, runs: list[Run], summaries: list[Summary]) -> dict[Any, Any]:
+        """Show what the files of the runs say."""
+        if len(runs) == 1:
+            return self._one_run(runs[0], summaries[0])
+        several = comparison.render(runs, summaries) if runs else ""
+        plots = several if runs else _CHOOSE if index.glance(self._store).summaries else ""
+        hidden = gr.update(visible=False)
+        return {self.overview: "", self.data: "", self.plots: plots, self.more: hidden, self.retry.box: hidden}
+
+    def _one_run(self, run: Run, summary: Summary) -> dict[Any, Any]:
         reading = index.reading(run)
         events = tail(run.events_file) if reading else run.events()[0]
-        can_resume = _can_resume(run, one)
-        over = views.outcome(one.state, events, run.log_tail(1), can_resume, one.adapter, run.is_held_back())
-        doing = html.hint(views.stage(one.state, events)) if one.state in views.LIVE else over
+        can_resume = _can_resume(run, summary)
+        outcome = views.outcome(summary.state, events, run.log_tail(1), can_resume, summary.adapter, run.is_held_back())
+        doing = html.hint(views.stage(summary.state, events)) if summary.state in views.LIVE else outcome
         return {
-            told: views.headline(run.id, one.state, events)
+            self.overview: views.headline(run.id, summary.state, events)
             + doing
             + html.hint(reading)
-            + memory_views.told(events)
+            + memory_views.summary(events)
             + views.notes(events)
-            + views.not_all_told(events)
+            + views.skipped_lines(events)
             + views.tiles(events),
-            **again_with.updates(run.id, one.state, events),
-            data: views.data_told(events),
-            plots: views.curves(events) + evaluation_views.timeline(events),
-            more: gr.update(visible=True),
-            numbers: views.numbers(events),
-            settings: html.table(("setting", "value"), views.knobs(one.config)) if one.config else "",
-            log: html.log(run.log_tail(60)),
+            **self.retry.updates(run.id, summary.state, events),
+            self.data: views.data_summary(events),
+            self.plots: views.curves(events) + evaluation_views.timeline(events),
+            self.more: gr.update(visible=True),
+            self.numbers: views.numbers(events),
+            self.settings: html.table(("setting", "value"), views.knobs(summary.config)) if summary.config else "",
+            self.log: html.log(run.log_tail(60)),
         }
 
-    def _judgement(
-        runs: list[Run], found: dict[str, dict[str, Any] | None], working: job.State, live: bool
+    def evaluation_updates(
+        self, runs: list[Run], results: dict[str, dict[str, Any] | None], working: job.State, live: bool
     ) -> dict[Any, Any]:
+        """Show what the evaluations of the runs came to, and the findings."""
+        progress = evaluation_views.working(working)
         if len(runs) != 1:
-            return {judged: evaluation_views.working(working) + evaluation_views.several(found), **doctor.updates([])}
-        one = found[runs[0].id]
-        remarks = [] if index.reading(runs[0]) else findings.after_run(runs[0], one)
+            return {self.evaluation: progress + evaluation_views.several(results), **self.doctor.updates([])}
+        result = results[runs[0].id]
+        remarks = [] if index.reading(runs[0]) else findings.after_run(runs[0], result)
         head = '<h3 class="part">What the doctor says</h3>' if remarks else ""
-        body = evaluation_views.working(working) + (evaluation_views.told(one) if one else "") + head
-        return {judged: body, **doctor.updates(remarks, offer=not live)}
+        body = progress + (evaluation_views.render(result) if result else "") + head
+        return {self.evaluation: body, **self.doctor.updates(remarks, offer=not live)}
 
-    def begin_evaluation(picked: list[str], rows: int | None, tokens: int | None) -> None:
+
+class RunsTab:
+    """The tab; `before_start` frees what a training run may need."""
+
+    def __init__(self, store: RunStore, link: gr.State, before_start: Callable[[], None]):
+        self._store, self._link, self._before_start = store, link, before_start
+        self.empty = gr.HTML(_EMPTY, elem_id="no-runs")
+        self.find = gr.Textbox(
+            label="Find runs",
+            info="Words of any column, like: qwen failed",
+            elem_id="runs-find",
+            visible=False,
+            max_lines=1,
+        )
+        self.table = gr.HTML(elem_id="runs-table", max_height=330, js_on_load=runs_table.PRESSED)
+        self.more_rows = gr.Button(f"Show {runs_table.PAGE} more", elem_id="runs-more", visible=False, **_SMALL)
+        self.chosen = gr.Dropdown(
+            [], value=[], multiselect=True, max_choices=_MOST, label="Chosen runs", elem_id="chosen", visible=False
+        )
+        self.actions = _ActionBar()
+        self.question = resuming.ResumeQuestion(store, "runs")
+        self.details = _Details(store, link, before_start)
+        self.disk = cache.DiskPanel(store)
+        self.seen, self.detail_seen = gr.State(""), gr.State("")
+        self.order = gr.State(runs_table.NEWEST_FIRST)
+        self.doomed = gr.State("")
+        self.most = gr.State(runs_table.PAGE)
+        self.timer = gr.Timer(2 * TICK_SECONDS)
+
+    def wire(self) -> None:
+        """Connect the events."""
+        self.details.retry.wire()
+        self.disk.wire()
+        refreshing: dict[str, Any] = {
+            "fn": self.refresh,
+            "inputs": [self.seen, *self._looks()],
+            "outputs": [self.seen, self.empty, self.find, *self._drawn_anew()],
+        } | RAW
+        detailing: dict[str, Any] = {
+            "fn": self.detail,
+            "inputs": [self.chosen, self.detail_seen],
+            "outputs": [*self.details.outputs, self.detail_seen, *self.actions.outputs],
+        } | RAW
+        self.timer.tick(**refreshing | {"fn": self.tick}).then(**detailing)
+        followed = self._link.change(**refreshing)
+        followed.then(self.follow, [self._link, self.chosen], self.chosen, **RAW).then(**detailing)
+        self.details.doctor.wire_train_again(self._store, self._link, self._before_start, self.chosen)
+        self._wire_table(detailing)
+        self._wire_actions(refreshing, detailing)
+        self._wire_delete(refreshing)
+
+    def _wire_table(self, detailing: dict[str, Any]) -> None:
+        looks, drawn_anew, bar = self._looks(), self._drawn_anew(), self.actions
+        # "once", which is Gradio's own, drops a press that comes while the answer to the one before is still under way.
+        self.table.sort(self.sort, looks, [self.order, *drawn_anew], trigger_mode="multiple", **RAW)
+        self.table.select(self.toggle, self.chosen, self.chosen, trigger_mode="multiple", **RAW)
+        self.chosen.change(lambda *looks: self.redraw(*looks)[self.table], looks, self.table, **RAW)
+        self.find.change(self.redraw, looks, drawn_anew, trigger_mode="always_last", **RAW)
+        self.more_rows.click(self.show_more, looks, [self.most, *drawn_anew], **RAW)
+        self.chosen.change(**detailing)
+        self.chosen.change(self.put_aside, [self.chosen, self.doomed], [bar.confirm, self.question.box], **RAW)
+
+    def _wire_actions(self, refreshing: dict[str, Any], detailing: dict[str, Any]) -> None:
+        bar, store, chosen, link = self.actions, self._store, self.chosen, self._link
+        bar.show.click(lambda picked: links.to("train", picked[0]), chosen, link, **RAW)
+        bar.whole.click(lambda picked: self.whole_sweep(picked[0]), chosen, chosen, **RAW)
+        bar.again.click(lambda picked: links.to("train", picked[0], show=False, fill=True), chosen, link, **RAW)
+        bar.compare.click(lambda picked: links.to("compare", *picked), chosen, link, **RAW)
+        bar.evaluate.click(self.begin_evaluation, [chosen, bar.rows, bar.tokens], None, **RAW).then(**detailing)
+        bar.stop.click(lambda picked: actions.stop(store, picked[0]), chosen, None, **RAW).then(**detailing)
+        self.question.wire(bar.resume, chosen, detailing, RAW)
+        for button, by in ((bar.earlier, -1), (bar.later, 1)):
+            moved = button.click(lambda picked, by=by: actions.move(store, picked[0], by), chosen, None, **RAW)
+            moved.then(**refreshing)
+        bar.leave.click(lambda picked: actions.leave_queue(store, picked[0]), chosen, None, **RAW).then(**refreshing)
+
+    def _wire_delete(self, refreshing: dict[str, Any]) -> None:
+        bar = self.actions
+        bar.delete.click(self.ask, self.chosen, [bar.confirm, bar.question, self.doomed], **RAW)
+        bar.keep.click(lambda: gr.update(visible=False), None, bar.confirm, **RAW)
+        bar.sure.click(self.remove, self.doomed, bar.confirm, **RAW).then(**refreshing)
+
+    def _looks(self) -> list[Any]:
+        """What the table is drawn by."""
+        return [self.chosen, self.order, self.find, self.most]
+
+    def _drawn_anew(self) -> list[Any]:
+        return [self.table, self.chosen, self.more_rows]
+
+    def refresh(
+        self,
+        before: str,
+        picked: list[str],
+        order: runs_table.Order,
+        sought: str | None,
+        rows: int,
+        look: Look | None = None,
+    ) -> Any:
+        """Draw the table anew, where a run has changed."""
+        look = look or index.now(self._store)
+        if any(summary.place for summary in look.summaries):
+            queue.ensure_starter(self._store)
+        if look.version == before:
+            return gr.skip()
+        ids = {summary.id: None for summary in look.summaries}  # the newest first
+        kept = [run_id for run_id in picked if run_id in ids] or ([*ids][:1] if not before else [])
+        return {
+            self.seen: look.version,
+            self.empty: gr.update(visible=not ids),
+            self.find: gr.update(visible=len(ids) > runs_table.PAGE),
+        } | self._listed(look, kept, order, sought, rows)
+
+    def tick(self, before: str, picked: list[str], order: runs_table.Order, sought: str | None, rows: int) -> Any:
+        """As `refresh`, with a look that other pages share; before the first link it is not known what to choose."""
+        if not before:
+            return gr.skip()
+        return self.refresh(before, picked, order, sought, rows, index.glance(self._store))
+
+    def redraw(self, picked: list[str], order: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
+        """Draw the table anew."""
+        return self._listed(index.glance(self._store), picked, order, sought, rows)
+
+    def _listed(
+        self, look: Look, picked: list[str], order: runs_table.Order, sought: str | None, rows: int
+    ) -> dict[Any, Any]:
+        """The table, and what can be chosen by name: what the table shows, and what is chosen."""
+        shown = runs_table.ordered(runs_table.matching(look.summaries, sought), order)
+        names = dict.fromkeys([*picked, *(summary.id for summary in shown[:rows])])
+        return {
+            self.table: runs_table.drawn(look.summaries, order, picked, sought, rows),
+            self.chosen: gr.update(choices=list(names), value=picked, visible=bool(look.summaries)),
+            self.more_rows: gr.update(visible=len(shown) > rows),
+        }
+
+    def sort(
+        self, picked: list[str], order: runs_table.Order, sought: str | None, rows: int, event: gr.EventData
+    ) -> dict[Any, Any]:
+        """Sort by the heading that was pressed."""
+        now = runs_table.pressed(order, event.column)
+        return {self.order: now} | self.redraw(picked, now, sought, rows)
+
+    def show_more(self, picked: list[str], order: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
+        """Show another page of rows."""
+        return {self.most: rows + runs_table.PAGE} | self.redraw(picked, order, sought, rows + runs_table.PAGE)
+
+    def toggle(self, picked: list[str], event: gr.EventData) -> list[str]:
+        """Choose the run that was pressed, or choose it no more."""
+        run_id = str(event.run)
+        return [name for name in picked if name != run_id] if run_id in picked else [*picked, run_id][-_MOST:]
+
+    def whole_sweep(self, run_id: str) -> Any:
+        """Choose all runs of the sweep that a run belongs to."""
+        look = index.now(self._store)
+        names = _sweep_ids(look, next((summary for summary in look.summaries if summary.id == run_id), None))[:_MOST]
+        return gr.update(choices=names, value=names) if names else gr.skip()
+
+    def follow(self, link: links.Link, picked: list[str]) -> Any:
+        """Choose the runs that a link names."""
+        return link["runs"] if link["tab"] == "runs" and link["runs"] else picked
+
+    def detail(self, picked: list[str], before: str) -> Any:
+        """Draw the chosen runs anew, where something has changed."""
+        runs = _existing(self._store, picked)
+        summaries = [_summary(run) for run in runs]
+        working = next((state for state in map(job.state, runs) if state.running or state.fault), job.State(False))
+        results = {run.id: job.result(run) for run in runs}
+        made = [result and result["made"] for result in results.values()]
+        reading = [index.reading(run) for run in runs]
+        log_sizes = [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs]
+        now = repr((summaries, working, made, reading, log_sizes))
+        if now == before:
+            return gr.skip()
+        live = len(summaries) == 1 and summaries[0].state in views.LIVE
+        return {
+            self.detail_seen: now,
+            **self.details.updates(runs, summaries),
+            **self.details.evaluation_updates(runs, results, working, live),
+            **self.actions.updates(index.glance(self._store), runs, summaries, working.running),
+        }
+
+    def begin_evaluation(self, picked: list[str], rows: int | None, tokens: int | None) -> None:
+        """Start the evaluation of the chosen runs."""
         try:
             settings = job.Settings(rows or 0, tokens or 0)
-            before_start()  # the compare worker's memory
-            job.start([store.get(run_id) for run_id in picked], settings)
+            self._before_start()  # the compare worker's memory
+            job.start([self._store.get(run_id) for run_id in picked], settings)
         except UserError as error:
             actions.warn(error)
 
-    def sort(
-        picked: list[str], by: runs_table.Order, sought: str | None, rows: int, event: gr.EventData
-    ) -> dict[Any, Any]:
-        now = runs_table.pressed(by, event.column)
-        return {order: now} | redraw(picked, now, sought, rows)
+    def ask(self, picked: list[str]) -> dict[Any, Any]:
+        """Ask before a run is deleted."""
+        text = f"Delete the run '{picked[0]}' with its adapter and checkpoints? This cannot be undone."
+        bar = self.actions
+        return {bar.confirm: gr.update(visible=True), bar.question: html.note(text, bad=True), self.doomed: picked[0]}
 
-    def show_more(picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> dict[Any, Any]:
-        return {most: rows + runs_table.PAGE} | redraw(picked, by, sought, rows + runs_table.PAGE)
-
-    def whole_sweep(run_id: str) -> Any:
-        look = index.now(store)
-        names = _of_its_sweep(look, next((one for one in look.found if one.id == run_id), None))[:_MOST]
-        return gr.update(choices=names, value=names) if names else gr.skip()
-
-    def toggle(picked: list[str], event: gr.EventData) -> list[str]:
-        run_id = str(event.run)
-        return [one for one in picked if one != run_id] if run_id in picked else [*picked, run_id][-_MOST:]
-
-    def ask(picked: list[str]) -> dict[Any, Any]:
-        said = f"Delete the run '{picked[0]}' with its adapter and checkpoints? This cannot be undone."
-        return {confirm: gr.update(visible=True), question: html.note(said, bad=True), doomed: picked[0]}
-
-    def put_aside(picked: list[str], asked: str) -> list[Any]:
+    def put_aside(self, picked: list[str], asked: str) -> list[Any]:
         """The questions, but for one about the run that is chosen now: its press may have come before this answer."""
         return [gr.skip() if picked[:1] == [asked] else gr.update(visible=False), gr.update(visible=False)]
 
-    def remove(run_id: str) -> Any:
-        actions.delete(store, run_id)
+    def remove(self, run_id: str) -> Any:
+        """Delete a run."""
+        actions.delete(self._store, run_id)
         return gr.update(visible=False)
 
-    def follow(link: links.Link, picked: list[str]) -> Any:
-        return link["runs"] if link["tab"] == "runs" and link["runs"] else picked
 
-    drawn_anew: list[Any] = [table, chosen, more_rows]
-    refreshing: dict[str, Any] = {
-        "fn": refresh,
-        "inputs": [seen, *looks],
-        "outputs": [seen, empty, find, *drawn_anew],
-    } | RAW
-    detailing: dict[str, Any] = {
-        "fn": detail,
-        "inputs": [chosen, detail_seen],
-        "outputs": [
-            *body,
-            detail_seen,
-            buttons,
-            show,
-            whole,
-            stop,
-            earlier,
-            later,
-            leave,
-            resume,
-            again,
-            evaluate,
-            how,
-            compare,
-            delete,
-        ],
-    } | RAW
-
-    def tick(before: str, picked: list[str], by: runs_table.Order, sought: str | None, rows: int) -> Any:
-        """As `refresh`, with a look that other pages share; before the first link it is not known what to choose."""
-        return refresh(before, picked, by, sought, rows, index.glance(store)) if before else gr.skip()
-
-    timed = refreshing | {"fn": tick}
-    gr.Timer(2 * TICK_SECONDS).tick(**timed).then(**detailing)
-    link.change(**refreshing).then(follow, [link, chosen], chosen, **RAW).then(**detailing)
-    findings.train_again(doctor, store, link, before_start, chosen)
-    # "once", which is Gradio's own, drops a press that comes while the answer to the one before is still under way.
-    table.sort(sort, looks, [order, *drawn_anew], trigger_mode="multiple", **RAW)
-    table.select(toggle, chosen, chosen, trigger_mode="multiple", **RAW)
-    chosen.change(lambda *looks: redraw(*looks)[table], looks, table, **RAW)
-    find.change(redraw, looks, drawn_anew, trigger_mode="always_last", **RAW)
-    more_rows.click(show_more, looks, [most, *drawn_anew], **RAW)
-    chosen.change(**detailing)
-    chosen.change(put_aside, [chosen, doomed], [confirm, asking.box], **RAW)
-    show.click(lambda picked: links.to("train", picked[0]), chosen, link, **RAW)
-    whole.click(lambda picked: whole_sweep(picked[0]), chosen, chosen, **RAW)
-    again.click(lambda picked: links.to("train", picked[0], show=False, fill=True), chosen, link, **RAW)
-    compare.click(lambda picked: links.to("compare", *picked), chosen, link, **RAW)
-    evaluate.click(begin_evaluation, [chosen, rows, tokens], None, **RAW).then(**detailing)
-    stop.click(lambda picked: actions.stop(store, picked[0]), chosen, None, **RAW).then(**detailing)
-    resuming.wire(asking, store, resume, chosen, detailing, RAW)
-    for button, by in ((earlier, -1), (later, 1)):
-        button.click(lambda picked, by=by: actions.move(store, picked[0], by), chosen, None, **RAW).then(**refreshing)
-    leave.click(lambda picked: actions.leave_queue(store, picked[0]), chosen, None, **RAW).then(**refreshing)
-    delete.click(ask, chosen, [confirm, question, doomed], **RAW)
-    keep.click(lambda: gr.update(visible=False), None, confirm, **RAW)
-    sure.click(remove, doomed, confirm, **RAW).then(**refreshing)
-
-
-def _found(store: RunStore, ids: list[str]) -> list[Run]:
+def _existing(store: RunStore, ids: list[str]) -> list[Run]:
     runs = []
     for run_id in ids:
         try:
@@ -311,25 +392,23 @@ def _found(store: RunStore, ids: list[str]) -> list[Run]:
 
 def _summary(run: Run) -> Summary:
     """A run as far as it is known at once; how it stands is, also of one whose events have not been read yet."""
-    one = index.summary(run, index.PATIENCE_SECONDS)
-    return one if one.read else replace(one, state=run.state())
+    summary = index.summary(run, index.PATIENCE_SECONDS)
+    return summary if summary.read else replace(summary, state=run.state())
 
 
 def _can_be_evaluated(chosen: list[Summary]) -> bool:
     """Up to five adapters of one base, none of them in training."""
-    ready = [one for one in chosen if one.adapter and one.config and one.state not in views.LIVE]
-    return (
-        0 < len(ready) == len(chosen) <= MAX_ADAPTERS
-        and len({offers.key(one.config) for one in ready if one.config}) == 1
-    )
+    ready = [summary for summary in chosen if summary.adapter and summary.config and summary.state not in views.LIVE]
+    bases = {offers.key(summary.config) for summary in ready if summary.config}
+    return 0 < len(ready) == len(chosen) <= MAX_ADAPTERS and len(bases) == 1
 
 
-def _of_its_sweep(look: Look, run: Summary | None) -> list[str]:
+def _sweep_ids(look: Look, run: Summary | None) -> list[str]:
     """The ids of all runs of the sweep that a run belongs to, in the order they were made."""
     if run is None or run.sweep is None:
         return []
-    return [one.id for one in reversed(look.found) if one.sweep == run.sweep]
+    return [summary.id for summary in reversed(look.summaries) if summary.sweep == run.sweep]
 
 
-def _can_resume(run: Run, one: Summary) -> bool:
-    return one.read and one.state != "finished" and run.last_checkpoint() is not None
+def _can_resume(run: Run, summary: Summary) -> bool:
+    return summary.read and summary.state != "finished" and run.last_checkpoint() is not None

@@ -34,47 +34,47 @@ _VERDICTS = ("better", "unclear", "worse")
 
 
 def drawn(
-    found: Sequence[Summary], order: Order, chosen: Collection[str], sought: str | None = "", most: int = PAGE
+    summaries: Sequence[Summary], order: Order, chosen: Collection[str], sought: str | None = "", most: int = PAGE
 ) -> str:
     """The first `most` rows of what is sought, as HTML; "" where there are no runs."""
-    if not found:
+    if not summaries:
         return ""
     head = "".join(_heading(number, name, order) for number, name in enumerate(COLUMNS))
-    shown = matching(found, sought)
-    rows = "".join(_row(one, one.id in chosen) for one in ordered(shown, order)[:most])
+    shown = matching(summaries, sought)
+    rows = "".join(_row(summary, summary.id in chosen) for summary in ordered(shown, order)[:most])
     return (
-        f'<table class="plain runs"><caption><span>{_caption(found, len(shown), most)}</span></caption>'
+        f'<table class="plain runs"><caption><span>{_caption(summaries, len(shown), most)}</span></caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
-def matching(found: Sequence[Summary], sought: str | None) -> list[Summary]:
+def matching(summaries: Sequence[Summary], sought: str | None) -> list[Summary]:
     """The runs of which each word of `sought` stands in some cell, in any case of letters; a hidden field sends None."""
     words = (sought or "").casefold().split()
     if not words:
-        return list(found)
-    return [one for one in found if all(word in one.text for word in words)]
+        return list(summaries)
+    return [summary for summary in summaries if all(word in summary.text for word in words)]
 
 
-def _caption(found: Sequence[Summary], matching: int, most: int) -> str:
+def _caption(summaries: Sequence[Summary], matching: int, most: int) -> str:
     """How many there are, how many of them are shown, and what a press does."""
     how = "press a heading to sort, a row to choose it"
-    unread = sum(not one.read for one in found)
-    told = f"; {unread:,} are still being read" if unread else ""
-    if matching == len(found) <= most:
-        return f"All runs: {how}{told}"
+    unread = sum(not summary.read for summary in summaries)
+    still = f"; {unread:,} are still being read" if unread else ""
+    if matching == len(summaries) <= most:
+        return f"All runs: {how}{still}"
     which = f"{min(matching, most):,} of {matching:,} runs"
-    return f"{which}{'' if matching == len(found) else f' that match, of {len(found):,}'}: {how}{told}"
+    return f"{which}{'' if matching == len(summaries) else f' that match, of {len(summaries):,}'}: {how}{still}"
 
 
-def ordered(found: Sequence[Summary], order: Order) -> list[Summary]:
+def ordered(summaries: Sequence[Summary], order: Order) -> list[Summary]:
     """Runs by a column, those without a value there last in both directions, equal ones as they stood."""
     column, down = order
-    key = _KEYS.get(COLUMNS[column], lambda one: _natural(str(one.row()[column])))
-    keyed = [(key(one), one) for one in found]
+    key = _KEYS.get(COLUMNS[column], lambda summary: _natural(str(summary.row()[column])))
+    keyed = [(key(summary), summary) for summary in summaries]
     known = [pair for pair in keyed if pair[0] not in (None, [])]
-    empty = [one for value, one in keyed if value in (None, [])]
-    return [one for _, one in sorted(known, key=lambda pair: pair[0], reverse=down)] + empty
+    empty = [summary for value, summary in keyed if value in (None, [])]
+    return [summary for _, summary in sorted(known, key=lambda pair: pair[0], reverse=down)] + empty
 
 
 def pressed(order: Order, column: int) -> Order:
@@ -84,17 +84,17 @@ def pressed(order: Order, column: int) -> Order:
 
 def _heading(number: int, name: str, order: Order) -> str:
     by, down = order
-    said = ("descending" if down else "ascending") if number == by else "none"
-    arrow = {"descending": "▼", "ascending": "▲", "none": ""}[said]
+    direction = ("descending" if down else "ascending") if number == by else "none"
+    arrow = {"descending": "▼", "ascending": "▲", "none": ""}[direction]
     style = ' class="n"' if number in NUMBERS else ""
     return (
-        f'<th scope="col" aria-sort="{said}"{style}><button type="button" data-column="{number}">{escape(name)}'
+        f'<th scope="col" aria-sort="{direction}"{style}><button type="button" data-column="{number}">{escape(name)}'
         f'<i aria-hidden="true">{arrow}</i></button></th>'
     )
 
 
-def _row(one: Summary, chosen: bool) -> str:
-    name, *rest = [escape(_said(place, cell)) for place, cell in enumerate(one.row())]
+def _row(summary: Summary, chosen: bool) -> str:
+    name, *rest = [escape(_cell_text(place, cell)) for place, cell in enumerate(summary.row())]
     style = ' class="chosen"' if chosen else ""
     right = ' class="n"'
     cells = "".join(f"<td{right if place in NUMBERS else ''}>{cell}</td>" for place, cell in enumerate(rest, 1))
@@ -102,7 +102,7 @@ def _row(one: Summary, chosen: bool) -> str:
     return f'<tr data-run="{name}"{style}><td>{button}</td>{cells}</tr>'
 
 
-def _said(place: int, cell: object) -> str:
+def _cell_text(place: int, cell: object) -> str:
     """A cell as text: numbers of a column with the same digits, so that they stand below each other."""
     return (
         f"{cell:.{_DIGITS[place]}f}"
@@ -124,10 +124,10 @@ def _number(value: float | None) -> float | None:
 
 
 _KEYS: dict[str, Callable[[Summary], Any]] = {
-    "Steps": lambda one: one.step,
-    "Loss before": lambda one: _number(one.before),
-    "Loss after": lambda one: _number(one.after),
-    "Change %": lambda one: _number(one.change),
-    "Against its base": lambda one: _VERDICTS.index(one.verdict) if one.verdict else None,
-    "Made": lambda one: one.made,
+    "Steps": lambda summary: summary.step,
+    "Loss before": lambda summary: _number(summary.before),
+    "Loss after": lambda summary: _number(summary.after),
+    "Change %": lambda summary: _number(summary.change),
+    "Against its base": lambda summary: _VERDICTS.index(summary.verdict) if summary.verdict else None,
+    "Made": lambda summary: summary.made,
 }

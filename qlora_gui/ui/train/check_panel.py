@@ -22,49 +22,58 @@ _MARKS = {"ok": "✓", "warning": "!", "failed": "✗"}
 _STYLES = {"ok": "fits", "warning": "tight", "failed": "over"}
 
 
-def build(store: RunStore, link: gr.State) -> None:
-    """Draw the place and wire it; it is there until a run has finished."""
-    with gr.Column(visible=not _has_finished(store), elem_id="check", elem_classes="tight") as box:
-        gr.HTML(html.hint(_WHAT))
-        press = gr.Button(_CAPTION, size="sm", elem_id="check-start")
-        told = gr.HTML(elem_id="check-told")
+class CheckPanel:
+    """The place; it is there until a run has finished."""
+
+    def __init__(self, store: RunStore, link: gr.State):
+        self._store, self._link = store, link
+        with gr.Column(visible=not _has_finished(store), elem_id="check", elem_classes="tight") as self.box:
+            gr.HTML(html.hint(_WHAT))
+            self.press = gr.Button(_CAPTION, size="sm", elem_id="check-start")
+            self.report = gr.HTML(elem_id="check-told")
+
+    def wire(self) -> None:
+        """Connect the events."""
+        alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "check", "trigger_mode": "once"}
+        # One at a time, for two would measure each other.
+        self.press.click(self.check, None, [self.press, self.report], **alone, **QUIET)
+        self._link.change(lambda: gr.update(visible=not _has_finished(self._store)), None, self.box, **QUIET)
 
     @streams
-    def look() -> Iterator[dict[Any, Any]]:
-        yield {press: gr.update(value="Checking…", interactive=False), told: html.hint("The first lines come at once.")}
-        began, found = time.monotonic(), []
+    def check(self) -> Iterator[dict[Any, Any]]:
+        """Check the machine; yields the lines so far."""
+        yield {
+            self.press: gr.update(value="Checking…", interactive=False),
+            self.report: html.hint("The first lines come at once."),
+        }
+        began, so_far = time.monotonic(), []
         try:
-            for line in client.run(store):
-                found.append(line)
-                yield {told: lines(found)}
-            said = verdict(found, time.monotonic() - began)
-            yield {told: lines(found, said)}
+            for line in client.run(self._store):
+                so_far.append(line)
+                yield {self.report: lines(so_far)}
+            yield {self.report: lines(so_far, verdict(so_far, time.monotonic() - began))}
         except UserError as error:
             actions.warn(error)
-            yield {told: ""}
+            yield {self.report: ""}
         finally:
-            yield {press: gr.update(value=_CAPTION, interactive=True)}
-
-    # One at a time, for two would measure each other.
-    press.click(look, None, [press, told], concurrency_limit=1, concurrency_id="check", trigger_mode="once", **QUIET)
-    link.change(lambda: gr.update(visible=not _has_finished(store)), None, box, **QUIET)
+            yield {self.press: gr.update(value=_CAPTION, interactive=True)}
 
 
-def lines(found: list[Line], said: str = "") -> str:
+def lines(checked: list[Line], conclusion: str = "") -> str:
     """The lines as HTML, without private names: others may see the page. At the end what to paste into an issue."""
     rows = "".join(
         f'<p class="fit-verdict {_STYLES[line.state]}"><b>{_MARKS[line.state]}</b> {escape(without_names(line.text))}'
         + (f" <b>{escape(without_names(line.fix))}</b>" if line.fix else "")
         + "</p>"
-        for line in found
+        for line in checked
     )
-    if not said:
+    if not conclusion:
         return rows + html.hint("Still checking…")
-    failed = any(line.state == "failed" for line in found)
+    failed = any(line.state == "failed" for line in checked)
     return (
-        html.note(said, bad=failed)
+        html.note(conclusion, bad=failed)
         + rows
-        + html.folded("To paste into an issue", html.literal(for_an_issue(found, said)))
+        + html.folded("To paste into an issue", html.literal(for_an_issue(checked, conclusion)))
     )
 
 

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,55 @@ from qlora_gui.data import load
 from qlora_gui.errors import UserError
 from qlora_gui.memory import cpu_guard
 from qlora_gui.runs import several
-from qlora_gui.runs.store import PATH_KNOBS, RunStore, check_base
+from qlora_gui.runs.store import RunStore, check_base
 
 OWN = "own settings"  # the preset picker's word for a form that no preset filled
 _WORDS = {"lr": "learning rate", "rslora": "rsLoRA", "eval": "held-out", "fsdp": "FSDP"}
-_WIDE = ("base_model", "dataset", "system_prompt", "target_modules")
 
 
-@dataclass
 class Form:
-    """The fields: the preset picker, and one component a knob."""
+    """The fields: the preset picker, and one component per knob.
 
-    preset: gr.Dropdown
-    upload: gr.UploadButton
-    bad_rows: gr.HTML  # faulty rows of the data, named below its field
-    leave_out: gr.Button
-    knobs: dict[str, Any]
+    What is often changed is in the open, the rare knobs are folded away by group.
+    """
+
+    def __init__(self, config: RunConfig, preset: str):
+        values = to_fields(config)
+        knobs: dict[str, Any] = {}
+        gr.HTML('<h3 class="part">1 · What to train</h3>')
+        common = [name for name, field in configs.fields().items() if not configs.extra(field, "rare")]
+        first = [name for name in common if configs.extra(configs.fields()[name], "group") == configs.GROUPS[0]]
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=200, elem_classes="tight"):
+                self.preset = gr.Dropdown(
+                    [*configs.preset_names(), OWN],
+                    value=preset,
+                    label="Preset",
+                    info="Fills in the whole form.",
+                    elem_id="preset",
+                )
+                knobs["base_model"] = _field("base_model", values["base_model"])
+            with gr.Column(min_width=200, elem_classes="tight"):
+                knobs["dataset"] = _field("dataset", values["dataset"])
+                kinds = list(load.SUFFIXES)
+                self.upload = gr.UploadButton("Upload a data file", file_types=kinds, size="sm", elem_id="upload")
+                self.bad_rows = gr.HTML(elem_id="bad-rows")  # faulty rows of the data, named below its field
+                self.leave_out = gr.Button("Leave them out", size="sm", visible=False, elem_id="leave-out")
+                for name in first:
+                    if name not in knobs:
+                        knobs[name] = _field(name, values[name])
+        gr.HTML('<h3 class="part">2 · How</h3>')
+        with gr.Row(equal_height=False):
+            for name in common:
+                if name not in first:
+                    knobs[name] = _field(name, values[name])
+        for group in configs.GROUPS:
+            rare = _rare(group)
+            if rare:
+                with gr.Accordion(f"More: {group}", open=False, elem_id="more-" + group.lower().replace(" ", "-")):
+                    _rows(rare, values, knobs)
+        assert knobs.keys() == configs.fields().keys()
+        self.knobs = {name: knobs[name] for name in configs.fields()}
 
     def inputs(self) -> set[Any]:
         """What a listener takes to see the whole form, as one dict by component."""
@@ -47,58 +79,30 @@ class Form:
         values = to_fields(config)
         return {self.preset: preset} | {field: values[name] for name, field in self.knobs.items()}
 
+    def apply(self, number: int, offered: list[dict[str, Any]]) -> dict[Any, Any]:
+        """Updates that put one of the offered changes into the form."""
+        knobs = offered[number] if number < len(offered) else {}
+        return {self.knobs[name]: value for name, value in knobs.items()} or gr.skip()
+
     def marks(self, faults: Mapping[str, str]) -> dict[Any, Any]:
         """Updates that put each fault at its field, and the help back at all others."""
         return {field: marked(configs.fields()[name], faults.get(name, "")) for name, field in self.knobs.items()}
 
 
-def build(config: RunConfig, preset: str) -> Form:
-    """Draw the form: what is often changed in the open, the rare knobs folded away by group."""
-    values = to_fields(config)
-    knobs: dict[str, Any] = {}
-    gr.HTML('<h3 class="part">1 · What to train</h3>')
-    common = [name for name, field in configs.fields().items() if not configs.extra(field, "rare")]
-    first = [name for name in common if configs.extra(configs.fields()[name], "group") == configs.GROUPS[0]]
-    with gr.Row(equal_height=False):
-        with gr.Column(min_width=200, elem_classes="tight"):
-            picker = gr.Dropdown(
-                [*configs.preset_names(), OWN],
-                value=preset,
-                label="Preset",
-                info="Fills in the whole form.",
-                elem_id="preset",
-            )
-            knobs["base_model"] = _field("base_model", values["base_model"])
-        with gr.Column(min_width=200, elem_classes="tight"):
-            knobs["dataset"] = _field("dataset", values["dataset"])
-            upload = gr.UploadButton("Upload a data file", file_types=list(load.SUFFIXES), size="sm", elem_id="upload")
-            bad_rows = gr.HTML(elem_id="bad-rows")
-            leave_out = gr.Button("Leave them out", size="sm", visible=False, elem_id="leave-out")
-            for name in first:
-                if name not in knobs:
-                    knobs[name] = _field(name, values[name])
-    gr.HTML('<h3 class="part">2 · How</h3>')
-    with gr.Row(equal_height=False):
-        for name in common:
-            if name not in first:
-                knobs[name] = _field(name, values[name])
-    for group in configs.GROUPS:
-        rare = [
-            name
-            for name, field in configs.fields().items()
-            if configs.extra(field, "rare") and configs.extra(field, "group") == group
-        ]
-        if rare:
-            with gr.Accordion(f"More: {group}", open=False, elem_id="more-" + group.lower().replace(" ", "-")):
-                _rows(rare, values, knobs)
-    assert knobs.keys() == configs.fields().keys()
-    return Form(picker, upload, bad_rows, leave_out, {name: knobs[name] for name in configs.fields()})
+def _rare(group: str) -> list[str]:
+    """The rare knobs of a group."""
+    return [
+        name
+        for name, field in configs.fields().items()
+        if configs.extra(field, "rare") and configs.extra(field, "group") == group
+    ]
 
 
 def _rows(names: list[str], values: Mapping[str, Any], knobs: dict[str, Any]) -> None:
-    """Fields two a row, wide ones alone."""
+    """Fields, two per row, wide ones alone."""
     while names:
-        alone = names[0] in _WIDE or len(names) == 1 or names[1] in _WIDE
+        wide = configs.marked("wide")
+        alone = names[0] in wide or len(names) == 1 or names[1] in wide
         here, names = (names[:1], names[1:]) if alone else (names[:2], names[2:])
         with gr.Row(equal_height=False):
             for name in here:
@@ -158,27 +162,27 @@ def to_fields(config: RunConfig) -> dict[str, Any]:
 def judge(values: Mapping[str, Any], store: RunStore) -> tuple[RunConfig | None, dict[str, str]]:
     """The config of the form, and every fault by knob ("" for faults between knobs); no network, no model."""
     if refused := _refused(values, store):
-        return None, refused  # nothing may be told of what lies there
+        return None, refused  # nothing may be revealed of what lies there
     try:
         config = RunConfig(**values)
     except ValidationError as error:
         return None, configs.faults(error) | _missing(values, store)
-    found = _missing(values, store)
+    faults = _missing(values, store)
     try:
         several.check(config, store.has_guests)
     except UserError as error:
         several_processes = "num_processes" if config.num_processes > 1 else "gpu"
-        found["accelerate_config" if config.accelerate_config else several_processes] = str(error).rstrip(".")
+        faults["accelerate_config" if config.accelerate_config else several_processes] = str(error).rstrip(".")
     try:
         cpu_guard.check(config)
     except UserError as error:
-        found.setdefault("gpu", str(error).rstrip("."))
-    return config, found
+        faults.setdefault("gpu", str(error).rstrip("."))
+    return config, faults
 
 
 def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
     """Files and folders that are not there. What lies on a hub is asked for later, by the preview and at the start."""
-    found: dict[str, str] = {}
+    faults: dict[str, str] = {}
     base, data, name = (str(values.get(knob) or "").strip() for knob in ("base_model", "dataset", "name"))
     try:
         path = hub.local(base)
@@ -187,34 +191,34 @@ def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
         ):
             check_base(base)
     except UserError as error:
-        found["base_model"] = str(error).rstrip(".")
+        faults["base_model"] = str(error).rstrip(".")
     try:
         if data:
             load.find(data)
     except UserError as error:
-        found["dataset"] = str(error).rstrip(".")
+        faults["dataset"] = str(error).rstrip(".")
     if store.is_taken(name):
-        found["name"] = f"There is already a run '{name}': choose another name"
-    return found
+        faults["name"] = f"There is already a run '{name}': choose another name"
+    return faults
 
 
 def _refused(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
     """The knobs that name files or folders which may not be named on this page."""
-    found = {}
-    for knob in PATH_KNOBS:
+    faults = {}
+    for knob in configs.marked("path"):
         try:
             store.check_allowed(str(values.get(knob) or "").strip(), knob)
         except UserError as error:
-            found[knob] = str(error).rstrip(".")
-    return found
+            faults[knob] = str(error).rstrip(".")
+    return faults
 
 
 def field_of(error: UserError, config: RunConfig) -> str:
     """The knob that a sentence is about: the one whose value it names, else ""."""
-    told = str(error)
+    message = str(error)
     for knob in ("base_model", "dataset", "chat_template", "name"):
         value = getattr(config, knob)
-        if value and (f"'{value}'" in told or (knob == "dataset" and Path(value).name in told)):
+        if value and (f"'{value}'" in message or (knob == "dataset" and Path(value).name in message)):
             return knob
     return ""
 
@@ -227,7 +231,7 @@ def preset_of(config: RunConfig) -> str:
 def command(config: RunConfig, preset: str, store: RunStore) -> str:
     """The headless command line of the same run."""
     named = preset if preset in configs.preset_names() else None
-    told = command_line(config, named)
+    line = command_line(config, named)
     if store.root != Path("adapters").absolute():
-        told += f" --adapters-dir {shlex.quote(str(store.root))}"
-    return told
+        line += f" --adapters-dir {shlex.quote(str(store.root))}"
+    return line

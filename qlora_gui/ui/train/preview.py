@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
 from qlora_gui.data import load, row_stats
 from qlora_gui.data.bad_rows import FaultyRows
@@ -12,19 +13,6 @@ from qlora_gui.runs import bounded_reading, row_preview
 from qlora_gui.ui import views
 from qlora_gui.ui.rendering import html
 
-KNOBS = (
-    "base_model",
-    "revision",
-    "dataset",
-    "dataset_format",
-    "dataset_split",
-    "skip_bad_rows",
-    "system_prompt",
-    "chat_template",
-    "thinking",
-    "special_tokens",
-    "max_length",
-)
 _SHOWN = 3
 
 
@@ -56,7 +44,7 @@ def steps(
 
 def key(config: RunConfig) -> str:
     """What decides what the rows are and how they are encoded: equal for configs whose rows have the same facts."""
-    return config.model_dump_json(include=set(KNOBS))
+    return config.model_dump_json(include=set(configs.marked("rows")))
 
 
 def _saying(text: str) -> str:
@@ -71,12 +59,12 @@ def _plain(config: RunConfig) -> str:
     body = ""
     for row in rows:
         turns = row.get("messages") or [{"role": "text", "content": row.get("text", "")}]
-        text = "\n".join(f"{turn['role']}: {_said(turn)}" for turn in turns)
+        text = "\n".join(f"{turn['role']}: {_turn_text(turn)}" for turn in turns)
         body += html.marked_row(f"Row {row['row']}", [(text, False)])
     return body
 
 
-def _said(turn: dict[str, Any]) -> str:
+def _turn_text(turn: dict[str, Any]) -> str:
     """All that a turn says: its reasoning, its text, its tool calls."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", [])]
     return "\n".join(filter(None, [turn.get("reasoning_content", ""), turn["content"], *calls]))
@@ -110,7 +98,7 @@ def _seen(seen: dict[str, Any] | None, config: RunConfig) -> str:
     if seen is None:
         return html.hint("Looking through the other rows…")
     refused = faulty(seen, config)
-    return html.note(refused, bad=True) + views.rows_told(seen if config.skip_bad_rows else seen | {"skipped": 0})
+    return html.note(refused, bad=True) + views.row_remarks(seen if config.skip_bad_rows else seen | {"skipped": 0})
 
 
 def faulty(seen: Mapping[str, Any], config: RunConfig) -> str:

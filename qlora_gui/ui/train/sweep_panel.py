@@ -5,11 +5,12 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_gui.config import marked
 from qlora_gui.errors import UserError
 from qlora_gui.memory import budget, sweeps
 from qlora_gui.memory.sweeps import Cell
 from qlora_gui.runs import queue, sweep
-from qlora_gui.runs.store import PATH_KNOBS, RunStore
+from qlora_gui.runs.store import RunStore
 from qlora_gui.runs.sweep import Sweep
 from qlora_gui.ui import actions, links
 from qlora_gui.ui.rendering import html
@@ -19,52 +20,64 @@ from qlora_gui.ui.train import form
 _EMPTY = "One setting a line with its values. Every combination is a run; all else is as in the form above."
 
 
-def build(fields: form.Form, store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
-    """Draw the panel and wire it; `before_start` frees what a training run may need."""
-    with gr.Accordion("Sweep: try several settings", open=False, elem_id="sweep"):
-        text = gr.Textbox(
-            label="Settings to vary", lines=3, placeholder="rank: 8, 16, 64\nbias: none, all", elem_id="sweep-text"
-        )
-        grid = gr.HTML(html.hint(_EMPTY), elem_id="sweep-grid")
-        start = gr.Button("Queue the sweep", size="sm", interactive=False, elem_id="sweep-start")
+class SweepPanel:
+    """The panel; `before_start` frees what a training run may need."""
 
-    def planned(seen: dict[Any, Any]) -> tuple[Sweep, list[Cell]]:
-        given = fields.values(seen) | sweep.parse(seen[text] or "")
-        for knob in PATH_KNOBS:
-            for named in given[knob] if isinstance(given[knob], list) else [given[knob]]:
-                store.check_allowed(str(named or ""), knob)
-        found = sweep.expand(given)
-        return found, sweeps.planned(found, budget.here(str(given["gpu"] or "")))
+    def __init__(self, fields: form.Form, store: RunStore, link: gr.State, before_start: Callable[[], None]):
+        self._fields, self._store, self._link, self._before_start = fields, store, link, before_start
+        with gr.Accordion("Sweep: try several settings", open=False, elem_id="sweep"):
+            self.text = gr.Textbox(
+                label="Settings to vary", lines=3, placeholder="rank: 8, 16, 64\nbias: none, all", elem_id="sweep-text"
+            )
+            self.grid = gr.HTML(html.hint(_EMPTY), elem_id="sweep-grid")
+            self.start = gr.Button("Queue the sweep", size="sm", interactive=False, elem_id="sweep-start")
 
-    def check(seen: dict[Any, Any]) -> dict[Any, Any]:
-        if not (seen[text] or "").strip():
-            return {grid: html.hint(_EMPTY), start: gr.update(value="Queue the sweep", interactive=False)}
+    def wire(self) -> None:
+        """Connect the events."""
+        inputs = self._fields.inputs() | {self.text}
+        # Not at every change of the form, of which a preset alone makes forty; what is queued is planned anew.
+        asked = [self.text.change, self.text.focus]
+        gr.on(asked, self.check, inputs, [self.grid, self.start], trigger_mode="always_last", **QUIET)
+        once: dict[str, Any] = {"concurrency_limit": 1, "trigger_mode": "once"} | QUIET
+        self.start.click(self.begin, inputs, [self._link, self.text, self.start], **once)
+
+    def check(self, seen: dict[Any, Any]) -> dict[Any, Any]:
+        """Show the grid, and what of it fits."""
+        if not (seen[self.text] or "").strip():
+            return {
+                self.grid: html.hint(_EMPTY),
+                self.start: gr.update(value="Queue the sweep", interactive=False),
+            }
         try:
-            _, cells = planned(seen)
+            _, cells = self._plan(seen)
         except UserError as error:
-            return {grid: html.faults([str(error)]), start: gr.update(interactive=False)}
+            return {self.grid: html.faults([str(error)]), self.start: gr.update(interactive=False)}
         count = sum(not cell.refused for cell in cells)
-        runs = f"Queue {count} {'run' if count == 1 else 'runs'}"
-        return {grid: told(cells), start: gr.update(value=runs, interactive=count > 0)}
+        caption = f"Queue {count} {'run' if count == 1 else 'runs'}"
+        return {self.grid: render_grid(cells), self.start: gr.update(value=caption, interactive=count > 0)}
 
-    def begin(seen: dict[Any, Any]) -> dict[Any, Any]:
+    def begin(self, seen: dict[Any, Any]) -> dict[Any, Any]:
+        """Queue every run that fits, and go to them."""
         try:
-            found, cells = planned(seen)
-            runs = sweep.create(store, found, sweeps.fitting(cells))
-            before_start()
-            queue.add(store, runs)
-            return {link: links.to("runs", *(run.id for run in runs)), text: ""}
+            given, cells = self._plan(seen)
+            runs = sweep.create(self._store, given, sweeps.fitting(cells))
+            self._before_start()
+            queue.add(self._store, runs)
+            return {self._link: links.to("runs", *(run.id for run in runs)), self.text: ""}
         except UserError as error:
             actions.warn(error)
-            return {start: gr.skip()}
+            return {self.start: gr.skip()}
 
-    inputs = fields.inputs() | {text}
-    # Not at every change of the form, of which a preset alone makes forty; what is queued is planned anew.
-    gr.on([text.change, text.focus], check, inputs, [grid, start], trigger_mode="always_last", **QUIET)
-    start.click(begin, inputs, [link, text, start], concurrency_limit=1, trigger_mode="once", **QUIET)
+    def _plan(self, seen: dict[Any, Any]) -> tuple[Sweep, list[Cell]]:
+        given = self._fields.values(seen) | sweep.parse(seen[self.text] or "")
+        for knob in marked("path"):
+            for named in given[knob] if isinstance(given[knob], list) else [given[knob]]:
+                self._store.check_allowed(str(named or ""), knob)
+        expanded = sweep.expand(given)
+        return expanded, sweeps.planned(expanded, budget.here(str(given["gpu"] or "")))
 
 
-def told(cells: Sequence[Cell]) -> str:
+def render_grid(cells: Sequence[Cell]) -> str:
     """The grid as a table: what is particular to each run, and whether it fits."""
     varies = list(cells[0].varied)
     rows = [[*(sweep.plain(cell.varied[name]) for name in varies), _verdict(cell)] for cell in cells]
@@ -75,4 +88,4 @@ def told(cells: Sequence[Cell]) -> str:
 
 
 def _verdict(cell: Cell) -> str:
-    return f"{'✗ ' if cell.refused else ''}{cell.said}"
+    return f"{'✗ ' if cell.refused else ''}{cell.verdict_text}"

@@ -28,186 +28,195 @@ _NO_REMARKS = "The settings leave nothing to remark on."
 _NO_REMARKS_ON_ROWS = "Settings and rows leave nothing to remark on."
 
 
-def tab(store: RunStore, link: gr.State, before_start: Callable[[], None]) -> None:
-    """Draw the tab and wire it; `before_start` frees what a training run may need."""
-    config = configs.resolve(preset=_FIRST)
-    first_found = findings.of_form(config, None)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320, elem_classes="tight"):
-            fields = form.build(config, _FIRST)
-            sweep_panel.build(fields, store, link, before_start)
-            with gr.Column(elem_classes=["startbar", "tight"]):
-                status = gr.HTML(elem_id="form-status")
-                doctor_line = gr.HTML(findings.brief(first_found), elem_id="doctor-line")
-                fit_line = memory_panel.brief()
-                with gr.Row(elem_classes="tight", equal_height=True):
-                    start = gr.Button("Start training", variant="primary", elem_id="start", scale=3, min_width=150)
-                    later = gr.Button("Queue it", elem_id="queue", scale=1, min_width=90)
-        with gr.Column(scale=6, min_width=320, elem_classes="tight"):
-            with gr.Column(elem_classes="tight") as idle:
-                check_panel.build(store, link)
-                fit = memory_panel.build(config, fields, fit_line, store)
-                gr.HTML('<h3 class="part">What may go wrong</h3>')
-                doctor = findings.build("form", "Mend:", first_found, _NO_REMARKS)
-                gr.HTML('<h3 class="part">What it will learn from</h3>')
-                rows = gr.HTML(elem_id="preview")
-            panel = live.panel(store, link, idle, before_start)
-            command = gr.Code(
-                form.command(config, _FIRST, store),
-                language="shell",
-                label="The same run without the page",
-                interactive=False,
-                lines=1,
-                wrap_lines=True,
-                elem_id="command",
-            )
-    faults = gr.State({})  # {knob: sentence} as marked now, so that only what changes is drawn again
-    newest = gr.State(Newest())
-    facts = gr.State({})  # of the rows previewed last, by their preview.key
-    seen_rows = gr.State({})  # what was seen of all of them, by the same key
-    everything = list(fields.knobs.values())
+class TrainTab:
+    """The tab; `before_start` frees what a training run may need."""
 
-    def judged(seen: dict[Any, Any]) -> tuple[RunConfig | None, dict[str, str]]:
-        good, found = form.judge(fields.values(seen), store)
-        told = preview.faulty(seen[seen_rows].get(preview.key(good), {}), good) if good else ""
-        return good, found | ({"dataset": told} if told and "dataset" not in found else {})
+    def __init__(self, store: RunStore, link: gr.State, before_start: Callable[[], None]):
+        self._store, self._link, self._before_start = store, link, before_start
+        config = configs.resolve(preset=_FIRST)
+        first_findings = findings.of_form(config, None)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320, elem_classes="tight"):
+                self.fields = form.Form(config, _FIRST)
+                self.sweep = sweep_panel.SweepPanel(self.fields, store, link, before_start)
+                with gr.Column(elem_classes=["startbar", "tight"]):
+                    self.status = gr.HTML(elem_id="form-status")
+                    self.doctor_line = gr.HTML(findings.brief(first_findings), elem_id="doctor-line")
+                    self.brief = memory_panel.BriefVerdict()
+                    with gr.Row(elem_classes="tight", equal_height=True):
+                        self.start = gr.Button(
+                            "Start training", variant="primary", elem_id="start", scale=3, min_width=150
+                        )
+                        self.later = gr.Button("Queue it", elem_id="queue", scale=1, min_width=90)
+            with gr.Column(scale=6, min_width=320, elem_classes="tight"):
+                with gr.Column(elem_classes="tight") as idle:
+                    self.machine_check = check_panel.CheckPanel(store, link)
+                    self.fit = memory_panel.MemoryPanel(config, self.fields, self.brief.line, store)
+                    gr.HTML('<h3 class="part">What may go wrong</h3>')
+                    self.doctor = findings.FindingsPanel("form", "Mend:", first_findings, _NO_REMARKS)
+                    gr.HTML('<h3 class="part">What it will learn from</h3>')
+                    self.rows = gr.HTML(elem_id="preview")
+                self.live = live.LivePanel(store, link, idle, before_start)
+                self.command = gr.Code(
+                    form.command(config, _FIRST, store),
+                    language="shell",
+                    label="The same run without the page",
+                    interactive=False,
+                    lines=1,
+                    wrap_lines=True,
+                    elem_id="command",
+                )
+        self.faults = gr.State({})  # {knob: sentence} as marked now, so that only what changes is drawn again
+        self.newest = gr.State(Newest())
+        self.facts = gr.State({})  # of the rows previewed last, by their preview.key
+        self.seen_rows = gr.State({})  # what was seen of all of them, by the same key
 
-    def check(seen: dict[Any, Any]) -> dict[Any, Any]:
-        good, found = judged(seen)
-        updates = _marked(fields, seen[faults], found)
-        updates |= {faults: found, status: html.faults(map(form.sentence, found.values()))}
-        if good:
-            updates[command] = form.command(good, seen[fields.preset], store)
-            of_rows = seen[facts].get(preview.key(good))
-            said = findings.of_form(good, of_rows)
-            updates |= doctor.updates(said, _NO_REMARKS_ON_ROWS if of_rows else _NO_REMARKS)
-            updates[doctor_line] = findings.brief(said)
+    def wire(self) -> None:
+        """Connect the events."""
+        for part in (self.sweep, self.brief, self.machine_check, self.fit, self.live):
+            part.wire()
+        fields, fit = self.fields, self.fit
+        everything = list(fields.knobs.values())
+        checking: dict[str, Any] = {
+            "fn": self.check,
+            "inputs": fields.inputs() | {self.faults, self.facts, self.seen_rows},
+            "outputs": [*everything, self.faults, self.status, self.command, self.doctor_line, *self.doctor.outputs],
+        } | QUIET
+        previewing: dict[str, Any] = {
+            "fn": self.show_rows,
+            "inputs": fields.inputs() | {self.newest},
+            "outputs": [self.rows, self.facts, self.seen_rows, fields.bad_rows, fields.leave_out],
+            "trigger_mode": "multiple",  # a newer question ends the older one, which may take minutes
+        } | QUIET
+        changes = [*(field.change for field in everything), self.facts.change, self.seen_rows.change]
+        gr.on(changes, trigger_mode="always_last", **checking)
+        gr.on(_settled(fields), **previewing)
+        chosen = fields.preset.input(self.choose, fields.preset, [fields.preset, *everything], **QUIET)
+        chosen.then(**fit.asking).then(**fit.looking).then(**previewing)
+        for number, button in enumerate(self.doctor.buttons):
+            fix = partial(fields.apply, number)
+            button.click(fix, self.doctor.offered, everything, **QUIET).then(**previewing)
+        for button in fit.buttons:
+            button.click(**previewing)
+        fields.leave_out.click(lambda: True, None, fields.knobs["skip_bad_rows"], **QUIET).then(**previewing)
+        fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)
+        once: dict[str, Any] = {"concurrency_limit": 1, "trigger_mode": "once"} | QUIET
+        outputs = [*everything, self.faults, self.status, self.start, self._link]
+        for button, made in ((self.start, actions.start), (self.later, actions.enqueue)):
+            button.click(partial(self.begin, made), fields.inputs() | {self.seen_rows}, outputs, **once)
+        shown = [fields.preset, *everything, self.live.followed, self.live.seen]
+        followed = self._link.change(self.follow, self._link, shown, **QUIET)
+        followed.then(**self.live.looking).then(**fit.asking).then(**fit.looking).then(**previewing)
+
+    def check(self, seen: dict[Any, Any]) -> dict[Any, Any]:
+        """Mark the faults of the form; of a form without any show its command and the findings."""
+        config, faults = self._judge(seen)
+        updates = _marked(self.fields, seen[self.faults], faults)
+        updates |= {self.faults: faults, self.status: _fault_list(faults)}
+        if config:
+            updates[self.command] = form.command(config, seen[self.fields.preset], self._store)
+            of_rows = seen[self.facts].get(preview.key(config))
+            remarks = findings.of_form(config, of_rows)
+            updates |= self.doctor.updates(remarks, _NO_REMARKS_ON_ROWS if of_rows else _NO_REMARKS)
+            updates[self.doctor_line] = findings.brief(remarks)
         return updates
 
+    def _judge(self, seen: dict[Any, Any]) -> tuple[RunConfig | None, dict[str, str]]:
+        config, faults = form.judge(self.fields.values(seen), self._store)
+        rows = preview.faulty(seen[self.seen_rows].get(preview.key(config), {}), config) if config else ""
+        return config, faults | ({"dataset": rows} if rows and "dataset" not in faults else {})
+
     @streams
-    def begin(made: Callable[[RunStore, RunConfig], Run], seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        good, found = judged(seen)
-        if good is None or found:
-            yield _refused(found)
+    def begin(self, made: Callable[[RunStore, RunConfig], Run], seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """Make the run of the form, start or queue it, and go to it."""
+        config, faults = self._judge(seen)
+        if config is None or faults:
+            yield self._refused(faults)
             return
-        yield {start: gr.update(value="Starting…", interactive=False), status: ""}
+        yield {self.start: gr.update(value="Starting…", interactive=False), self.status: ""}
+        ready = {self.start: gr.update(value="Start training", interactive=True)}
         try:
-            before_start()
-            run = made(store, good)
+            self._before_start()
+            run = made(self._store, config)
         except UserError as error:
-            yield _refused({form.field_of(error, good): str(error)})
+            yield self._refused({form.field_of(error, config): str(error)})
             return
         except Exception:  # a bug: its traceback is for the terminal, and the button for the next try
-            yield {start: gr.update(value="Start training", interactive=True)}
+            yield ready
             raise
-        told = {start: gr.update(value="Start training", interactive=True), link: links.to("train", run.id)}
-        yield told | ({fields.knobs["name"]: ""} if good.name else {})
+        name = {self.fields.knobs["name"]: ""} if config.name else {}
+        yield ready | {self._link: links.to("train", run.id)} | name
 
-    def _refused(found: dict[str, str]) -> dict[Any, Any]:
-        actions.warn(" ".join(map(form.sentence, found.values())))
-        updates = fields.marks(found) | {faults: found, status: html.faults(map(form.sentence, found.values()))}
-        return updates | {start: gr.update(value="Start training", interactive=True)}
+    def _refused(self, faults: dict[str, str]) -> dict[Any, Any]:
+        actions.warn(" ".join(map(form.sentence, faults.values())))
+        updates = self.fields.marks(faults) | {self.faults: faults, self.status: _fault_list(faults)}
+        return updates | {self.start: gr.update(value="Start training", interactive=True)}
 
     @streams
-    def show_rows(seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        good, found = form.judge(fields.values(seen), store)
-        asked: Newest = seen[newest]
-        if good is None or not found.keys().isdisjoint({"base_model", "dataset"}):
+    def show_rows(self, seen: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """Preview the rows, unless they are shown already."""
+        config, faults = form.judge(self.fields.values(seen), self._store)
+        asked: Newest = seen[self.newest]
+        if config is None or not faults.keys().isdisjoint({"base_model", "dataset"}):
             asked.ask()
-            told = [form.sentence(fault) for name, fault in found.items() if name in preview.KNOBS]
-            said = html.note("The first rows are shown here when the form is right.", *told, bad=True)
-            yield {rows: said, **_at_field(fields, {}, None)}
+            sentences = [form.sentence(fault) for name, fault in faults.items() if name in configs.marked("rows")]
+            note = html.note("The first rows are shown here when the form is right.", *sentences, bad=True)
+            yield {self.rows: note, **_at_field(self.fields, {}, None)}
             return
-        key = good.model_dump_json(include=set(preview.KNOBS) | {"eval_fraction"})
-        if key == asked.about or any(run.is_locked() for run in store.all()):
+        key = config.model_dump_json(include=set(configs.marked("rows")) | {"eval_fraction"})
+        if key == asked.about or any(run.is_locked() for run in self._store.all()):
             return  # shown or asked for already, or hidden behind a live run that needs the processor more
         wanted, whole = asked.ask(key), False
         try:
-            yield from draw_rows(good, wanted)
+            yield from self._draw_rows(config, wanted)
             whole = True
         finally:
             if not whole and wanted():
                 asked.about = ""
 
-    def draw_rows(good: RunConfig, wanted: Callable[[], bool]) -> Iterator[dict[Any, Any]]:
+    def _draw_rows(self, config: RunConfig, wanted: Callable[[], bool]) -> Iterator[dict[Any, Any]]:
         answer: dict[str, Any] = {}
-        known = preview.key(good)
-        for body in preview.steps(good, answer.update, wanted):
+        known = preview.key(config)
+        for body in preview.steps(config, answer.update, wanted):
             if not wanted():
                 return
             of_all = answer.get("seen") or {}
-            at_field = _at_field(fields, of_all, good) | {seen_rows: {known: of_all}}  # together: Start asks the latter
-            yield {rows: body} | (at_field if answer else {})
+            at_field = _at_field(self.fields, of_all, config)
+            at_field |= {self.seen_rows: {known: of_all}}  # together: Start asks the latter
+            yield {self.rows: body} | (at_field if answer else {})
         if not wanted():
             return
-        yield {facts: {known: answer["facts"]} if answer else {}}
+        yield {self.facts: {known: answer["facts"]} if answer else {}}
         if not answer:
-            yield {seen_rows: {}, **_at_field(fields, {}, None)}
+            yield {self.seen_rows: {}, **_at_field(self.fields, {}, None)}
 
-    def mend(number: int) -> Any:
-        def put(offered: list[dict[str, Any]]) -> dict[Any, Any]:
-            knobs = offered[number] if number < len(offered) else {}
-            return {fields.knobs[name]: value for name, value in knobs.items()} or gr.skip()
+    def choose(self, name: str) -> Any:
+        """Fill the form from a preset."""
+        return gr.skip() if name == form.OWN else self.fields.filled(configs.resolve(preset=name), name)
 
-        return put
-
-    def choose(name: str) -> Any:
-        return gr.skip() if name == form.OWN else fields.filled(configs.resolve(preset=name), name)
-
-    def follow(link: links.Link) -> dict[Any, Any]:
+    def follow(self, link: links.Link) -> dict[Any, Any]:
+        """Show the run that a link names, or fill the form with its settings."""
         run_id = link["runs"][0] if link["tab"] == "train" and link["runs"] else ""
-        updates: dict[Any, Any] = {panel.seen: live.UNSEEN}
+        updates: dict[Any, Any] = {self.live.seen: live.UNSEEN}
         if link["tab"] == "train":
-            updates[panel.followed] = run_id if link["show"] else ""
+            updates[self.live.followed] = run_id if link["show"] else ""
         if run_id and link["fill"]:
             try:
-                config = store.get(run_id).config().model_copy(update={"name": ""})
-                updates |= fields.filled(config, form.preset_of(config))
+                config = self._store.get(run_id).config().model_copy(update={"name": ""})
+                updates |= self.fields.filled(config, form.preset_of(config))
             except UserError as error:
                 actions.warn(error)
         return updates
 
-    checking: dict[str, Any] = {
-        "fn": check,
-        "inputs": fields.inputs() | {faults, facts, seen_rows},
-        "outputs": [*everything, faults, status, command, doctor_line, *doctor.outputs],
-    } | QUIET
-    previewing: dict[str, Any] = {
-        "fn": show_rows,
-        "inputs": fields.inputs() | {newest},
-        "outputs": [rows, facts, seen_rows, fields.bad_rows, fields.leave_out],
-        "trigger_mode": "multiple",  # a newer question ends the older one, which may take minutes
-    } | QUIET
-    changes = [*(field.change for field in everything), facts.change, seen_rows.change]
-    gr.on(changes, trigger_mode="always_last", **checking)
-    gr.on(_settled(fields), **previewing)
-    fields.preset.input(choose, fields.preset, [fields.preset, *everything], **QUIET).then(**fit.ask).then(
-        **fit.look
-    ).then(**previewing)
-    for number, button in enumerate(doctor.buttons):
-        button.click(mend(number), doctor.offered, everything, **QUIET).then(**previewing)
-    for button in fit.buttons:
-        button.click(**previewing)
-    fields.leave_out.click(lambda: True, None, fields.knobs["skip_bad_rows"], **QUIET).then(**previewing)
-    fields.upload.upload(_keep, fields.upload, fields.knobs["dataset"], **QUIET).then(**previewing)
-    for button, made in ((start, actions.start), (later, actions.enqueue)):
-        button.click(
-            partial(begin, made),
-            fields.inputs() | {seen_rows},
-            [*everything, faults, status, start, link],
-            concurrency_limit=1,
-            trigger_mode="once",
-            **QUIET,
-        )
-    link.change(follow, link, [fields.preset, *everything, panel.followed, panel.seen], **QUIET).then(
-        **panel.look
-    ).then(**fit.ask).then(**fit.look).then(**previewing)
+
+def _fault_list(faults: dict[str, str]) -> str:
+    return html.faults(map(form.sentence, faults.values()))
 
 
-def _marked(fields: form.Form, before: dict[str, str], found: dict[str, str]) -> dict[Any, Any]:
+def _marked(fields: form.Form, before: dict[str, str], now: dict[str, str]) -> dict[Any, Any]:
     """Updates for the fields whose fault came, changed or went."""
-    marks = fields.marks(found)
-    changed = {name for name in before.keys() | found.keys() if before.get(name) != found.get(name)}
+    marks = fields.marks(now)
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
     return {field: marks[field] for name, field in fields.knobs.items() if name in changed}
 
 
@@ -225,7 +234,7 @@ def _at_field(fields: form.Form, seen: dict[str, Any], config: RunConfig | None)
 def _settled(fields: form.Form) -> list[Any]:
     """The events at which a field of the preview has its value: texts when they are left, the others at once."""
     events = []
-    for name in preview.KNOBS:
+    for name in configs.marked("rows"):
         field = fields.knobs[name]
         if isinstance(field, (gr.Dropdown, gr.Checkbox)):
             events.append(field.input)

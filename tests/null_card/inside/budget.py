@@ -106,10 +106,10 @@ def token(base: str, adapters: int, way: str) -> Found:
     model = bases.random_base(bases.shape_of(base, False), config, torch.device("cuda", 0)).eval()
     names = [f"adapter-{number}" for number in range(adapters)]
     if way == "ours":
-        worn = RowAdapters(model, [decode._adapter(model, config.rank, number) for number in range(adapters)])
+        row_adapters = RowAdapters(model, [decode._adapter(model, config.rank, number) for number in range(adapters)])
 
         def answer(new: int) -> None:
-            with worn.worn([BASE, *range(adapters)]):
+            with row_adapters.activate([BASE, *range(adapters)]):
                 _generate(model, 1 + adapters, new)
 
     elif way == "probe":
