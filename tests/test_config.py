@@ -204,7 +204,9 @@ def test_what_is_true_of_a_knob_is_on_its_line_and_found_where_it_matters(
     }
     plain = {"base_model": str(llama), "dataset": "demo"}
     guarded = RunStore(tmp_path / "adapters", [tmp_path / "adapters", llama])
-    with pytest.raises(UserError, match="notes"):  # a guest names a file of the machine
+    with pytest.raises(
+        UserError, match="'/etc/hostname' is in none of the folders"
+    ):  # a guest names a file of the machine
         guarded.create(Wider(**plain, notes="/etc/hostname"))
     whole = RunStore(tmp_path / "own").create(Wider(**plain, notes=os.path.relpath(__file__))).manifest()
     assert whole["config"]["notes"] == str(Path(__file__).resolve())

@@ -17,6 +17,7 @@ from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, findings
+from qlora_gui.ui import findings as ui_findings
 from tests.conftest import train, wait_until_ended
 
 DEMO = configs.resolve(preset="demo")
@@ -619,3 +620,10 @@ def test_a_real_run_brings_the_facts_of_its_rows(store: RunStore, bloom: Path) -
     again = store.get(mended["runs"][0])
     assert wait_until_ended(again) == "finished" and again.id != run.id
     assert again.config() == run.config().model_copy(update={"max_steps": 3})
+
+
+def test_the_form_says_that_a_run_does_not_fit_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.resolve(preset="experiment-2")
+    for size, expected in ((4, {"does_not_fit"}), (80, set())):
+        monkeypatch.setattr("qlora_gui.memory.budget.here", lambda gpu="", size=size: card(size))
+        assert names(ui_findings.of_form(config, None)) & {"does_not_fit"} == expected

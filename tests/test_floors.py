@@ -142,6 +142,17 @@ def test_front_and_back_keep_apart() -> None:
     assert not wrong
 
 
+def test_functions_stay_short() -> None:
+    long = [
+        f"{path.name}: {node.name} has {length} lines"
+        for path in (ROOT / "qlora_gui").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not long
+
+
 def test_files_stay_small() -> None:
     long = {
         path.name: count

@@ -1,5 +1,6 @@
 """What the doctor found, as HTML, and a button for each change that mends something."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -11,7 +12,8 @@ from qlora_gui import diagnostics
 from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import Finding
 from qlora_gui.errors import UserError
-from qlora_gui.memory import known_models
+from qlora_gui.memory import budget, known_models
+from qlora_gui.memory.estimate import plan
 from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
@@ -114,11 +116,11 @@ def brief(findings: Sequence[Finding]) -> str:
 
 def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]:
     """The findings on the run in the form; asks no hub."""
-    try:
+    shape = memory = None
+    with contextlib.suppress(UserError):
         shape = known_models.find(config, ask=False)
-    except UserError:
-        shape = None
-    return diagnostics.before(config, shape, facts)
+        memory = plan(config, shape, budget.here(config.gpu))
+    return diagnostics.before(config, shape, facts, memory)
 
 
 def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:

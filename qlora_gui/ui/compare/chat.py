@@ -191,8 +191,9 @@ class Chat:
             ],
             "trigger_mode": "once",
         } | RAW
-        bar.send.click(self.ask, **asked)
-        bar.prompt.submit(self.ask, **asked)
+        ask = self.ask  # one object: Gradio lets listeners of the same function take turns
+        bar.send.click(ask, **asked)
+        bar.prompt.submit(ask, **asked)
         bar.retry.click(self.retry, **asked)
         bar.turn.change(
             self.stream,

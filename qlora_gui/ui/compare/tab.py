@@ -162,9 +162,10 @@ class CompareTab:
         self.base.input(self.change_base, self.base, refreshing["outputs"], **RAW)
         new_choice = [self.chosen, self.laid, self.system, self.switch]
         self.chosen.change(self.lay_out_if_new, **laying | {"inputs": new_choice})
-        self.switch.change(self.lay_out, **laying)
+        lay_out = self.lay_out  # one object: Gradio lets listeners of the same function take turns
+        self.switch.change(lay_out, **laying)
         self.chat.wire()
-        bar.clear.click(self.lay_out, **laying)
+        bar.clear.click(lay_out, **laying)
         self.unload.click(self.session.close, None, None, **RAW)
 
 
