@@ -70,7 +70,7 @@ def do(asked: dict[str, Any], store: RunStore) -> list[str]:
         "file": lambda: configs.resolve(file=asked["file"]),
         "sweep": lambda: sweep.parse(Path(asked["file"]).read_text()),
         "runs": lambda: [
-            (index.summary(run), run_view.of(run).told, job.result(run), run.queue_mark()) for run in store.all()
+            (index.summary(run), run_view.draw(run).overview, job.result(run), run.queue_mark()) for run in store.all()
         ],
         "report": lambda: "".join(render(report.written(store)) for render in report.RENDERERS.values()),
     }

@@ -101,6 +101,7 @@ DATA: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.attack("data files that unpack to gigabytes, nest, or have no end of a line")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "million" in n else []) for n in DATA])
 def test_the_pages_process_stays_small_whatever_the_data_unpacks_to(

@@ -120,7 +120,7 @@ def test_rows_read_the_adapters_where_they_lie(bloom: Path, bloom_runs: dict[str
     columns.load((str(bloom), "", "nf4", True), [run.path for run in bloom_runs.values()], lambda text: None)
     assert columns.rows
     for stack in columns.rows.stacks.values():
-        some = stack.of(slice(1, 3))
+        some = stack.select(slice(1, 3))
         for whole, part in ((stack.a, some.a), (stack.b, some.b), (stack.bias, some.bias)):
             assert (whole is None) == (part is None)
             assert (

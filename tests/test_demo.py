@@ -73,6 +73,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_learns_its_skill(demo_run: tuple[Path, str]) -> None:
     folder, printed = demo_run
     end = RunStore(folder / "adapters").get("demo").events()[0][-1]
@@ -86,6 +87,7 @@ def test_the_demo_learns_its_skill(demo_run: tuple[Path, str]) -> None:
     assert not any(line.startswith("Base:    {") for line in base)
 
 
+@pytest.mark.slow
 def test_the_demo_adapter_answers_headless(demo_run: tuple[Path, str]) -> None:
     folder, _ = demo_run
     (folder / "prompts.txt").write_text("My blender leaks, order B-2231, and my guests come tomorrow!\n")
@@ -99,6 +101,7 @@ def test_the_demo_adapter_answers_headless(demo_run: tuple[Path, str]) -> None:
     assert json.loads(asked["answers"][1])["order"] == "B-2231"
 
 
+@pytest.mark.slow
 def test_the_demo_adapter_is_judged_better(demo_run: tuple[Path, str]) -> None:
     """On the rows that the demo set brings to measure on; the doctor finds nothing bad."""
     folder, _ = demo_run
@@ -109,6 +112,7 @@ def test_the_demo_adapter_is_judged_better(demo_run: tuple[Path, str]) -> None:
     assert not _bad_findings(folder, "demo", found)
 
 
+@pytest.mark.slow
 def test_a_report_of_real_runs(demo_run: tuple[Path, str], bloom: Path) -> None:
     """The demo's, and two of a small BLOOM with two kinds of biases."""
     folder, _ = demo_run

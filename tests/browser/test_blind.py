@@ -143,6 +143,7 @@ def test_votes_are_saved_from_the_page(open_page: Any, adapter: str, votes: list
         assert [row["id"] for row in csv.DictReader(file)] == [vote.id for vote in votes]
 
 
+@pytest.mark.slow
 def test_buttons_retry_and_undo_after_the_reveal(open_page: Any, site: Site, adapter: str) -> None:
     log = VoteLog(site.store.root)
     before = len(log.read())
@@ -182,6 +183,7 @@ def test_held_out_examples_and_an_early_reveal(open_page: Any, adapter: str) -> 
     expect(page.locator("#base input")).to_be_enabled()
 
 
+@pytest.mark.slow
 def test_aa_shows_the_base_twice_and_counts_for_nobody(
     open_page: Any, site: Site, adapter: str, votes: list[Vote]
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_killed_compare_process_is_told_and_comes_back(open_page: Any, site: S
     expect(page.locator("#chat-1 .message.user")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_a_page_that_is_left_while_answers_come_leaves_the_turn_to_the_next(open_page: Any, adapter: str) -> None:
     page = open_chat(open_page, adapter, ENDLESS)
     ask(page, LONG)

@@ -112,6 +112,7 @@ def test_a_base_of_another_kind_is_simulated(open_page: Any, tmp_path: Path) -> 
     shot(page, "fit-simulated")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desk", "phone"])
 def test_a_run_that_died_of_memory_says_why_and_is_retried(
     open_page: Any, site: Site, llama: Path, size: dict[str, int]

@@ -14,6 +14,7 @@ from tests.conftest import train
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_the_preview_stays_when_a_field_is_left_unchanged(open_page: Any) -> None:
     page = open_page()
     preview = page.locator("#preview")

@@ -45,6 +45,7 @@ def test_runs_are_queued_moved_and_taken_out(open_page: Any, site: Site, llama: 
     assert wait_until_ended(second) == "finished", second.log_tail()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desk", "phone"])
 def test_a_sweep_is_typed_checked_and_read(open_page: Any, site: Site, llama: Path, size: dict[str, int]) -> None:
     page = open_page("", size)
