@@ -23,6 +23,7 @@ from qlora_gui.ui.train import form
 
 _HERE = "this one"
 _TO_PANEL = "() => { document.getElementById('fit')?.scrollIntoView({behavior: 'smooth'}); }"
+_OPENINGS = 2
 _ROUGH = "A rough estimate: its formula does not know this kind of base."
 _SIMULATING = f"{_ROUGH} Simulating a step, which takes some seconds."
 _SIMULATED = "From a simulated step, since the formula does not know this kind of base; not a measurement."
@@ -122,7 +123,8 @@ class MemoryPanel:
                 ]  # each puts a change into the form
                 self.hint = gr.HTML(drawn.hint)
         self.offered = gr.State([offer.knobs for offer in drawn.offers])
-        self.opened, self.newest = gr.State(drawn.opened), gr.State(Newest())
+        self.opened = gr.State(_OPENINGS * drawn.opened)  # how often it has been told to stand open
+        self.newest = gr.State(Newest())
         self.asking, self.looking = self._listeners()
 
     def _listeners(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,19 +173,22 @@ class MemoryPanel:
         if drawn.unsure and wanted():
             simulated = _look(config, target, self._shapes, simulate=True)
             if wanted():
-                yield self._shown(simulated, drawn.opened)
+                yield self._shown(simulated, _OPENINGS * drawn.opened)
 
-    def _shown(self, drawn: _Drawn, was_opened: bool) -> dict[Any, Any]:
+    def _shown(self, drawn: _Drawn, openings: int) -> dict[Any, Any]:
         updates: dict[Any, Any] = {
             self.body: gr.update(value=drawn.body, elem_classes=[]),
             self._line: gr.update(value=drawn.line, elem_classes=[]),
             self.table: drawn.table,
             self.hint: drawn.hint,
             self.offered: [offer.knobs for offer in drawn.offers],
-            self.opened: drawn.opened,
+            self.opened: min(openings + 1, _OPENINGS) if drawn.opened else 0,
         }
         there = bool(drawn.table)
-        folding = {"open": drawn.opened} if drawn.opened != was_opened else {}  # else as the person has folded it
+        # When the verdict changes, else it stays as the person has folded it. Opening is said twice, for where two figures
+        # come within a moment, as after a preset was chosen, a browser may keep what it was in between.
+        changes = openings < _OPENINGS if drawn.opened else openings > 0
+        folding = {"open": drawn.opened} if changes else {}
         updates[self.box] = gr.update(label=drawn.title, visible=there, **folding)
         updates[self.causes] = gr.update(visible=there)
         return updates | {button: gr.update(**drawn.button(number)) for number, button in enumerate(self.buttons)}
