@@ -137,6 +137,7 @@ YAML = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.attack("settings in YAML that unfold, nest, or are of other types")
 def test_yaml_that_unfolds_or_is_of_another_type_is_one_sentence(
     store: RunStore, tmp_path: Path, attempt: Attempts
@@ -233,6 +234,7 @@ def test_no_number_of_a_config_costs_time_or_memory(
             bases.locate(str(base))
 
 
+@pytest.mark.slow
 @pytest.mark.attack("a base's config.json that takes memory while it is counted")
 def test_counting_a_base_has_a_limit(attempt: Attempts) -> None:
     repeated = {"model_type": "gpt_neo", "attention_types": [[["global"] * 100_000, 10**9]], "num_layers": 2}

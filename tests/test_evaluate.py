@@ -188,6 +188,7 @@ def llama_run(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Run:
     return train(store, base_model=str(llama), name="one", probe_prompts=2, probe_tokens=8)
 
 
+@pytest.mark.slow
 def test_probes_are_answered_at_every_measurement(llama_run: Run) -> None:
     events = llama_run.events()[0]
     probes = [event for event in events if event["kind"] == "probe"]

@@ -251,6 +251,7 @@ TENSORS = st.sampled_from(["shape", "nan", "inf", "drop", "rename", "dtype", "ex
 BYTES = st.sampled_from(["header", "cut", "noise", "none", "pickle", "folder", "out", "loop"])
 
 
+@pytest.mark.slow
 @many
 @given(
     st.lists(st.tuples(TENSORS, st.integers(0, 10**6)), max_size=2),

@@ -81,6 +81,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_with_any_file_damaged_is_passed_over_and_named(run: Run, damage: str, tmp_path: Path) -> None:
     newest = run.checkpoints / "checkpoint-6"

@@ -168,6 +168,7 @@ def test_buttons_retry_and_undo_after_the_reveal(open_page: Any, site: Site, ada
     expect(page.locator("#blind-bar")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_held_out_examples_and_an_early_reveal(open_page: Any, adapter: str) -> None:
     page = open_blind(open_page, adapter)
     page.locator("#blind-examples").click()
@@ -237,6 +238,7 @@ def test_an_llm_judges_what_people_voted_on(open_page: Any, site: Site, adapter:
     endpoint.server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_phone_judges_without_scrolling_sideways(open_page: Any, adapter: str) -> None:
     page = open_blind(open_page, adapter, PHONE)
     begin(page, ["Alpha", "Beta"])

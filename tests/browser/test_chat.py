@@ -128,6 +128,7 @@ def test_a_page_that_is_left_while_answers_come_leaves_the_turn_to_the_next(open
     expect(page.locator("#send")).to_be_enabled()
 
 
+@pytest.mark.slow
 def test_retry_asks_the_last_question_anew_with_another_seed(open_page: Any, adapter: str) -> None:
     page = open_chat(open_page, adapter, 8)
     seed = int(page.locator("#decoding-seed input").input_value())

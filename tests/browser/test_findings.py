@@ -16,6 +16,7 @@ from tests.test_doctor import healthy_events, held_out_losses, of_kind
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_findings_follow_the_form_and_a_press_mends(open_page: Any, size: dict[str, int]) -> None:
     page = open_page("", size)
