@@ -7,10 +7,12 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from pydantic.fields import FieldInfo
 
 from qlora_gui import config as configs
 from qlora_gui.errors import UserError
@@ -237,20 +239,12 @@ def _compare(parser: Any) -> None:
             _add(group, name, field)
 
 
-def _knobs(*names: str) -> Callable[[Any], None]:
-    """Some of the settings of a run, for verbs that need no others."""
+def _only(fields: Mapping[str, FieldInfo], *names: str) -> Callable[[Any], None]:
+    """Some settings of a run or of decoding, for verbs that need no others."""
 
     def add(parser: Any) -> None:
         for name in names:
-            _add(parser, name, configs.fields()[name])
-
-    return add
-
-
-def _decoding(*names: str) -> Callable[[Any], None]:
-    def add(parser: Any) -> None:
-        for name in names:
-            _add(parser, name, Decoding.model_fields[name])
+            _add(parser, name, fields[name])
 
     return add
 
@@ -278,15 +272,15 @@ VERBS = {
     "preview": Verb("show what a run will learn from, token by token", (_run, _shown, _json)),
     "compare": Verb(
         "answer a file of prompts with base and adapters",
-        (_measured, _compare, _decoding("seed", "thinking"), _knobs("revision")),
+        (_measured, _compare, _only(Decoding.model_fields, "seed", "thinking"), _only(configs.fields(), "revision")),
     ),
     "evaluate": Verb(
         "say whether an adapter is better than its base, with intervals",
         (
             _measured,
             _evaluate,
-            _decoding("max_new_tokens"),
-            _knobs("dataset_format", "dataset_split", "skip_bad_rows", "revision"),
+            _only(Decoding.model_fields, "max_new_tokens"),
+            _only(configs.fields(), "dataset_format", "dataset_split", "skip_bad_rows", "revision"),
         ),
     ),
     "report": Verb("write a report on these runs (default: all), .md or .html, to --out", (_runs, _out)),

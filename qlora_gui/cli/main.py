@@ -195,10 +195,11 @@ def _check(arguments: argparse.Namespace, store: RunStore) -> int:
 
 def _preview(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui.cli import preview
+    from qlora_gui.runs import row_preview
 
     knobs = _knobs(arguments)
     config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
-    return preview.show(config, 3 if arguments.rows is None else arguments.rows, arguments.json)
+    return preview.show(config, row_preview.SHOWN if arguments.rows is None else arguments.rows, arguments.json)
 
 
 def _page(arguments: argparse.Namespace, store: RunStore) -> int:

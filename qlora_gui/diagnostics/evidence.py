@@ -20,7 +20,7 @@ _ENDS = 3  # logged points at either end of a loss curve that are averaged, for 
 class Seen:
     """One run. What is not known yet is None or empty; checks that need it say nothing then.
 
-    `facts` are those of `data.facts`; the preview's also say whether they are of all rows (`whole`) and whether
+    `facts` are those of `data.row_stats`; the preview's also say whether they are of all rows (`whole`) and whether
     held-out rows will still be split off (`splits`). `evaluation` is what evaluation.json holds.
     """
 

@@ -44,7 +44,7 @@ class _Row(TypedDict):
 
 
 class _Turns(TypedDict):
-    """Counts of answers, as `data.facts` has them."""
+    """Counts of answers, as `data.row_stats` has them."""
 
     learned: Whole
     present: Whole
