@@ -25,6 +25,7 @@ from qlora_gui.runs.curves import Series
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import links
+from qlora_gui.ui.rendering import chart
 from qlora_gui.ui.report import tab
 
 GB = 2**30
@@ -631,7 +632,7 @@ class Tags(HTMLParser):
     """Collects tags and attributes, and holds every end against its start."""
 
     VOID = frozenset({"meta"})
-    EMPTY = frozenset({"path", "circle"})  # SVG's, closed in themselves
+    EMPTY = frozenset({"path"})  # SVG's, closed in itself
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -657,11 +658,13 @@ class Tags(HTMLParser):
 
 TAGS = frozenset(
     "html head meta title style body article h1 h2 h3 h4 p b a ul li div section table thead tbody tr th td figure "
-    "figcaption span svg path text circle pre".split()
+    "figcaption span svg path i pre".split()
 )
 ATTRIBUTES = frozenset(
-    "lang charset http-equiv content name class id href tabindex viewbox role aria-label d x y cx cy r text-anchor".split()
+    "lang charset http-equiv content name class id href tabindex viewbox preserveaspectratio role aria-label aria-hidden d "
+    "style".split()
 )
+PLACED = re.compile(r"((left|width|bottom):-?[\d.]+%;?)+|height:\d+px")  # of a chart's labels
 
 
 def check_page(body: str) -> Tags:
@@ -676,6 +679,8 @@ def check_page(body: str) -> Tags:
         assert attributes.keys() <= ATTRIBUTES, (tag, attributes)
         if "href" in attributes:
             assert re.fullmatch(r"#report-run-\d+", attributes["href"] or "")
+        if "style" in attributes:
+            assert PLACED.fullmatch(attributes["style"] or "")
     ids = [attributes["id"] for _, attributes in found.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {attributes["href"] for _, attributes in found.seen if "href" in attributes} <= {f"#{name}" for name in ids}
@@ -764,10 +769,10 @@ def test_long_texts_are_cut_and_say_so() -> None:
 
 
 def test_a_chart_of_one_point_or_none() -> None:
-    assert html.svg("Loss", [Series("a", [])]) == ""
-    one_point = html.svg("Loss", [Series("a", [(0, 2.0)])])
-    assert one_point.count('class="dot') == 1 and "nan" not in one_point
-    flat = html.svg("Loss", [Series("a", [(0, 2.0), (5, 2.0)])])
+    assert "no values yet" in chart.line_chart("Loss", [Series("a", [])])
+    one_point = chart.line_chart("Loss", [Series("a", [(0, 2.0)])])
+    assert one_point.count('class="dots') == 1 and "nan" not in one_point
+    flat = chart.line_chart("Loss", [Series("a", [(0, 2.0), (5, 2.0)])])
     assert "nan" not in flat and "inf" not in flat
     assert markdown.render([]) == "\n"
 

@@ -17,8 +17,8 @@ from qlora_gui.report.blocks import (
     Table,
     Verbatim,
 )
-from qlora_gui.report.text import clean
 from qlora_gui.runs.curves import Series, short, thinned
+from qlora_gui.ui.rendering.html import clean
 
 _MARKS = re.compile(r"[\\`*_\[\]|~$@]")
 _LINKS = re.compile(r"://|\bwww\.")  # addresses that GitHub would make links of

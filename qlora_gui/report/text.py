@@ -6,15 +6,9 @@ from pathlib import Path
 from qlora_gui.config import marked
 from qlora_gui.report import comparability
 from qlora_gui.report.facts import Experiment
-from qlora_gui.system import console
 
 VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 _MOST = 3  # settings that are named in a sentence
-
-
-def clean(text: str) -> str:
-    """Text that can be written and read: line ends alike, and a mark for characters that are no text or turn it round."""
-    return console.printable(text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4))
 
 
 def cut(text: str, most: int) -> str:

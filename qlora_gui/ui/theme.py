@@ -5,6 +5,8 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_gui.ui.rendering.chart import STYLE
+
 # What every listener shares: no public endpoint, no overlay while it works, also none that is hidden: the browser would
 # look all outputs up in the whole page at every message, which took a core of two while answers were streamed.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
@@ -39,4 +41,4 @@ def theme() -> gr.themes.Default:
     )
 
 
-CSS = Path(__file__).with_name("style.css")
+CSS = [Path(__file__).with_name("style.css"), STYLE]

@@ -5,18 +5,20 @@ first training loss after the base's held-out loss, another run) is drawn withou
 """
 
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
 from qlora_gui.runs.curves import MAX_POINTS, Series, short, thinned, ticks
+from qlora_gui.ui.rendering.html import escaped
 
 SERIES_COLOURS = 6
+STYLE = Path(__file__).with_name("chart.css")
 
 
 def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: str = "step") -> str:
     """The chart of all series that have a point; a sentence when none has."""
     shown = [(number, line) for number, line in enumerate(series) if line.points]
     if not shown:
-        return f'<figure class="chart"><figcaption><b>{escape(title)}</b> no values yet</figcaption></figure>'
+        return f'<figure class="chart"><figcaption><b>{escaped(title)}</b> no values yet</figcaption></figure>'
     xs = [x for _, line in shown for x, _ in line.points]
     ys = [y for _, line in shown for _, y in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 4)
@@ -36,7 +38,7 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
         if line.dotted or len(points) == 1:
             dots = "".join(f"M{x:.1f} {y:.1f}h.01" for x, y in points)
             lines += f'<path class="dots s{number % SERIES_COLOURS}" d="{dots}"/>'
-        keys += f'<span class="key {style}">{escape(line.name)}</span>' if line.name else ""
+        keys += f'<span class="key {style}">{escaped(line.name)}</span>' if line.name else ""
     labels = "".join(
         f'<span class="y" style="bottom:{100 - at(left, y)[1] / 10:.1f}%">{short(y)}</span>' for y in y_ticks
     )
@@ -47,8 +49,8 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
     )
     summary = f"{title}: " + "; ".join(f"{line.name} last {short(line.points[-1][1])}".strip() for _, line in shown)
     return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{keys}</figcaption>'
-        f'<div class="plot" style="height:{height}px" role="img" aria-label="{escape(summary)}">'
+        f'<figure class="chart"><figcaption><b>{escaped(title)}</b>{keys}</figcaption>'
+        f'<div class="plot" style="height:{height}px" role="img" aria-label="{escaped(summary)}">'
         '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
         f'<path class="grid" d="{grid}"/>{lines}</svg>'
         f"{labels}{_spots([line for _, line in shown], left, right, x_name)}</div></figure>"
@@ -67,6 +69,8 @@ def _spots(series: Sequence[Series], left: float, right: float, x_name: str) -> 
         where = 100 * (x - left) / (right - left)
         after = 100 * (xs[number + 1] - left) / (right - left) if number + 1 < len(xs) else where + 1.5
         side = " late" if where > 75 else " early" if where < 25 else ""
-        text = escape(f"{x_name} {short(x)}\n" + "\n".join(values[x]))
-        spots += f'<i class="spot{side}" style="left:{where:.2f}%;width:{after - where:.2f}%"><span>{text}</span></i>'
+        values_here = escaped(f"{x_name} {short(x)}\n" + "\n".join(values[x]))
+        spots += (
+            f'<i class="spot{side}" style="left:{where:.2f}%;width:{after - where:.2f}%"><span>{values_here}</span></i>'
+        )
     return spots

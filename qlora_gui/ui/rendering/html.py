@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from qlora_gui.data import reasoning
+from qlora_gui.system import console
 
 Piece = tuple[str, bool]  # a stretch of text, and whether it is learned from
 
@@ -13,8 +14,18 @@ class Markup(str):
     """HTML that is made already: a cell that is not escaped again."""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[int] = ()) -> str:
-    """A plain table; `numbers` are the columns set to the right."""
+def escaped(plain: str) -> str:
+    """Text as HTML; characters that are no text, or turn it round, come out as a mark."""
+    return escape(clean(plain))
+
+
+def clean(plain: str) -> str:
+    """Text that can be written and read: line ends alike, and a mark for characters that are no text or turn it round."""
+    return console.printable(plain.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[int] = (), box: str = "scroll") -> str:
+    """A plain table; `numbers` are the columns set to the right. `box` is the class of what it scrolls in."""
 
     right = ' class="n"'
 
@@ -23,13 +34,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[
             f"<{tag}{right if number in numbers else ''}>{_cell(value)}</{tag}>" for number, value in enumerate(values)
         )
 
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>\n" for row in rows)
     top = f"<thead><tr>{cells(head, 'th')}</tr></thead>" if head else ""
-    return f'<div class="scroll" tabindex="0"><table class="plain">{top}<tbody>{body}</tbody></table></div>'
+    return f'<div class="{box}" tabindex="0"><table class="plain">{top}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, Markup) else escape(str(value))
+    return value if isinstance(value, Markup) else escaped(str(value))
 
 
 def note(*sentences: str, bad: bool = False) -> str:
