@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from qlora_gui import nvidia, torch_view
+from qlora_gui.formatting import gigabytes
 from qlora_gui.nvidia import Gpu, Holder, holders
 from qlora_gui.torch_view import Card, View
 
@@ -44,7 +45,7 @@ class Device:
     def __str__(self) -> str:
         age = (time.time() - self.asked) / 60 if self.asked else 0
         then = f" {age:.0f} min ago" if age >= 2 else ""
-        return f"{self.name} · {self.free / 2**30:.1f} of {self.total / 2**30:.1f} GB free{then}"
+        return f"{self.name} · {gigabytes(self.free)} of {gigabytes(self.total)} free{then}"
 
 
 _asking = torch_view.Asking()

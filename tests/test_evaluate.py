@@ -222,12 +222,13 @@ def test_evaluating_in_a_child_writes_beside_the_adapter(llama_run: Run, tmp_pat
         time.sleep(0.2)
     assert job.state(llama_run) == job.State(False, share=1.0), (llama_run.path / "evaluate.log").read_text()
     found = job.result(llama_run)
-    assert found and found["loss"]["rows"] == len(load.load("demo").held_out or [])
-    assert found["loss"]["low"] <= found["loss"]["difference"] <= found["loss"]["high"]
+    assert found and found.loss.rows == len(load.load("demo").held_out or [])
+    assert found.loss.low <= found.loss.difference <= found.loss.high
     end = llama_run.events()[0][-1]
-    assert (found["loss"]["difference"] < 0) == (end["loss_after"] < end["loss_before"])
-    assert len(found["examples"]) == 5 and found["texts"]["base"]["answers"] == found["loss"]["rows"]
-    assert 40 <= found["dependence"]["rows"] <= found["loss"]["rows"] and found["general"]["tokens"] > 500
+    assert (found.loss.difference < 0) == (end["loss_after"] < end["loss_before"])
+    assert found.examples and len(found.examples) == 5 and found.texts and found.texts.count == found.loss.rows
+    assert found.dependence and 40 <= found.dependence.rows <= found.loss.rows
+    assert found.general and found.general.tokens and found.general.tokens > 500
     assert "held-out loss" in "\n".join(results.lines(found))
     later = Run(shutil.copytree(llama_run.path, tmp_path / "later"))
     with later.events_file.open("a") as file:
@@ -314,19 +315,20 @@ def test_what_is_counted_in_texts() -> None:
     known = metrics.grams(["one two three four five six seven eight nine"])
     assert metrics.copied("zero one two three four five six seven eight", known) == pytest.approx(8 / 9)
     assert metrics.copied("one two three", known) == 0
-    told = metrics.measure_texts(
-        ['{"a": 1}', "", "no json"],
-        ["eos", "length", "stop string"],
-        [5, 0, 3],
-        ['{"a": 1}', '{"b": 2}', "text"],
-        set(),
+    told = metrics.measure_answers(
+        metrics.Side(
+            answers=['{"a": 1}', "", "no json"],
+            ended=["eos", "length", "stop string"],
+            tokens=[5, 0, 3],
+            references=['{"a": 1}', '{"b": 2}', "text"],
+        )
     )
     assert told["ended_by_eos"] == pytest.approx(2 / 3) and told["ended_by_length"] == told["empty"] == pytest.approx(
         1 / 3
     )
     assert told["exact"] == pytest.approx(1 / 3) and told["json_valid"] == 0.5
     assert told["chrf"] is not None and 0 < told["chrf"] < 100 and told["rouge_l"] == pytest.approx(1 / 3)
-    without = metrics.measure_texts(["hello"], ["eos"], [1], [None], set())
+    without = metrics.measure_answers(metrics.Side(answers=["hello"], ended=["eos"], tokens=[1], references=[None]))
     assert without["chrf"] is None and without["exact"] is None and without["json_valid"] is None
 
 

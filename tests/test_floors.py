@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors"},
     {"system"},
-    {"hub", "nvidia", "plain_files", "settings_yaml"},
+    {"formatting", "hub", "nvidia", "plain_files", "settings_yaml"},
     {"files", "locks", "cache", "torch_view", "config"},
     {"hardware"},
     {"data"},
@@ -31,6 +31,7 @@ FLOORS = [
 FRONT = {
     "errors",
     "system",
+    "formatting",
     "hub",
     "nvidia",
     "plain_files",

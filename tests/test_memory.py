@@ -16,7 +16,7 @@ from qlora_gui import hub
 from qlora_gui.config import RunConfig, make, resolve
 from qlora_gui.errors import UserError
 from qlora_gui.memory import advice, budget, calibration, known_models, model_shape, step_sizes, terms
-from qlora_gui.memory.estimate import LEVELS, choose_checkpointing, plan, verdict_of
+from qlora_gui.memory.estimate import LEVELS, plan, verdict_of
 from qlora_gui.simulation import client
 
 GIB = 2**30
@@ -276,11 +276,11 @@ def test_auto_takes_the_cheapest_checkpointing_that_fits() -> None:
     config = make({"batch_size": 4, "max_length": 1024})
     need = {level: plan(config, of, HUGE, checkpointing=level).total for level in LEVELS}
     for level in LEVELS:
-        assert choose_checkpointing(config, of, budget.card(need[level] / 0.9 / GIB + 0.001)) == level
-    assert choose_checkpointing(config, of, budget.card(1)) == "all"
+        assert plan(config, of, budget.card(need[level] / 0.9 / GIB + 0.001)).checkpointing == level
+    assert plan(config, of, budget.card(1)).checkpointing == "all"
     cpu = budget.Budget("CPU", GIB, GIB, "cpu")
-    assert choose_checkpointing(config, of, cpu) == "none"
-    assert choose_checkpointing(make({"gradient_checkpointing": "every-3"}), of, budget.card(1)) == "every-3"
+    assert plan(config, of, cpu).checkpointing == "none"
+    assert plan(make({"gradient_checkpointing": "every-3"}), of, budget.card(1)).checkpointing == "every-3"
 
 
 def test_a_linear_that_is_not_there_is_a_sentence() -> None:

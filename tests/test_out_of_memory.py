@@ -13,7 +13,7 @@ from qlora_gui.config import RunConfig, make
 from qlora_gui.data import collate
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import GIB, card
-from qlora_gui.memory.estimate import choose_checkpointing
+from qlora_gui.memory.estimate import plan
 from qlora_gui.models import device as devices
 from qlora_gui.runs import events, launch
 from qlora_gui.runs.store import Run, RunStore
@@ -245,7 +245,7 @@ def test_a_limit_is_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limit.budget(CPU).free == GIB // 2
     config = make({"base_model": "bigscience/bloom-560m", "gradient_checkpointing": "auto"})
     assert preflight.resolve(config, CPU).gradient_checkpointing == "none"
-    assert choose_checkpointing(config, known_models.find(config), card(80)) == "none"
+    assert plan(config, known_models.find(config), card(80)).checkpointing == "none"
 
 
 def test_headless_tells_the_autopsy_and_keeps_the_run(llama: Path, tmp_path: Path) -> None:

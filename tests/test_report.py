@@ -12,10 +12,11 @@ import gradio as gr
 import pytest
 from markdown_it import MarkdownIt
 
+from qlora_gui.cli import evaluate
 from qlora_gui.cli.report import report
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.evaluation import results, stats, verdict
+from qlora_gui.evaluation import job, metrics, results, stats, verdict
 from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.report import collect, comparability, html, markdown, observations, written
 from qlora_gui.report import text as words
@@ -24,7 +25,7 @@ from qlora_gui.report.facts import Experiment, Observation
 from qlora_gui.runs.curves import Series
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import links
+from qlora_gui.ui import evaluation_views, links
 from qlora_gui.ui.rendering import chart
 from qlora_gui.ui.report import tab
 
@@ -295,7 +296,7 @@ def test_the_issues_own_sentence(store: RunStore) -> None:
     ("wins", "expected"),
     [
         (10, "r8 beat the base bloom-560m (0.56B): votes 10-0"),
-        (6, "No preference between r8 and the base bloom-560m (0.56B) is shown: votes 6-4"),
+        (6, "Not enough evidence of a preference between r8 and the base bloom-560m (0.56B): votes 6-4"),
         (0, "The base bloom-560m (0.56B) beat r8: votes 10-0"),
     ],
 )
@@ -361,9 +362,9 @@ def test_an_evaluation_of_an_earlier_adapter_or_a_damaged_one_is_not_used(store:
     whole["loss"]["p_holm"] = "0.01"  # as another program may write it
     whole["drift"].pop("first_divergence", None)
     whole.pop("general")
-    known = results.checked(whole | {"more": 1})
-    assert known and known["loss"]["p_holm"] == 0.01 and known["drift"]["first_divergence"] is None
-    assert known["more"] == 1 and known["general"] is None and results.checked([1]) is None
+    known = results.parse(whole | {"more": 1, "eos": "high"})
+    assert known and known.loss.p_holm == 0.01 and known.drift and known.drift.first_divergence is None
+    assert known.general is None and known.eos is None and results.parse([1]) is None
 
 
 def test_adapters_are_ranked_only_where_intervals_do_not_touch(store: RunStore) -> None:
@@ -840,3 +841,58 @@ def test_the_tab_shows_and_hands_out_the_report(store: RunStore) -> None:
 def test_what_makes_runs_differ_leaves_out_what_only_costs() -> None:
     names = comparability.knobs()
     assert "rank" in names and not {"name", "attention", "logging_steps", "gradient_checkpointing"} & set(names)
+
+
+def test_a_metric_is_one_row_and_everything_else_finds_it(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Computed, stored in evaluation.json, and shown by the page, the report in both forms, and the command line."""
+    question = metrics.Metric(
+        "asks",
+        "answers that ask back",
+        "",
+        ".0%",
+        "neither",
+        lambda side: metrics.share([text[-1] == "?" for text in side.answers]),
+    )
+    worst = metrics.Metric(
+        "worst", "worst row", "nats", ".2f", "lower", lambda side: max(side.losses), of_answers=False, how="of {rows}"
+    )
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, question, worst))
+    measured = results.Measured(facts=[{}], general={"loss": [3.1, 3.2], "tokens": 700})
+    measured.about = {
+        "tokens": [2, 4],
+        "rows": [1, 2],
+        "references": ["a", "b"],
+        "questions": ["A?", "B?"],
+        "double_bos": False,
+    }
+    for number, tokens in enumerate((2, 4)):
+        measured.take(
+            {
+                "kind": "measured",
+                "number": number,
+                "loss": [2.0 * tokens, (number + 0.5) * tokens],
+                "kl": [0.0, 0.1],
+                "eos": [0.2, 0.9],
+                "text": ["Yes.", "Why?"],
+                "ended": ["eos", "eos"],
+                "tokens": [2, 2],
+                "differs": [None, 0],
+            }
+        )
+    made = Made(store, "asked").trained()
+    sides = [{"name": "base"}, {"name": "asked", "sha256": "sha-asked"}]
+    (content,) = results.put_together(measured, sides, [set()], "two rows", {"seed": 0})
+    assert content["texts"]["base"]["asks"] == 0 and content["texts"]["adapter"]["asks"] == 1
+    assert content["worst"] == {"base": 2.0, "adapter": 1.5} and content["dependence"] is None
+    (made.run.path / "evaluation.json").write_text(json.dumps(content))
+    evaluation = job.result(made.run)
+    assert evaluation
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given, **named: {"evaluations": [content]})
+    assert evaluate.run([made.run.path], None, None, job.Settings()) == 0
+    page, printed = evaluation_views.render(evaluation), capsys.readouterr().out
+    for text in (page, in_markdown(store), html.render(written(store)), printed):
+        for label, values in (("answers that ask back", ("0%", "100%")), ("worst row (nats)", ("2.00", "1.50"))):
+            after = text[text.index(label) :][:200]
+            assert all(value in after for value in values)

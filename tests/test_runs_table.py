@@ -22,10 +22,10 @@ def run_as(name: str, **more: Any) -> Summary:
         ("Run", "2 3 10 20"),
         ("State", "20 2 3 10"),  # the queue by its places
         ("Steps", "3 2 10 20"),
-        ("Loss before", "10 2 3 20"),
-        ("Change %", "10 2 3 20"),
-        ("Against its base", "3 2 10 20"),  # the best first
-        ("Made", "10 20 2 3"),
+        ("Held-out loss, base", "10 2 3 20"),
+        ("Change, %", "10 2 3 20"),
+        ("Verdict", "3 2 10 20"),  # the best first
+        ("Created", "10 20 2 3"),
     ],
 )
 def test_runs_are_sorted_by_what_a_column_means_and_the_empty_are_last(column: str, up: str) -> None:
@@ -38,8 +38,8 @@ def test_runs_are_sorted_by_what_a_column_means_and_the_empty_are_last(column: s
     place = COLUMNS.index(column)
     names = [one.id.removeprefix("run-") for one in table.ordered(found, (place, False))]
     assert " ".join(names) == up
-    known = [one for one in found if column not in ("Loss before", "Change %") or one.before is not None]
-    known = [one for one in known if column != "Against its base" or one.verdict]
+    known = [one for one in found if column not in ("Held-out loss, base", "Change, %") or one.before is not None]
+    known = [one for one in known if column != "Verdict" or one.verdict]
     down = [one.id for one in table.ordered(found, (place, True))]
     assert down[: len(known)] == [f"run-{name}" for name in names[: len(known)]][::-1]
     assert sorted(down[len(known) :]) == sorted(f"run-{name}" for name in names[len(known) :])

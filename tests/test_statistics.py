@@ -243,13 +243,15 @@ def test_never_a_winner_while_the_interval_covers_one_half(wins: int) -> None:
     if found.low <= 0.5 <= found.high:
         assert found.winner is None
     if found.winner is None:
-        assert found.sentence.startswith("No winner")
+        assert found.sentence.startswith("Not enough evidence")
+        assert "Of 50 prompts with a winner, 33 would have to go one way." in found.sentence
         assert "About 47 more votes would show a 65/35 preference" in found.sentence
 
 
 def test_five_of_five_is_no_winner_though_wilson_leaves_one_half_out() -> None:
     found = tally([vote(n, 1) for n in range(5)])
     assert found.low > 0.5 and found.winner is None and "chance alone may do that" in found.sentence
+    assert "Fewer than six prompts with a winner are never enough." in found.sentence
 
 
 def test_ties_make_more_votes_needed() -> None:
@@ -268,7 +270,7 @@ def test_votes_on_one_prompt_count_once() -> None:
 def test_only_ties_are_no_winner() -> None:
     found = tally([vote(0, TIE), vote(1, BAD)])
     assert (found.low, found.high, found.p) == (0.0, 1.0, 1.0)
-    assert found.sentence == "No winner: every vote is a tie or all bad; 1 tie, 1 all bad."
+    assert found.sentence == "Not enough evidence: every vote is a tie or all bad; 1 tie, 1 all bad."
 
 
 def test_an_aa_has_no_winner_but_tells_a_false_alarm() -> None:

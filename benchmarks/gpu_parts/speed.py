@@ -15,7 +15,7 @@ from gpu_parts import bases, steps
 from qlora_gui.config import RunConfig, make
 from qlora_gui.memory import budget
 from qlora_gui.memory import model_shape as shapes
-from qlora_gui.memory.estimate import choose_checkpointing
+from qlora_gui.memory.estimate import plan
 
 WAYS = ("ours", "ours, auto", "trainer", "trl")
 
@@ -39,7 +39,7 @@ def _one(name: str, rows: int, length: int, way: str, dry: bool) -> dict[str, An
     config = make(
         {"base_model": name, "batch_size": rows, "max_length": length, "dropout": 0, "gradient_accumulation": 1}
     )
-    chosen = choose_checkpointing(config, shapes.read(raw), budget.here()) if way == "ours, auto" else "all"
+    chosen = plan(config, shapes.read(raw), budget.here()).checkpointing if way == "ours, auto" else "all"
     config = config.model_copy(update={"gradient_checkpointing": chosen})
     steps.clear()
     model = bases.random_base(raw, config, steps.device())

@@ -12,6 +12,7 @@ import psutil
 
 from qlora_gui import hardware, hub, nvidia
 from qlora_gui.check.lines import Line
+from qlora_gui.formatting import gigabytes
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import kind
 
@@ -73,14 +74,14 @@ def _holders() -> Iterator[Line]:
         yield Line("memory", "warning", f"Less than half of GPU {device.number}'s memory is free.", fix)
     held = hardware.holders()
     if held:
-        named = ", ".join(f"{Path(holder.name).name} ({holder.bytes / 2**30:.1f} GB)" for holder in held[:5])
+        named = ", ".join(f"{Path(holder.name).name} ({gigabytes(holder.bytes)})" for holder in held[:5])
         yield Line("holders", "ok", f"GPU memory is held by {named}.")
     memory = psutil.virtual_memory()
     if memory.available < 4 * 2**30:
         largest = max(psutil.process_iter(["name", "memory_info"]), key=_resident, default=None)
         name = f"; the largest program is {largest.info['name']}" if largest else ""
         fix = "End what you do not need."
-        yield Line("ram", "warning", f"Only {memory.available / 2**30:.1f} GB of main memory are free{name}.", fix)
+        yield Line("ram", "warning", f"Only {gigabytes(memory.available)} of main memory are free{name}.", fix)
 
 
 def _resident(process: psutil.Process) -> int:
@@ -105,7 +106,7 @@ def _disks(store: RunStore) -> Iterator[Line]:
         device, free = there.stat().st_dev, shutil.disk_usage(there).free
         by_device.setdefault(device, ([], free))[0].append(name)
     for names, free in by_device.values():
-        text = f"{free / 2**30:.1f} GB of disk are free for {', '.join(names)}."
+        text = f"{gigabytes(free)} of disk are free for {', '.join(names)}."
         small = "A base and its 4-bit form need about twice the size of its files." if free < _LEAST_DISK else ""
         yield Line("disk", "warning" if small else "ok", text, small)
 

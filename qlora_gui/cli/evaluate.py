@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation.job import Settings
-from qlora_gui.evaluation.results import lines
+from qlora_gui.evaluation.results import lines, parse
 from qlora_gui.evaluation.run import AS_IT_IS, Reading, evaluate
 from qlora_gui.files import explained, write_whole
 
@@ -39,7 +39,7 @@ def run(
             tqdm.write(text, file=sys.stderr)
 
         result = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how)
-    for evaluation in result["evaluations"]:
+    for evaluation in filter(None, map(parse, result["evaluations"])):
         print("\n".join(lines(evaluation)), flush=True)
     if out is not None:
         with explained("The result", out):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from qlora_gui import hardware
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import gigabytes
 from qlora_gui.memory import advice, known_models, run_time, simulated_step
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.estimate import MemoryPlan, gigabytes, plan
+from qlora_gui.memory.estimate import MemoryPlan, plan
 from qlora_gui.memory.step_sizes import Way
 from qlora_gui.runs import gpus
 from qlora_gui.system import console

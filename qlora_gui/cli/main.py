@@ -10,6 +10,7 @@ from qlora_gui import config as configs
 from qlora_gui import hardware
 from qlora_gui.cli import flags
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import amount
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs import gpus
 from qlora_gui.runs.store import RunStore
@@ -165,19 +166,19 @@ def _cache(arguments: argparse.Namespace, store: RunStore) -> int:
 
     entries = cache.entries()
     for entry in entries:
-        print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
-    print(f"{sum(entry.bytes for entry in entries) / 1e6:10,.1f} MB  in {cache.folder()}")
+        print(f"{amount(entry.bytes):>12}  {entry.name}")
+    print(f"{amount(sum(entry.bytes for entry in entries)):>12}  in {cache.folder()}")
     stored_uploads = uploads.entries(store.named())
     unused = [upload for upload in stored_uploads if not upload.runs]
     if stored_uploads:
         print(
-            f"{sum(upload.bytes for upload in stored_uploads) / 1e6:10,.1f} MB  in {uploads.folder()}: {len(stored_uploads)} uploads, "
+            f"{amount(sum(upload.bytes for upload in stored_uploads)):>12}  in {uploads.folder()}: {len(stored_uploads)} uploads, "
             f"{len(unused)} of them named by no run and removed after {uploads.KEPT_DAYS} days"
         )
     if arguments.clear:
         freed = cache.clear()
         in_use = len(cache.entries())
-        print(f"Freed {freed / 1e6:,.1f} MB" + (f"; {in_use} in use and left as it is" if in_use else ""))
+        print(f"Freed {amount(freed)}" + (f"; {in_use} in use and left as it is" if in_use else ""))
     return EXIT_FINISHED
 
 

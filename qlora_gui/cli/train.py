@@ -14,11 +14,12 @@ from qlora_gui import hardware
 from qlora_gui.config import RunConfig
 from qlora_gui.data.prompts import prompts_of
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import clock
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import cpu_guard
 from qlora_gui.runs import launch
-from qlora_gui.runs.event_text import clock, describe, loss_of, oom_report_lines
+from qlora_gui.runs.event_text import describe, loss_of, oom_report_lines
 from qlora_gui.runs.events import FINAL, Event
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.runs.training_rows import rows_of

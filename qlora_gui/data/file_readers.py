@@ -18,6 +18,7 @@ import psutil
 from qlora_gui.data import lenient_json, utf8
 from qlora_gui.data.turns import is_empty
 from qlora_gui.errors import UserError, first_line
+from qlora_gui.formatting import gigabytes
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_ROWS, _ROWS_AT_A_TIME = 100_000_000, 64  # of Parquet: few, for each may unpack to much
@@ -324,7 +325,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
                 unpacked += size
                 if unpacked > memory:
                     raise UserError(
-                        f"The data file '{path}' unpacks to more than {memory / 1e9:,.0f} GB, all the memory that this "
+                        f"The data file '{path}' unpacks to more than {gigabytes(memory)}, all the memory that this "
                         "machine has: split it up."
                     )
                 if size > utf8.MOST_LINE:

@@ -20,7 +20,7 @@ def did_nothing(seen: Seen) -> Finding | None:
         return None
     evidence = f"The update is {number(of_file['delta_ratio'])} of the weights' norm (median over linears)"
     evidence += ", every LoRA B is zero" if of_file["b_zero_share"] == 1 else ""
-    evidence += f", and answers drift {drift:.4f} nats a token from the base's." if drift is not None else "."
+    evidence += f", and answers drift {drift:.4f} nats per token from the base's." if drift is not None else "."
     slow = seen.config.learning_rate < USUAL_RATE
     return Finding(
         "did_nothing",

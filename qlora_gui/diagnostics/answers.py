@@ -62,7 +62,7 @@ def ignores_prompts(seen: Seen) -> Finding | None:
     return Finding(
         "ignores_prompts",
         "warn",
-        f"An answer is {dependence['adapter']:.2f} nats a token likelier after its own prompt than after another row's; with "
+        f"An answer is {dependence['adapter']:.2f} nats per token likelier after its own prompt than after another row's; with "
         f"the base it is {dependence['base']:.2f} (difference {dependence['difference']:+.2f} [{dependence['low']:+.2f}, "
         f"{dependence['high']:+.2f}], {dependence['rows']} rows).",
         "So the adapter learned what answers look like more than what they answer. That is what training on answers "

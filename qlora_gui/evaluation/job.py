@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
@@ -112,18 +111,15 @@ def _is_locked(folder: Path) -> bool:
     return locks.is_held(folder / EVALUATION_LOCK)
 
 
-def result(run: Run) -> dict[str, Any] | None:
-    """The latest evaluation of this run's adapter; None where there is none, it is damaged, or of another adapter.
-
-    What it may lack (see `results.Evaluation`) is None in it, or empty.
-    """
+def result(run: Run) -> results.Evaluation | None:
+    """The latest evaluation of this run's adapter; None where there is none, it is damaged, or of another adapter."""
     try:
         content = json.loads(plain_files.read_text(run.path / FILE))
     except (OSError, ValueError, RecursionError):
         return None
-    known = results.checked(content)
+    known = results.parse(content)
     if known is None:
         return None
     saved = events.last(events.recent(run.events_file), "saved")
-    stale = saved and saved.get("sha256") not in (None, known["adapter"]["sha256"])
+    stale = saved and saved.get("sha256") not in (None, known.adapter.sha256)
     return None if stale else known

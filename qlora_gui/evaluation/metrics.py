@@ -1,45 +1,82 @@
-"""What can be counted in answers: how they end, whether they repeat themselves, and how near they are to references."""
+"""The metrics of an evaluation, one row each in METRICS, and what they compute from the measurements of one candidate."""
 
 import json
 import statistics
 import zlib
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 COPIED_WORDS = 8  # a run of words this long is no coincidence
 _SMALL = 40  # characters: shorter texts do not compress, whatever they say
 
 
-def measure_texts(
-    answers: Sequence[str],
-    ended: Sequence[str],
-    tokens: Sequence[int],
-    references: Sequence[str | None],
-    trained_on: Collection[tuple[str, ...]],
-) -> dict[str, Any]:
-    """The `TEXTS` of an evaluation: shares and means over the answers, one entry per answer in every argument.
+@dataclass(frozen=True)
+class Side:
+    """What was measured of one candidate: the base, or an adapter.
 
-    `ended` is eos, stop string, length or stopped; `trained_on` are the n-grams of `grams` of the training answers.
-    References may be missing; what needs them is then None.
+    `losses`: nats per token, one per example. `gains`: loss of an answer after another row's prompt minus after its own,
+    nats per token, one per row. `ends`: P(end mark) where a reference ends. `general`: loss on the general text.
+
+    The rest has one entry per greedy answer: its text, how it `ended` (eos, stop string, length or stopped), its length
+    in `tokens`, and its reference, None where there is none. `trained_on` are the `grams` of the training answers.
     """
-    count = len(answers)
-    pairs = [(answer, known) for answer, known in zip(answers, references, strict=True) if known is not None]
-    in_json = [answer for answer, known in pairs if is_json(known)]
-    return {
-        "answers": count,
-        "ended_by_eos": share([end in ("eos", "stop string") for end in ended]),
-        "ended_by_length": share([end == "length" for end in ended]),
-        "empty": share([not answer.strip() for answer in answers]),
-        "rep4": mean([repetition(answer) for answer in answers]),
-        "distinct1": distinct(answers, 1),
-        "distinct2": distinct(answers, 2),
-        "compression": mean([compression(answer) for answer in answers if len(answer) >= _SMALL]),
-        "tokens": mean(tokens),
-        "copied": mean([copied(answer, trained_on) for answer in answers]),
-        "chrf": chrf(pairs),
-        "rouge_l": rouge_l(pairs),
-        "exact": share([answer.strip() == known.strip() for answer, known in pairs]) if pairs else None,
-        "json_valid": share([is_json(answer) for answer in in_json]) if in_json else None,
+
+    losses: Sequence[float] = ()
+    gains: Sequence[float] = ()
+    ends: Sequence[float] = ()
+    general: float | None = None
+    answers: Sequence[str] = ()
+    ended: Sequence[str] = ()
+    tokens: Sequence[int] = ()
+    references: Sequence[str | None] = ()
+    trained_on: Collection[tuple[str, ...]] = ()
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Answers with their references, where there are references."""
+        zipped = zip(self.answers, self.references, strict=True)
+        return [(answer, known) for answer, known in zipped if known is not None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of METRICS.
+
+    `compute` gives the number of one candidate, None where it cannot be told; a sequence, one number per row, stands for
+    its mean, and the difference to the base's is then stored with an interval. `of_answers`: computed from greedy answers,
+    and stored under "texts"; others are a part of evaluation.json each. `how` says how it was obtained, with {rows}.
+    """
+
+    key: str
+    label: str
+    unit: str
+    format: str
+    better: Literal["higher", "lower", "neither"]
+    compute: Callable[[Side], float | Sequence[float] | None]
+    of_answers: bool = True
+    how: str = "{answers} greedy answers each"
+
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def direction(self) -> str:
+        """Which of two values is better, in words; "" where neither is."""
+        return "" if self.better == "neither" else f"{self.better} is better"
+
+    def text(self, value: float) -> str:
+        """A value as it is shown."""
+        return format(value, self.format)
+
+
+def measure_answers(side: Side) -> dict[str, Any]:
+    """The number of answers, and the metrics that are computed from them."""
+    return {"answers": len(side.answers)} | {
+        metric.key: metric.compute(side) for metric in METRICS if metric.of_answers
     }
 
 
@@ -86,23 +123,35 @@ def copied(text: str, known: Collection[tuple[str, ...]]) -> float:
     return share(inside)
 
 
-def chrf(pairs: Sequence[tuple[str, str]]) -> float | None:
+def chrf(side: Side) -> float | None:
     """chrF (Popovic 2015) of answers against references by sacrebleu, 0 to 100, over the corpus."""
-    if not pairs:
+    if not side.pairs:
         return None
     from sacrebleu.metrics import CHRF
 
-    return float(CHRF().corpus_score([answer for answer, _ in pairs], [[known for _, known in pairs]]).score)
+    answers, references = zip(*side.pairs, strict=True)
+    return float(CHRF().corpus_score(answers, [references]).score)
 
 
-def rouge_l(pairs: Sequence[tuple[str, str]]) -> float | None:
+def rouge_l(side: Side) -> float | None:
     """ROUGE-L F1 (Lin 2004) by rouge-score, 0 to 1, mean over the pairs."""
-    if not pairs:
+    if not side.pairs:
         return None
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"])
-    return mean([float(scorer.score(known, answer)["rougeL"].fmeasure) for answer, known in pairs])
+    return mean([float(scorer.score(known, answer)["rougeL"].fmeasure) for answer, known in side.pairs])
+
+
+def exact(side: Side) -> float | None:
+    """The share of answers that are their reference."""
+    return share([answer.strip() == known.strip() for answer, known in side.pairs]) if side.pairs else None
+
+
+def json_valid(side: Side) -> float | None:
+    """The share of answers that are JSON where their reference is."""
+    marks = [is_json(answer) for answer, known in side.pairs if is_json(known)]
+    return share(marks) if marks else None
 
 
 def is_json(text: str) -> bool:
@@ -115,3 +164,78 @@ def is_json(text: str) -> bool:
 
 def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(words[place : place + size]) for place in range(len(words) - size + 1)]
+
+
+def _each(count: Callable[[str], float], least: int = 0) -> Callable[[Side], float]:
+    """The mean of something counted in each answer of at least so many characters."""
+    return lambda side: mean([count(answer) for answer in side.answers if len(answer) >= least])
+
+
+def _ended(*ways: str) -> Callable[[Side], float]:
+    """The share of answers that ended in one of these ways."""
+    return lambda side: share([end in ways for end in side.ended])
+
+
+# Of the rows first, then of the answers: key, label, unit, format, which is better, and the function that computes it.
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "loss",
+        "held-out loss",
+        "nats per token",
+        ".3f",
+        "lower",
+        lambda side: side.losses,
+        of_answers=False,
+        how="mean of {rows}",
+    ),
+    Metric(
+        "dependence",
+        "dependence on the prompt",
+        "nats",
+        ".3f",
+        "higher",
+        lambda side: side.gains,
+        of_answers=False,
+        how="per token: loss after another row's prompt less that after its own",
+    ),
+    Metric(
+        "eos",
+        "P(end mark) where the reference ends",
+        "",
+        ".0%",
+        "higher",
+        lambda side: mean(side.ends) if side.ends else None,
+        of_answers=False,
+        how="mean of {rows}",
+    ),
+    Metric(
+        "general",
+        "loss on general text",
+        "nats per token",
+        ".3f",
+        "lower",
+        lambda side: side.general,
+        of_answers=False,
+        how="a shipped text",
+    ),
+    Metric("ended_by_eos", "answers that end by themselves", "", ".0%", "higher", _ended("eos", "stop string")),
+    Metric("ended_by_length", "answers cut at the length limit", "", ".0%", "lower", _ended("length")),
+    Metric("empty", "empty answers", "", ".0%", "lower", _each(lambda answer: not answer.strip())),
+    Metric("tokens", "length", "tokens", ".1f", "neither", lambda side: mean(side.tokens)),
+    Metric("rep4", "repetition (rep-4)", "", ".3f", "lower", _each(repetition)),
+    Metric("distinct1", "distinct-1", "", ".3f", "higher", lambda side: distinct(side.answers, 1)),
+    Metric("distinct2", "distinct-2", "", ".3f", "higher", lambda side: distinct(side.answers, 2)),
+    Metric("compression", "compression ratio", "", ".2f", "lower", _each(compression, _SMALL)),
+    Metric(
+        "copied",
+        "copied from the training answers",
+        "",
+        ".1%",
+        "neither",
+        lambda side: mean([copied(answer, side.trained_on) for answer in side.answers]),
+    ),
+    Metric("chrf", "chrF against the references", "", ".1f", "higher", chrf),
+    Metric("rouge_l", "ROUGE-L", "", ".3f", "higher", rouge_l),
+    Metric("exact", "exact matches", "", ".0%", "higher", exact),
+    Metric("json_valid", "valid JSON where the reference is", "", ".0%", "higher", json_valid),
+)

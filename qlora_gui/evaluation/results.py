@@ -2,30 +2,28 @@
 
 import statistics as plain
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from qlora_gui.evaluation import metrics, stats, verdict
+from qlora_gui.evaluation.metrics import Metric, Side
 
-# What is counted in answers: key, name, and how its value is written.
-TEXTS = (
-    ("ended_by_eos", "answers that end by themselves", ".0%"),
-    ("ended_by_length", "answers cut at the length limit", ".0%"),
-    ("empty", "empty answers", ".0%"),
-    ("tokens", "length, tokens", ".1f"),
-    ("rep4", "repetition (rep-4)", ".3f"),
-    ("distinct2", "distinct-2", ".3f"),
-    ("compression", "compression ratio", ".2f"),
-    ("copied", "copied from the training answers", ".1%"),
-    ("chrf", "chrF against the references", ".1f"),
-    ("rouge_l", "ROUGE-L", ".3f"),
-    ("exact", "exact matches", ".0%"),
-    ("json_valid", "valid JSON where the reference is", ".0%"),
-)
+T = TypeVar("T")
+
+
+def _or_missing(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A part of a file that is damaged counts as one that is missing."""
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+Known = Annotated[T | None, WrapValidator(_or_missing)]
 
 
 class _Part(BaseModel):
@@ -39,40 +37,43 @@ class Sides(_Part):
     adapter: float
 
 
-class Loss(Sides):
-    """Mean held-out losses, nats per token; `difference` is adapter - base, with its 95% interval and corrected p."""
+class Paired(Sides):
+    """Means of values per row; `difference` is adapter - base, with its 95% interval and p."""
 
     difference: float
     low: float
     high: float
-    p_holm: float
+    p: float | None = None
     rows: int
 
 
-class Texts(_Part):
-    """What was counted in one side's greedy answers (`metrics.measure_texts`): shares, means, scores against references."""
+class Loss(Paired):
+    """Held-out losses, nats per token; `p_holm` is p, corrected for the adapters evaluated together."""
 
-    answers: int
-    ended_by_eos: float
-    empty: float
-    rep4: float
-    copied: float
-    tokens: float
-    ended_by_length: float | None = None
-    distinct2: float | None = None
-    compression: float | None = None
-    chrf: float | None = None
-    rouge_l: float | None = None
-    exact: float | None = None
-    json_valid: float | None = None
+    p_holm: float
 
 
-class BothTexts(_Part):
-    base: Texts
-    adapter: Texts
+class General(Sides):
+    """Losses on the general text, nats per token, and how many tokens it is."""
+
+    tokens: int | None = None
+
+
+class Answers(_Part):
+    """The metrics of either side's greedy answers, by key, with their number as `answers`."""
+
+    base: dict[str, Known[float]]
+    adapter: dict[str, Known[float]]
+
+    @property
+    def count(self) -> int:
+        """How many answers the adapter gave."""
+        return int(self.adapter.get("answers") or 0)
 
 
 class Drift(_Part):
+    """How far the adapter went from its base: KL in nats per token, the median first token that differs, equal answers."""
+
     kl: float
     first_divergence: float | None = None
     same: float
@@ -84,8 +85,10 @@ class Adapter(_Part):
 
 
 class Base(_Part):
+    revision: str | None = None
     fingerprint: str | None = None
     quantization: str | None = None
+    template: str | None = None
 
 
 class Data(_Part):
@@ -95,7 +98,7 @@ class Data(_Part):
 
 
 class Verdict(_Part):
-    kind: Literal["better", "worse", "unclear"]
+    kind: verdict.Kind
     text: str
 
 
@@ -109,20 +112,53 @@ class Example(_Part):
 
 
 class Evaluation(_Part):
-    """An evaluation.json, as far as page and report show it."""
+    """An evaluation.json. Parts that were not measured, or cannot be read, are None.
+
+    Besides the parts named here, each metric of rows is a part under its key.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Known[Sides]]
 
     made: float
     adapter: Adapter
-    base: Base
+    base: Known[Base] = None
     data: Data
     loss: Loss
-    texts: BothTexts | None = None
-    eos: Sides | None = None
-    drift: Drift
-    general: Sides | None = None
-    dependence: Sides | None = None
+    dependence: Known[Paired] = None
+    texts: Known[Answers] = None
+    eos: Known[Sides] = None
+    drift: Known[Drift] = None
+    general: Known[General] = None
+    adapter_facts: Known[dict[str, Any]] = None
     verdict: Verdict
-    examples: list[Example] = []
+    examples: Known[tuple[Example, ...]] = None
+
+    def sides(self, metric: Metric) -> Sides | None:
+        """What a metric is for base and adapter; None where it was not measured."""
+        if not metric.of_answers:
+            part = getattr(self, metric.key, None)
+            return part if isinstance(part, Sides) else None
+        pair = (self.texts.base.get(metric.key), self.texts.adapter.get(metric.key)) if self.texts else (None, None)
+        return None if None in pair else Sides(base=pair[0], adapter=pair[1])  # type: ignore[arg-type]
+
+    def figures(self) -> Iterator[tuple[Metric, Sides]]:
+        """Every metric that was measured, in the order of METRICS."""
+        for metric in metrics.METRICS:
+            if sides := self.sides(metric):
+                yield metric, sides
+
+    def parts(self) -> dict[str, Any]:
+        """All parts as mappings, as evaluation.json has them."""
+        return self.model_dump()
+
+
+def parse(content: Any) -> Evaluation | None:
+    """The content of an evaluation.json; None where that is damaged or of another version."""
+    try:
+        return Evaluation(**content)
+    except (ValidationError, TypeError):
+        return None
 
 
 SCHEMA = 1
@@ -176,11 +212,16 @@ def put_together(
     `columns` are the worker's proofs, the base's first; `trained_on` the n-grams (`metrics.grams`) of each adapter's training answers.
     """
     numbers, seed = sorted(measured.rows), settings["seed"]
-    per_row = _per_row(measured, numbers)
     evaluations: list[dict[str, Any]] = []
     for column in range(1, len(columns)):
-        differences = [losses[column] - losses[0] for losses in per_row]
-        paired = stats.paired(differences, resamples=resamples, seed=seed)
+        base, adapter = (_side(measured, numbers, which, trained_on[column - 1]) for which in (0, column))
+        parts = {
+            metric.key: _compared(metric, base, adapter, resamples, seed)
+            for metric in metrics.METRICS
+            if not metric.of_answers
+        }
+        if parts["general"]:
+            parts["general"]["tokens"] = measured.general["tokens"]
         evaluations.append(
             {
                 "schema": SCHEMA,
@@ -189,24 +230,13 @@ def put_together(
                 "base": _base(columns[0]),
                 "data": {
                     "source": source,
-                    "rows": len(per_row),
+                    "rows": len(base.losses),
                     "tokens": sum(measured.tokens(number) for number in numbers),
                 },
                 "settings": {**settings, "resamples": resamples},
-                "loss": {
-                    "base": plain.fmean(losses[0] for losses in per_row),
-                    "adapter": plain.fmean(losses[column] for losses in per_row),
-                    "difference": paired.mean,
-                    "low": paired.low,
-                    "high": paired.high,
-                    "p": paired.p,
-                    "rows": paired.n,
-                },
-                "dependence": _dependence(measured, column, resamples, seed),
-                "texts": _texts(measured, numbers, column, trained_on[column - 1]),
-                "eos": _eos(measured, numbers, column),
+                **parts,
+                "texts": _texts(base, adapter) if adapter.answers else None,
                 "drift": _drift(measured, numbers, column),
-                "general": _general(measured, column),
                 "adapter_facts": {**measured.facts[column - 1], "double_bos": measured.about["double_bos"]},
                 "examples": _examples(measured, numbers, column),
             }
@@ -218,14 +248,49 @@ def put_together(
     return evaluations
 
 
-def _per_row(measured: Measured, numbers: Sequence[int]) -> list[list[float]]:
-    """Nats per token of every column, a list per example: rows cut from one conversation are not independent."""
+def _side(measured: Measured, numbers: Sequence[int], column: int, trained_on: set[tuple[str, ...]]) -> Side:
+    """The measurements of one column."""
+    answered = [measured.rows[number] for number in numbers if "text" in measured.rows[number]]
+    general = measured.general.get("loss")
+    return Side(
+        losses=_losses(measured, numbers, column),
+        gains=_gains(measured, column),
+        ends=[chances[column] for number in numbers if (chances := measured.rows[number]["eos"])],
+        general=general[column] if general else None,
+        answers=[event["text"][column] for event in answered],
+        ended=[event["ended"][column] for event in answered],
+        tokens=[event["tokens"][column] for event in answered],
+        references=[measured.about["references"][event["number"]] or None for event in answered],
+        trained_on=trained_on,
+    )
+
+
+def _compared(metric: Metric, base: Side, adapter: Side, resamples: int, seed: int) -> dict[str, Any] | None:
+    """A metric of base and adapter; of one that has a number per row also the mean difference with its interval."""
+    its, mine = metric.compute(base), metric.compute(adapter)
+    if its is None or mine is None:
+        return None
+    if not isinstance(its, Sequence) or not isinstance(mine, Sequence):
+        return {"base": its, "adapter": mine}
+    if len(its) < 2 and metric.key != "loss":  # too few for an interval; of the loss that is an error
+        return None
+    differences = [after - before for before, after in zip(its, mine, strict=True)]
+    paired = stats.paired(differences, resamples=resamples, seed=seed)
+    interval = {"difference": paired.mean, "low": paired.low, "high": paired.high, "p": paired.p, "rows": paired.n}
+    return {"base": plain.fmean(its), "adapter": plain.fmean(mine)} | interval
+
+
+def _texts(base: Side, adapter: Side) -> dict[str, Any]:
+    return {"base": metrics.measure_answers(base), "adapter": metrics.measure_answers(adapter)}
+
+
+def _losses(measured: Measured, numbers: Sequence[int], column: int) -> list[float]:
+    """Nats per token, one number per example: rows cut from one conversation are not independent."""
     result = []
     for _, group in groupby(sorted(numbers, key=measured.of_row), key=measured.of_row):
         here = list(group)
         tokens = sum(measured.tokens(number) for number in here)
-        sums = zip(*(measured.rows[number]["loss"] for number in here), strict=True)
-        result.append([sum(values) / tokens for values in sums])
+        result.append(sum(measured.rows[number]["loss"][column] for number in here) / tokens)
     return result
 
 
@@ -235,8 +300,8 @@ def _base(proof: Mapping[str, Any]) -> dict[str, Any]:
     return {name: proof.get(key) for name, key in names.items()}
 
 
-def _dependence(measured: Measured, column: int, resamples: int, seed: int) -> dict[str, Any] | None:
-    """How much a prompt says about its answer: loss of the answer after another row's prompt - after its own, nats per token.
+def _gains(measured: Measured, column: int) -> list[float]:
+    """How much each prompt says about its answer: loss of the answer after another row's prompt - after its own, nats per token.
 
     The mean is an estimate of the mutual information of prompt and answer under the model.
     """
@@ -244,42 +309,9 @@ def _dependence(measured: Measured, column: int, resamples: int, seed: int) -> d
     for number in measured.rows:
         foreign = measured.foreign.get(measured.of_row(number))
         if foreign and foreign["tokens"] == measured.tokens(number):
-            own, count = measured.rows[number]["loss"], measured.tokens(number)
-            gains.append([(foreign["loss"][which] - own[which]) / count for which in (0, column)])
-    if len(gains) < 2:
-        return None
-    paired = stats.paired([adapter - base for base, adapter in gains], resamples=resamples, seed=seed)
-    means = [plain.fmean(values) for values in zip(*gains, strict=True)]
-    sides = {"base": means[0], "adapter": means[1], "difference": paired.mean}
-    return sides | {"low": paired.low, "high": paired.high, "p": paired.p, "rows": paired.n}
-
-
-def _texts(
-    measured: Measured,
-    numbers: Sequence[int],
-    column: int,
-    trained_on: set[tuple[str, ...]],
-) -> dict[str, Any] | None:
-    answered = [measured.rows[number] for number in numbers if "text" in measured.rows[number]]
-    if not answered:
-        return None
-    known = [measured.about["references"][event["number"]] or None for event in answered]
-
-    def measure(which: int) -> dict[str, Any]:
-        answers, ended, tokens = ([event[key][which] for event in answered] for key in ("text", "ended", "tokens"))
-        return metrics.measure_texts(answers, ended, tokens, known, trained_on)
-
-    return {"base": measure(0), "adapter": measure(column)}
-
-
-def _eos(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float] | None:
-    chances = [measured.rows[number]["eos"] for number in numbers if measured.rows[number]["eos"]]
-    if not chances:
-        return None
-    return {
-        "base": plain.fmean(chance[0] for chance in chances),
-        "adapter": plain.fmean(chance[column] for chance in chances),
-    }
+            own = measured.rows[number]["loss"][column]
+            gains.append((foreign["loss"][column] - own) / measured.tokens(number))
+    return gains
 
 
 def _drift(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float | None]:
@@ -292,13 +324,6 @@ def _drift(measured: Measured, numbers: Sequence[int], column: int) -> dict[str,
         "first_divergence": float(plain.median(places)) if places else None,
         "same": metrics.share([place is None for place in differs]),
     }
-
-
-def _general(measured: Measured, column: int) -> dict[str, Any] | None:
-    losses = measured.general.get("loss")
-    if not losses or losses[0] is None or losses[column] is None:
-        return None
-    return {"base": losses[0], "adapter": losses[column], "tokens": measured.general["tokens"]}
 
 
 def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[dict[str, str]]:
@@ -314,55 +339,23 @@ def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[d
     ]
 
 
-def evaluation_of(content: Any) -> Evaluation | None:
-    """The content of an evaluation.json; None where it is damaged or of another version."""
-    try:
-        return Evaluation(**content)
-    except (ValidationError, TypeError):
-        return None
-
-
-def checked(content: Any) -> dict[str, Any] | None:
-    """The content itself, with its known fields validated (numbers, and None for what it lacks), or None."""
-    known = evaluation_of(content)
-    return None if known is None else _over(content, known.model_dump())
-
-
-def _over(content: Any, known: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(content)
-    for name, value in known.items():
-        merged[name] = _over(content[name], value) if isinstance(value, dict) else value
-    return merged
-
-
-def lines(evaluation: dict[str, Any]) -> list[str]:
+def lines(evaluation: Evaluation) -> list[str]:
     """An evaluation in words: the verdict, then its figures, base against adapter."""
-    output = [f"{evaluation['adapter']['name']}: {evaluation['verdict']['text']}"]
+    output = [f"{evaluation.adapter.name}: {evaluation.verdict.text}"]
     output += [
-        f"  {name:44} {base:>10} {adapter:>10}" for name, base, adapter in (("", "base", "adapter"), *rows(evaluation))
+        f"  {title:44} {base:>10} {adapter:>10}  {better}".rstrip()
+        for title, base, adapter, better in (("", "base", "adapter", ""), *rows(evaluation))
     ]
-    drift = evaluation["drift"]
-    output.append(
-        f"  drift from the base: KL {drift['kl']:.3f} nats a token; {drift['same']:.0%} of the answers are the same"
-    )
+    if drift := evaluation.drift:
+        output.append(
+            f"  drift from the base: KL {drift.kl:.3f} nats per token; {drift.same:.0%} of the answers are the same"
+        )
     return output
 
 
-def rows(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, base, adapter) of every figure of an evaluation that was measured."""
-    loss, texts = evaluation["loss"], evaluation["texts"]
-    values = [("held-out loss, nats a token", loss["base"], loss["adapter"], ".3f")]
-    if evaluation.get("dependence"):
-        dependence = evaluation["dependence"]
-        values.append(("what the prompt says of the answer, nats", dependence["base"], dependence["adapter"], ".3f"))
-    if evaluation["eos"]:
-        values.append(
-            ("P(end mark) where the reference ends", evaluation["eos"]["base"], evaluation["eos"]["adapter"], ".2f")
-        )
-    if evaluation["general"]:
-        values.append(("loss on general text", evaluation["general"]["base"], evaluation["general"]["adapter"], ".3f"))
-    for key, name, style in TEXTS if texts else ():
-        sides = texts["base"].get(key), texts["adapter"].get(key)
-        if None not in sides:
-            values.append((name, *sides, style))
-    return [(name, format(base, style), format(adapter, style)) for name, base, adapter, style in values]
+def rows(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
+    """(what, base, adapter, which is better) of every metric that was measured."""
+    return [
+        (metric.title, metric.text(sides.base), metric.text(sides.adapter), metric.direction)
+        for metric, sides in evaluation.figures()
+    ]

@@ -1,9 +1,11 @@
-"""One plain sentence on top of an evaluation: better, worse, or not enough evidence, with the numbers that say so."""
+"""Verdicts and their words: better, worse, or not enough evidence; and the one of an evaluation with its numbers."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 Kind = Literal["better", "worse", "unclear"]
+LABELS: dict[str, str] = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
+NOT_ENOUGH = LABELS["unclear"].capitalize()
 _BROKEN_END, _BROKEN_REPEAT, _BROKEN_EMPTY = (
     0.2,
     0.2,
@@ -32,14 +34,21 @@ def decide(evaluation: Mapping[str, Any]) -> dict[str, str]:
         if dependence and dependence["high"] < 0:
             return _verdict(
                 "unclear",
-                f"Not enough evidence: {figures}, but its answers depend less on the prompt than the base's "
-                f"({dependence['adapter']:.2f} against {dependence['base']:.2f} nats a token): "
+                f"{NOT_ENOUGH}: {figures}, but its answers depend less on the prompt than the base's "
+                f"({dependence['adapter']:.2f} against {dependence['base']:.2f} nats per token): "
                 "it learned what answers look like, not what they answer.",
             )
         return _verdict("better", f"Better on the task: {figures}{ends}.")
     if broken:
         return _verdict("worse", f"Worse in use: {broken}; {figures}.")
-    return _verdict("unclear", f"Not enough evidence: {figures}{ends}. More held-out rows would tell.")
+    return _verdict("unclear", f"{NOT_ENOUGH}: {figures}{ends}. More held-out rows would tell.")
+
+
+def sentence(kind: Kind, subject: str, other: str) -> str:
+    """A verdict on something beside something else, without its full stop."""
+    if kind == "unclear":
+        return f"{NOT_ENOUGH} that {subject} is better than {other}"
+    return f"{subject} is {LABELS[kind]} than {other}"
 
 
 def _verdict(kind: Kind, text: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from qlora_gui import plain_files
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import gigabytes
 from qlora_gui.inference import regex_limits
 from qlora_gui.models import chats
 from qlora_gui.runs import events
@@ -126,8 +127,8 @@ def _refuse_too_large(folder: Path) -> None:
     free = psutil.virtual_memory().available
     if _COPIES * size > free:
         raise UserError(
-            f"The adapter '{folder.name}' cannot be compared: its weights have {size / 1e9:,.1f} GB, and only "
-            f"{free / 1e9:,.1f} GB of memory are free, of which they need {_COPIES} times their size."
+            f"The adapter '{folder.name}' cannot be compared: its weights have {gigabytes(size)}, and only "
+            f"{gigabytes(free)} of memory are free, of which they need {_COPIES} times their size."
         )
 
 

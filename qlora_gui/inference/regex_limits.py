@@ -16,6 +16,7 @@ from peft.utils.other import get_pattern_key
 
 from qlora_gui.data.template_renderer import RENDERER
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import gigabytes
 from qlora_gui.system import signals
 
 SECONDS = 2.0  # of computing, for all names of a base; usual patterns take some milliseconds
@@ -123,5 +124,5 @@ def check_memory(adapter: str, config: Mapping[str, Any], sizes: Mapping[str, tu
         largest = max([int(config.get("r", 8)), *map(int, ranks.values())])
         raise UserError(
             f"The adapter '{adapter}' cannot be compared: its adapter_config.json asks for rank {largest:,}, whose weights "
-            f"would take {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free for them."
+            f"would take {gigabytes(needed)}, and {gigabytes(free)} are free for them."
         )

@@ -7,9 +7,10 @@ from typing import Any
 from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import amount
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.estimate import MemoryPlan, gigabytes, plan
+from qlora_gui.memory.estimate import MemoryPlan, plan
 from qlora_gui.memory.model_shape import Shape
 
 RANK_AND_BIAS = (
@@ -35,7 +36,7 @@ class Change:
 
     @property
     def text(self) -> str:
-        return f"{self.words}: -{_amount(self.saves)}"
+        return f"{self.words}: -{amount(self.saves)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -178,7 +179,3 @@ def _combination(
             if combined and combined.fits:
                 return combined
     return None
-
-
-def _amount(size: int) -> str:
-    return gigabytes(size) if size >= 0.05 * 2**30 else f"{max(size / 2**20, 0.1):.1f} MB"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qlora_gui.config import RunConfig
+from qlora_gui.formatting import gigabytes
 from qlora_gui.memory import step_sizes as steps
 from qlora_gui.memory import terms as parts
 from qlora_gui.memory.budget import Budget
@@ -98,11 +99,6 @@ class MemoryPlan:
         }
 
 
-def gigabytes(size: int) -> str:
-    """Bytes as people buy them: "15.9 GB", in units of 2**30."""
-    return f"{size / 2**30:.1f} GB"
-
-
 def verdict_of(total: int, free: int) -> Verdict:
     """fits up to 90% of the free bytes, tight up to all of them."""
     if total > free:
@@ -145,15 +141,8 @@ def simulated(planned: MemoryPlan, peak: int) -> MemoryPlan:
     return replace(planned, terms=(*planned.terms, more), total=total, uncorrected=peak, verdict=verdict)
 
 
-def choose_checkpointing(config: RunConfig, shape: Shape, budget: Budget) -> str:
-    """The cheapest of none, every-4, every-3, every-2, all that fits with room to spare; all if none does.
-
-    A choice that the config makes itself stays. On a CPU: none.
-    """
-    return plan(config, shape, budget).checkpointing
-
-
 def _cheapest(config: RunConfig, shape: Shape, budget: Budget, rows: int, length: int) -> MemoryPlan:
+    """With the first of none, every-4, every-3, every-2, all that fits with room to spare; all if none does. On a CPU: none."""
     if budget.kind == "cpu":
         return _plan(config, shape, budget, rows, length, "ours", "none")
     for level in LEVELS:

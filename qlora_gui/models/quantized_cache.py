@@ -26,6 +26,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig
 
 from qlora_gui import cache, plain_files
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import amount
 from qlora_gui.models import device as devices
 from qlora_gui.models import text_part
 from qlora_gui.system import files
@@ -205,9 +206,7 @@ def _keep(name: str, path: Path, key: dict[str, Any], state: State, settings: di
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        say(
-            f"The 4-bit base ({size / 1e9:.1f} GB) cannot be kept in '{cache.folder()}', so it is made each time: {reason}"
-        )
+        say(f"The 4-bit base ({amount(size)}) cannot be kept in '{cache.folder()}', so it is made each time: {reason}")
 
 
 def _drop_outdated(path: Path, key: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from qlora_gui.evaluation import stats
-from qlora_gui.preferences.pairwise import STOPPING, counted, more_votes
+from qlora_gui.evaluation.verdict import NOT_ENOUGH
+from qlora_gui.formatting import counted
+from qlora_gui.preferences.pairwise import STOPPING, more_votes
 from qlora_gui.preferences.votes import BAD, TIE, Column, Vote, by_prompt, contest_of, distinct
 
 RESAMPLES = 1_000
@@ -76,7 +78,7 @@ class Rating:
         ]
         open_pairs = sum(pair.winner is None for pair in self.pairs)
         if not sentences:
-            sentences = ["No winner: no two columns can be told apart by these votes."]
+            sentences = [f"{NOT_ENOUGH}: no two columns can be told apart by these votes."]
         elif open_pairs:
             sentences.append(f"{counted(open_pairs, 'pair')} of columns cannot be told apart.")
         repeated = f" on {counted(self.prompts, 'prompt')}" if self.votes > self.prompts else ""

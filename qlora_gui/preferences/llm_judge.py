@@ -49,9 +49,9 @@ class Judged:
     agreed: int = 0
 
     @property
-    def agreement(self) -> float | None:
-        """Share of pairs at which the order did not matter."""
-        return self.agreed / self.done if self.done else None
+    def agreement(self) -> float:
+        """Share of the pairs judged at which the order did not matter; 0 of none."""
+        return self.agreed / self.done if self.done else 0.0
 
 
 def check(judge: Judge, compared: Iterable[str]) -> None:

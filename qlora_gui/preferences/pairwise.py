@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from qlora_gui.evaluation import stats
+from qlora_gui.evaluation.verdict import NOT_ENOUGH
+from qlora_gui.formatting import counted, shares
 from qlora_gui.preferences.votes import BAD, TIE, Contest, Vote, by_contest, by_prompt
 
 STOPPING = (
@@ -60,7 +62,7 @@ class Tally:
         low, high = (self.low, self.high) if lead else (1 - self.high, 1 - self.low)
         won, lost = self.wins[lead], self.wins[1 - lead]
         share = f"{won / (won + lost):.0%}, " if won + lost else ""
-        return f"{won}-{lost} ({share}95% interval {low:.0%} to {high:.0%})"
+        return f"{won}-{lost} ({share}95% interval {shares(low, high)})"
 
     @property
     def sentence(self) -> str:
@@ -71,12 +73,12 @@ class Tally:
         if self.contest.aa:
             return f"{self._aa()}{self._aside()}"
         if not sum(self.wins):
-            return f"No winner: every vote is a tie or all bad{self._aside()}"
+            return f"{NOT_ENOUGH}: every vote is a tie or all bad{self._aside()}"
         figures = f"{names[lead]} against {names[1 - lead]}: {self.figures}, exact sign test p = {self.p:.2g}"
         if self.winner is not None:
             return f"{names[self.winner]} is preferred. {figures}{self._aside()} {STOPPING}"
         why = "covers one half" if self.low <= 0.5 <= self.high else "leaves one half out, but chance alone may do that"
-        return f"No winner: the interval {why}. {figures}{self._aside()} {self._more()} {STOPPING}"
+        return f"{NOT_ENOUGH}: the interval {why}. {figures}{self._aside()} {self._more()} {STOPPING}"
 
     def _aa(self) -> str:
         figures = f"{self.figures}, exact sign test p = {self.p:.2g}"
@@ -96,10 +98,14 @@ class Tally:
 
     def _more(self) -> str:
         decided = sum(self.wins)
+        least = stats.smallest_significant(decided)
+        text = f"Of {decided} prompts with a winner, {least} would have to go one way."
+        if least is None:
+            text = "Fewer than six prompts with a winner are never enough."
         if self.more:
-            return f"About {counted(self.more, 'more vote')} would show a 65/35 preference."
+            return f"{text} About {counted(self.more, 'more vote')} would show a 65/35 preference."
         chance = stats.power_of(decided, _PREFERENCE)
-        return f"So many votes show a 65/35 preference with a chance of {chance:.0%}: if there is one, it is smaller."
+        return f"{text} So many votes show a 65/35 preference with a chance of {chance:.0%}: if there is one, it is smaller."
 
 
 def tally(votes: Sequence[Vote]) -> Tally:
@@ -149,8 +155,3 @@ def more_votes(decided: int, prompts: int, preference: float = _PREFERENCE) -> i
     missing = stats.votes_needed(preference) - decided
     share = decided / prompts if prompts >= _ENOUGH_TO_KNOW_TIES and decided else 1.0
     return max(0, math.ceil(missing / share))
-
-
-def counted(count: int, word: str) -> str:
-    """`1 tie`, `3 ties`."""
-    return f"{count} {word}" + ("" if count == 1 else "s")

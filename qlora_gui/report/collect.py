@@ -12,11 +12,12 @@ from qlora_gui.diagnostics import Finding
 from qlora_gui.diagnostics.finding import LEVELS
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
-from qlora_gui.evaluation.results import evaluation_of
+from qlora_gui.evaluation.results import Evaluation
+from qlora_gui.formatting import gigabytes
 from qlora_gui.memory import budget as budgets
 from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.estimate import gigabytes, plan
+from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.report import votes
 from qlora_gui.report.facts import Experiment, Facts, Figure, Kind
@@ -66,9 +67,8 @@ def _experiment(
     events, _ = run.events()
     config = _as_it_ran(config, events)
     shape = shape_of(config)
-    stored = job.result(run) or {}
-    evaluation = evaluation_of(stored)
-    findings, no_diagnostics = _examined(config, shape, events, stored if evaluation else None)
+    evaluation = job.result(run)
+    findings, no_diagnostics = _examined(config, shape, events, evaluation)
     return Experiment(
         number=number,
         id=run.id,
@@ -127,14 +127,14 @@ def _not_evaluated(run: Run) -> str:
 
 
 def _examined(
-    config: RunConfig | None, shape: Shape | None, events: Sequence[Event], evaluation: dict[str, Any] | None
+    config: RunConfig | None, shape: Shape | None, events: Sequence[Event], evaluation: Evaluation | None
 ) -> tuple[tuple[Finding, ...], str]:
     """The findings on settings, data, curves and adapter, worst first; why there was no diagnosis, else ""."""
     if config is None:
         return (), "Not examined: run.json cannot be read."
     facts = (last(list(events), "data") or {}).get("facts")
     try:
-        findings = diagnostics.after(config, events, evaluation)
+        findings = diagnostics.after(config, events, evaluation.parts() if evaluation else None)
         names = {finding.check for finding in findings}
         findings += [finding for finding in diagnostics.before(config, shape, facts) if finding.check not in names]
     except (KeyError, TypeError, ValueError, AttributeError):

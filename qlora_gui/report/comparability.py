@@ -5,6 +5,7 @@ from typing import Any
 
 from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
+from qlora_gui.formatting import setting
 from qlora_gui.report.facts import Experiment
 
 # Knobs that change what a run costs, not what it learns.
@@ -22,7 +23,7 @@ def settings(experiment: Experiment) -> dict[str, str]:
     """A run's knobs that change what it learns, as texts; base and data by the names that tell them apart."""
     if experiment.config is None:
         return {}
-    values = {name: plain(getattr(experiment.config, name)) for name in knobs()}
+    values = {name: setting(getattr(experiment.config, name)) or "(empty)" for name in knobs()}
     return values | {"base_model": experiment.base, "dataset": experiment.data}
 
 
@@ -30,15 +31,6 @@ def differing(experiments: Sequence[Experiment]) -> list[str]:
     """The knobs in which runs differ; runs whose run.json cannot be read are left out."""
     known = [values for experiment in experiments if (values := settings(experiment))]
     return [name for name in knobs() if len({values[name] for values in known}) > 1]
-
-
-def plain(value: Any) -> str:
-    """A knob's value as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value) or "(empty)"
 
 
 def rows_of(experiment: Experiment) -> Hashable | None:
@@ -61,8 +53,9 @@ def tokens_of(experiment: Experiment) -> tuple[Any, Any]:
 
 def base_of(experiment: Experiment) -> Hashable:
     """What stands for a run's base: its fingerprint, else its name."""
-    fingerprint = experiment.evaluation.base.fingerprint if experiment.evaluation else None
+    evaluated_on = experiment.evaluation and experiment.evaluation.base
     quantized = (experiment.config.quant_type, experiment.config.double_quant) if experiment.config else ()
+    fingerprint = evaluated_on and evaluated_on.fingerprint
     return fingerprint or experiment.event("base").get("fingerprint") or experiment.base, quantized
 
 
@@ -108,7 +101,7 @@ def families(experiments: Sequence[Experiment]) -> list[tuple[str, list[Experime
 
 def _order(config: RunConfig | None, name: str) -> tuple[float, str]:
     value = getattr(config, name)
-    return (value, "") if isinstance(value, (int, float)) else (0.0, plain(value))
+    return (value, "") if isinstance(value, (int, float)) else (0.0, setting(value))
 
 
 def _groups(

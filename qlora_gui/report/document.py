@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from qlora_gui.preferences.pairwise import STOPPING, counted
+from qlora_gui.formatting import counted, gigabytes
+from qlora_gui.preferences.pairwise import STOPPING
 from qlora_gui.report import observations, overview, sweeps
 from qlora_gui.report.blocks import Block, Bullets, Heading, Paragraph, Table
 from qlora_gui.report.facts import Experiment, Facts
@@ -83,7 +84,7 @@ def _hardware(facts: Facts) -> list[Block]:
         name = device.upper() if device == "cpu" else device
         rows.append([name, _memory_of(device, facts), dtype, ", ".join(ids)])
     versions = list(dict.fromkeys(_versions(experiment) for experiment in facts.experiments if experiment.versions))
-    machine = f"{facts.machine.name}, {facts.machine.total / 2**30:.1f} GB of memory."
+    machine = f"{facts.machine.name}, {gigabytes(facts.machine.total)} of memory."
     tables: list[Block] = [Table(("trained on", "memory (measured)", "computed in", "runs"), rows)] if rows else []
     if "cpu" in {device for device, _ in used} and facts.machine.kind == "cpu":
         machine += " Runs on a CPU do not record which; this may not be the one."
@@ -98,7 +99,7 @@ def _memory_of(device: str, facts: Facts) -> str:
         if experiment.autopsy and experiment.event("base").get("device") == device
     ]
     sizes = [facts.machine.total] if device == facts.machine.name else [size for size in seen if isinstance(size, int)]
-    return f"{sizes[0] / 2**30:.1f} GB" if sizes else "not recorded"
+    return gigabytes(sizes[0]) if sizes else "not recorded"
 
 
 def _versions(experiment: Experiment) -> str:

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from statistics import median
 
-from qlora_gui.evaluation.results import TEXTS, BothTexts, Evaluation
+from qlora_gui import formatting
+from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.report.facts import Experiment, Figure
-from qlora_gui.report.text import interval
 from qlora_gui.runs.curves import by_step
-from qlora_gui.runs.event_text import clock
 
 
 def collect(experiment: Experiment) -> list[Figure]:
@@ -19,7 +18,7 @@ def collect(experiment: Experiment) -> list[Figure]:
 def _time(experiment: Experiment) -> Iterator[Figure]:
     seconds = experiment.ending.get("seconds")
     if isinstance(seconds, (int, float)):
-        yield Figure("time", clock(seconds), "measured", "from the start of the training process to its end")
+        yield Figure("time", formatting.clock(seconds), "measured", "from the start of the training process to its end")
     speeds = [event.get("tokens_per_second") for event in by_step(experiment.events, "step")]
     rates = sorted(rate for rate in speeds if isinstance(rate, (int, float)))
     if rates:
@@ -39,47 +38,24 @@ def _held_out(experiment: Experiment) -> Iterator[Figure]:
         values = " → ".join(f"{event['loss']:.3f} (step {event['step']})" for event in ends)
         tokens = measurements[-1].get("tokens")
         on = f"{tokens:,} held-out tokens, each weighing the same" if isinstance(tokens, int) else "held-out rows"
-        yield Figure("held-out loss while training", values, "measured", f"nats a token, on {on}")
+        yield Figure("held-out loss while training", values, "measured", f"nats per token, on {on}")
 
 
 def _evaluated(evaluation: Evaluation) -> Iterator[Figure]:
+    """Every metric that was measured, the interval of the loss, and the drift."""
     loss, on = evaluation.loss, f"{evaluation.data.rows:,} rows ({evaluation.data.source})"
-    yield _pair("held-out loss", loss.base, loss.adapter, ".3f", f"nats a token, mean of {on}")
-    yield Figure(
-        "its difference, with a 95% interval",
-        f"{loss.difference:+.3f} {interval(loss.low, loss.high, sign=True)}",
-        "estimated",
-        f"BCa bootstrap of paired differences; p = {loss.p_holm:.2g} by sign-flip permutation, corrected (Holm)",
-    )
-    if evaluation.eos:
-        yield _pair(
-            "P(end mark) where references end", evaluation.eos.base, evaluation.eos.adapter, ".0%", f"mean of {on}"
-        )
-    if evaluation.general:
-        yield _pair(
-            "loss on general text",
-            evaluation.general.base,
-            evaluation.general.adapter,
-            ".3f",
-            "nats a token, a shipped text",
-        )
-    if evaluation.dependence:
-        how = "nats a token: loss after another row's prompt less that after its own"
-        yield _pair(
-            "what the prompt says of the answer", evaluation.dependence.base, evaluation.dependence.adapter, ".3f", how
-        )
-    drift = f"KL(adapter || base) on the same text; {evaluation.drift.same:.0%} of the greedy answers are the same"
-    yield Figure("drift from the base", f"{evaluation.drift.kl:.3f} nats a token", "measured", drift)
-    if evaluation.texts:
-        yield from _answers(evaluation.texts)
-
-
-def _answers(texts: BothTexts) -> Iterator[Figure]:
-    for key, name, style in TEXTS:
-        base, adapter = getattr(texts.base, key), getattr(texts.adapter, key)
-        if base is not None and adapter is not None:
-            yield _pair(name, base, adapter, style, f"{texts.adapter.answers} greedy answers each")
-
-
-def _pair(what: str, base: float, adapter: float, style: str, how: str) -> Figure:
-    return Figure(f"{what}, base → adapter", f"{base:{style}} → {adapter:{style}}", "measured", how)
+    answers = evaluation.texts.count if evaluation.texts else 0
+    for metric, sides in evaluation.figures():
+        values = f"{metric.text(sides.base)} → {metric.text(sides.adapter)}"
+        how = metric.how.format(rows=on, answers=answers) + (f"; {metric.direction}" if metric.direction else "")
+        yield Figure(f"{metric.title}, base → adapter", values, "measured", how)
+        if metric.key == "loss":
+            yield Figure(
+                "its difference, with a 95% interval",
+                formatting.difference(loss.difference, loss.low, loss.high),
+                "estimated",
+                f"BCa bootstrap of paired differences; p = {loss.p_holm:.2g} by sign-flip permutation, corrected (Holm)",
+            )
+    if drift := evaluation.drift:
+        how = f"KL(adapter || base) on the same text; {drift.same:.0%} of the greedy answers are the same"
+        yield Figure("drift from the base", f"{drift.kl:.3f} nats per token", "measured", how)

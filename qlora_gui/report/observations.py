@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import median
 
+from qlora_gui.evaluation import verdict
 from qlora_gui.evaluation.results import Evaluation
-from qlora_gui.preferences.pairwise import counted
+from qlora_gui.formatting import counted, difference
 from qlora_gui.report import comparability, preferences, sweeps
 from qlora_gui.report.facts import Experiment, Facts, Observation
-from qlora_gui.report.text import and_, called, change, interval, knob, shortened
+from qlora_gui.report.text import and_, called, knob, shortened
 
-_AGAINST = {"better": "is better than", "worse": "is worse than", "unclear": "is not shown to be better than"}
 _REASONS = 2  # findings repeated in an observation
 
 
@@ -37,7 +37,7 @@ def _against_base(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     evaluated = [(experiment, experiment.evaluation) for experiment in experiments if experiment.evaluation]
     for experiment, evaluation in sorted(evaluated, key=lambda pair: pair[1].loss.difference):
         yield Observation(
-            f"{experiment.id} {_AGAINST[evaluation.verdict.kind]} its base, {experiment.model}.",
+            f"{verdict.sentence(evaluation.verdict.kind, experiment.id, f'its base, {experiment.model}')}.",
             f"{evaluation.verdict.text} (Measured, the interval estimated; p = {evaluation.loss.p_holm:.2g}; {evaluation.data.source}.)"
             + _why(experiment, evaluation),
         )
@@ -99,13 +99,12 @@ def _ranked(group: Sequence[Experiment], lead: str, remark: str = "") -> Observa
         statement = f"{best.id} has a lower loss than {and_(below)}"
         statement += f"; it cannot be told apart from {and_(close)}." if close else "."
     if best.evaluation and best.evaluation.verdict.kind != "better":
-        statement += f" That says nothing for its use: {best.id} {_AGAINST[best.evaluation.verdict.kind]} its base."
-    figures = [
-        f"{experiment.id} {change(loss.difference)} {interval(loss.low, loss.high, sign=True)}"
-        for experiment, loss in ranked
-    ]
+        statement += (
+            f" That says nothing for its use: {verdict.sentence(best.evaluation.verdict.kind, best.id, 'its base')}."
+        )
+    figures = [f"{experiment.id} {difference(loss.difference, loss.low, loss.high)}" for experiment, loss in ranked]
     evidence = (
-        f"Loss against the base, nats a token (measured), 95% interval (estimated): {'; '.join(figures)}. {remark}"
+        f"Loss against the base, nats per token (measured), 95% interval (estimated): {'; '.join(figures)}. {remark}"
     )
     return Observation(lead + statement, evidence.strip())
 

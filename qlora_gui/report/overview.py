@@ -1,15 +1,15 @@
 """All experiments side by side: what was tried, how it ran, what came of it."""
 
-from qlora_gui.preferences.pairwise import counted
+from qlora_gui.evaluation.verdict import LABELS
+from qlora_gui.formatting import clock, counted, difference
 from qlora_gui.preferences.votes import HUMAN, Contest
 from qlora_gui.report import comparability
 from qlora_gui.report.blocks import Block, Curves, Heading, Link, Paragraph, Table
 from qlora_gui.report.facts import Experiment, Facts
 from qlora_gui.report.sections import anchor
-from qlora_gui.report.text import VERDICTS, cut, interval, knob
+from qlora_gui.report.text import cut, knob
 from qlora_gui.report.votes import is_base
 from qlora_gui.runs.curves import Series, points
-from qlora_gui.runs.event_text import clock
 
 _MOST_LINES = 6  # in one chart
 _LONGEST = 60  # characters of a setting
@@ -32,7 +32,7 @@ def blocks(facts: Facts) -> list[Block]:
             ("run", "state", "steps", "time, measured", "memory, predicted", "memory, measured"),
             [[_link(experiment), *_run_cells(experiment)] for experiment in experiments],
         ),
-        Paragraph("Losses are nats a token; votes are wins against losses, ties left out.", "What came of it."),
+        Paragraph("Losses are nats per token; votes are wins against losses, ties left out.", "What came of it."),
         Table(
             (
                 "run",
@@ -48,7 +48,7 @@ def blocks(facts: Facts) -> list[Block]:
     for group in comparability.same_rows(experiments):
         tokens, _ = comparability.tokens_of(group[0])
         count = f"{tokens:,}" if isinstance(tokens, int) else "the same"
-        title = f"Held-out loss on {count} tokens of {group[0].data}, nats a token (measured)"
+        title = f"Held-out loss on {count} tokens of {group[0].data}, nats per token (measured)"
         lines = [Series(experiment.id, points(experiment.events, "eval", "loss"), dotted=True) for experiment in group]
         for first in range(0, len(lines), _MOST_LINES):
             parts.append(Curves(title, lines[first : first + _MOST_LINES]))
@@ -76,13 +76,10 @@ def _run_cells(experiment: Experiment) -> list[str]:
 
 def _outcome_cells(experiment: Experiment, facts: Facts) -> list[str]:
     evaluation = experiment.evaluation
-    change = (
-        f"{evaluation.loss.difference:+.3f} {interval(evaluation.loss.low, evaluation.loss.high, sign=True)}"
-        if evaluation
-        else ""
-    )
-    verdict = VERDICTS[evaluation.verdict.kind] if evaluation else "not evaluated"
-    return [verdict, _losses(experiment), change, _votes(experiment, facts), _diagnostics(experiment)]
+    loss = evaluation and evaluation.loss
+    change = difference(loss.difference, loss.low, loss.high) if loss else ""
+    label = LABELS[evaluation.verdict.kind] if evaluation else "not evaluated"
+    return [label, _losses(experiment), change, _votes(experiment, facts), _diagnostics(experiment)]
 
 
 def _losses(experiment: Experiment) -> str:

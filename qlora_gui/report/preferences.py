@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+from qlora_gui.evaluation.verdict import NOT_ENOUGH
+from qlora_gui.formatting import counted, interval
 from qlora_gui.preferences.bradley_terry import Pair, Rating
-from qlora_gui.preferences.pairwise import STOPPING, Tally, counted
+from qlora_gui.preferences.pairwise import STOPPING, Tally
 from qlora_gui.preferences.votes import Column
 from qlora_gui.report.facts import Facts, Observation
-from qlora_gui.report.text import and_, begun, called, interval
+from qlora_gui.report.text import and_, begun, called
 from qlora_gui.report.votes import Field, is_base, judge
 
 
@@ -18,13 +20,15 @@ def observations(facts: Facts) -> Iterator[Observation]:
         elif sum(tally.wins):
             yield _of_two(facts, tally)
         else:
-            yield Observation(f"The votes on {and_(tally.contest.names)} decide nothing.", _besides(tally))
+            yield Observation(
+                f"{NOT_ENOUGH}: every vote on {and_(tally.contest.names)} is a tie or all bad.", _besides(tally)
+            )
     for field in facts.ballots.fields:
         for pair in field.rating.pairs:
             if pair.winner is not None:
                 yield _of_several(facts, field, pair)
         if not any(pair.winner is not None for pair in field.rating.pairs):
-            yield Observation(f"The votes on {and_(field.rating.names)} show no winner.", result(field.rating))
+            yield Observation(f"{NOT_ENOUGH} of a preference among {and_(field.rating.names)}.", result(field.rating))
 
 
 def result(counted_up: Tally | Rating) -> str:
@@ -39,7 +43,7 @@ def _of_two(facts: Facts, tally: Tally) -> Observation:
     figures = f"votes {tally.wins[lead]}-{tally.wins[1 - lead]}, 95% interval {interval(low, high)}"
     if tally.winner is None:
         more = f" About {counted(tally.more, 'more vote')} would show a 65/35 preference." if tally.more else ""
-        statement = f"No preference between {first} and {second} is shown: {figures}."
+        statement = f"{NOT_ENOUGH} of a preference between {first} and {second}: {figures}."
         return Observation(statement, _besides(tally) + more)
     return Observation(begun(f"{first} beat {second}: {figures}."), _besides(tally))
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from qlora_gui.data import reasoning
+from qlora_gui.formatting import gigabytes
 from qlora_gui.report import comparability, figures
 from qlora_gui.report.blocks import Answer, Block, Box, Bullets, Curves, Heading, Paragraph, SideBySide, Table, Verbatim
 from qlora_gui.report.facts import Experiment, Facts
@@ -68,7 +69,7 @@ def _autopsy(autopsy: dict[str, Any]) -> list[Block]:
     text = f"It ran out of memory in the stage '{autopsy.get('phase')}', {when}."
     total, free = autopsy.get("total"), autopsy.get("free")
     if isinstance(total, int) and isinstance(free, int):
-        text += f" The device has {total / 2**30:.1f} GB, {free / 2**30:.1f} GB of them free for it (measured)."
+        text += f" The device has {gigabytes(total)}, {gigabytes(free)} of them free for it (measured)."
     try:
         lines = oom_report_lines({"held_by": autopsy.get("held_by") or [], "changes": autopsy.get("changes") or []})
     except (KeyError, TypeError, AttributeError):
@@ -109,7 +110,7 @@ def _curve(experiment: Experiment) -> list[Block]:
     if not training and not held_out:
         return []
     lines = [Series("training", training), Series("held-out", held_out, dashed=True, dotted=True)]
-    return [Curves("Loss, nats a token (measured)", lines)]
+    return [Curves("Loss, nats per token (measured)", lines)]
 
 
 def _figures(experiment: Experiment) -> list[Block]:

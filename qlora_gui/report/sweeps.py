@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qlora_gui.preferences.pairwise import counted
+from qlora_gui.evaluation.verdict import LABELS
+from qlora_gui.formatting import counted, setting
 from qlora_gui.report import comparability
 from qlora_gui.report.blocks import Block, Heading, Link, Paragraph, Table
 from qlora_gui.report.facts import Experiment, Observation
 from qlora_gui.report.sections import anchor
-from qlora_gui.report.text import VERDICTS, and_, knob
+from qlora_gui.report.text import and_, knob
 from qlora_gui.runs import sweep
 
 
@@ -49,7 +50,7 @@ def observations(experiments: Sequence[Experiment]) -> Iterator[Observation]:
         yield Observation(
             f"In the sweep {name} the lowest held-out loss, {least:.3f}, was with {sweep.words(_settings(best, varies))} "
             f"({best.id}).{_most(effects)}",
-            f"{len(ended)} of {counted(len(members), 'run')} measured while training, nats a token.{by_knob} One number each, "
+            f"{len(ended)} of {counted(len(members), 'run')} measured while training, nats per token.{by_knob} One number each, "
             "without an interval: small differences may be chance.",
         )
 
@@ -80,7 +81,7 @@ def _settings(experiment: Experiment, varies: Sequence[str]) -> dict[str, Any]:
 
 
 def _setting_cells(experiment: Experiment, varies: Sequence[str]) -> list[str]:
-    return [sweep.plain(value) for value in _settings(experiment, varies).values()]
+    return [setting(value, "+") for value in _settings(experiment, varies).values()]
 
 
 def _loss(experiment: Experiment) -> float | None:
@@ -92,5 +93,5 @@ def _loss(experiment: Experiment) -> float | None:
 
 def _outcome_cells(experiment: Experiment) -> list[str]:
     loss = _loss(experiment)
-    verdict = VERDICTS[experiment.evaluation.verdict.kind] if experiment.evaluation else "not evaluated"
-    return [experiment.state, "" if loss is None else f"{loss:.3f}", verdict]
+    label = LABELS[experiment.evaluation.verdict.kind] if experiment.evaluation else "not evaluated"
+    return [experiment.state, "" if loss is None else f"{loss:.3f}", label]

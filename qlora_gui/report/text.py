@@ -7,7 +7,6 @@ from qlora_gui.config import marked
 from qlora_gui.report import comparability
 from qlora_gui.report.facts import Experiment
 
-VERDICTS = {"better": "better", "worse": "worse", "unclear": "not enough evidence"}
 _MOST = 3  # settings that are named in a sentence
 
 
@@ -39,16 +38,6 @@ def begun(text: str) -> str:
 def knob(name: str) -> str:
     """A knob's name as words."""
     return {"base_model": "the base", "dataset": "the data"}.get(name, name.replace("_", " "))
-
-
-def change(value: float) -> str:
-    """A difference with its sign."""
-    return f"{value:+.3f}"
-
-
-def interval(low: float, high: float, sign: bool = False) -> str:
-    """An interval: of shares `0.61-0.86`, of differences `[-0.510, -0.370]`."""
-    return f"[{low:+.3f}, {high:+.3f}]" if sign else f"{low:.2f}-{high:.2f}"
 
 
 def called(experiment: Experiment, other: Experiment) -> str:

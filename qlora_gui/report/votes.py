@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from qlora_gui.formatting import counted
 from qlora_gui.preferences.bradley_terry import Rating, rate
-from qlora_gui.preferences.pairwise import Tally, counted, tally
+from qlora_gui.preferences.pairwise import Tally, tally
 from qlora_gui.preferences.votes import HUMAN, Column, Contest, VoteLog, by_contest
 from qlora_gui.runs.store import RunStore
 

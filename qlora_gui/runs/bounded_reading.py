@@ -17,6 +17,7 @@ from qlora_gui.data import load
 from qlora_gui.data.bad_rows import Fault, FaultyRows
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import gigabytes
 from qlora_gui.runs import training_rows
 from qlora_gui.system import processes
 
@@ -86,7 +87,7 @@ def _answer(output: str, config: RunConfig, most: int) -> Any:
 def too_large(dataset: str, most: int) -> str:
     """The sentence for data that takes more than `most` bytes of memory to read."""
     return (
-        f"The data '{dataset}' takes more than {most / 1e9:.1f} GB of memory to read, half of what is free: it unpacks to "
+        f"The data '{dataset}' takes more than {gigabytes(most)} of memory to read, half of what is free: it unpacks to "
         "far more than its size on the disk, or is too large for this machine."
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 from qlora_gui.data import row_stats
 from qlora_gui.data.bad_rows import place
 from qlora_gui.data.formats import changes_meaning
+from qlora_gui.formatting import clock, gigabytes
 from qlora_gui.runs.events import Event, last
 
 VERY_FEW_STEPS = 30  # of the optimizer: a run of fewer hardly learns
@@ -34,7 +35,7 @@ def describe(event: Event) -> str:
         return (
             f"step {event['step']}/{event['max_steps']}  loss {loss_of(event)}  lr {event.get('learning_rate') or 0:.2e}  "
             f"grad {event.get('grad_norm') or 0:.2f}  {event.get('tokens_per_second') or 0:.0f} tok/s  "
-            f"{(event.get('memory') or 0) / 2**30:.1f} GB  {clock(event.get('eta') or 0)} left"
+            f"{gigabytes(event.get('memory') or 0)}  {clock(event.get('eta') or 0)} left"
         )
     if kind == "eval":
         base = " (the base)" if event["step"] == 0 else ""
@@ -119,28 +120,16 @@ def predicted_and_measured(event: Event) -> str:
     """`predicted 9.8 GB, measured 10.1 GB (3% more)`, of a `memory` event."""
     predicted, measured = event["predicted"], event["measured"]
     off = measured / predicted - 1
-    sides = f"predicted {predicted / 2**30:.1f} GB, measured {measured / 2**30:.1f} GB"
+    sides = f"predicted {gigabytes(predicted)}, measured {gigabytes(measured)}"
     return f"{sides} ({abs(off):.0%} {'more' if off >= 0 else 'less'})"
 
 
 def oom_report_lines(report: Mapping[str, Any]) -> list[str]:
     """The report of a run that ran out of memory, beyond its message: who else held the GPU, and what would help."""
-    lines = [
-        f"  {held['name']} (process {held['pid']}) held {held['bytes'] / 2**30:.1f} GB" for held in report["held_by"]
-    ]
+    lines = [f"  {held['name']} (process {held['pid']}) held {gigabytes(held['bytes'])}" for held in report["held_by"]]
     if report["changes"]:
         lines.append("Changes that make it smaller:")
     for change in report["changes"]:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change["knobs"].items())
         lines.append(f"  {change['text']}{' · fits then' if change['fits'] else ''}   ({flags})")
     return lines
-
-
-def clock(seconds: float) -> str:
-    """90 -> '1:30'."""
-    whole = round(seconds)
-    return (
-        f"{whole // 60}:{whole % 60:02d}"
-        if whole < 3600
-        else f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-    )

@@ -9,6 +9,7 @@ from qlora_gui import config as configs
 from qlora_gui import settings_yaml
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import setting
 from qlora_gui.runs.store import Run, RunStore, made_up_name
 
 MOST_RUNS = 64
@@ -100,16 +101,7 @@ def names_several(name: str, text: Any) -> bool:
 
 def words(cell: Mapping[str, Any]) -> str:
     """{"rank": 8, "bias": "all"} -> `rank 8, bias all`."""
-    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in cell.items())
-
-
-def plain(value: Any) -> str:
-    """A knob's value as one short word."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return "+".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{name.replace('_', ' ')} {setting(value, '+')}" for name, value in cell.items())
 
 
 def by_value(ends: Sequence[tuple[Mapping[str, Any], float]], name: str) -> dict[str, float]:
@@ -117,11 +109,11 @@ def by_value(ends: Sequence[tuple[Mapping[str, Any], float]], name: str) -> dict
 
     So a run that failed or was refused does not bias the comparison. {} where nothing can be compared.
     """
-    values = list(dict.fromkeys(plain(cell[name]) for cell, _ in ends))
+    values = list(dict.fromkeys(setting(cell[name], "+") for cell, _ in ends))
     rest: dict[str, dict[str, float]] = {}
     for cell, loss in ends:
         others = words({knob: value for knob, value in cell.items() if knob != name})
-        rest.setdefault(others, {})[plain(cell[name])] = loss
+        rest.setdefault(others, {})[setting(cell[name], "+")] = loss
     whole = [losses for losses in rest.values() if len(losses) == len(values)]
     if len(values) < 2 or not whole:
         return {}

@@ -6,8 +6,9 @@ from typing import Any
 from qlora_gui import hardware
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import gigabytes
 from qlora_gui.memory import advice, known_models
-from qlora_gui.memory.estimate import gigabytes, plan
+from qlora_gui.memory.estimate import plan
 from qlora_gui.models import device as devices
 from qlora_gui.runs import events
 from qlora_gui.runs.store import Run

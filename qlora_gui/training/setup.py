@@ -10,6 +10,7 @@ from qlora_gui.config import RunConfig
 from qlora_gui.data import chat_template, tokenization
 from qlora_gui.data import collate as batches
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import gigabytes
 from qlora_gui.memory import calibration
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.models import (
@@ -128,7 +129,7 @@ def _place_weights(model: Any, device: torch.device, say: Say) -> dict[str, int]
         lora_kernel.keep_dense(model)
         return {}
     shares = fsdp.install(model, device)
-    say(f"Each process keeps {shares['share'] / 1e9:.1f} of {shares['weights_4bit'] / 1e9:.1f} GB of 4-bit weights")
+    say(f"Each process keeps {gigabytes(shares['share'])} of {gigabytes(shares['weights_4bit'])} of 4-bit weights")
     return shares
 
 
@@ -149,13 +150,13 @@ def _tell_what_is_left_out(
         )
     if in_16_bits.linears_share > _WORTH_TELLING:
         say(
-            f"{in_16_bits.linears_share:.0%} of the base's weights ({in_16_bits.linears / 1e9:.1f} GB) are linear layers "
+            f"{in_16_bits.linears_share:.0%} of the base's weights ({gigabytes(in_16_bits.linears)}) are linear layers "
             "that it does not have in 4 bits"
         )
     if in_16_bits.others_share > _WORTH_TELLING:
         lora_too = "" if model.peft_config["default"].target_parameters else ", without LoRA"
         say(
-            f"{in_16_bits.others_share:.0%} of the base's weights ({in_16_bits.others / 1e9:.1f} GB) are not in linear "
+            f"{in_16_bits.others_share:.0%} of the base's weights ({gigabytes(in_16_bits.others)}) are not in linear "
             f"layers, experts mostly: they are not quantized to 4 bits{lora_too}"
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlora_gui import hub
+from qlora_gui.formatting import amount
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # these are read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -152,9 +153,7 @@ def _sweep(store: RunStore) -> None:
             time.sleep(_SWEEP_SECONDS)
             continue
         for upload in uploads.sweep(store.named()):
-            print(
-                f"Removed the upload {upload.name} ({upload.bytes / 2**20:,.0f} MB), for no run names it.", flush=True
-            )
+            print(f"Removed the upload {upload.name} ({amount(upload.bytes)}), for no run names it.", flush=True)
         time.sleep(_SWEEP_SECONDS)
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_gui import formatting
+from qlora_gui.evaluation import results, verdict
 from qlora_gui.evaluation.job import State
-from qlora_gui.evaluation.results import rows as figures
+from qlora_gui.evaluation.results import Evaluation, Example
 from qlora_gui.runs.curves import by_step
 from qlora_gui.runs.events import Event
 from qlora_gui.ui.rendering import html
-from qlora_gui.ui.runs.summary import WORDS
 
 _STYLE = {"better": "good", "worse": "bad", "unclear": ""}
 _SHORT = 160
@@ -23,38 +24,41 @@ def working(state: State) -> str:
     return html.hint(f"Evaluating: {state.text} · {state.share:.0%}") + html.bar(state.share)
 
 
-def verdict(evaluation: Mapping[str, Any]) -> str:
+def verdict_box(evaluation: Evaluation) -> str:
     """The verdict as a box."""
-    style = _STYLE[evaluation["verdict"]["kind"]]
-    return f'<div class="note verdict {style}"><p>{html.escape(evaluation["verdict"]["text"])}</p></div>'
+    style = _STYLE[evaluation.verdict.kind]
+    return f'<div class="note verdict {style}"><p>{html.escape(evaluation.verdict.text)}</p></div>'
 
 
-def render(evaluation: Mapping[str, Any]) -> str:
+def render(evaluation: Evaluation) -> str:
     """An evaluation: its verdict, figures of base and adapter, drift, and answers side by side."""
-    drift, loss, data = evaluation["drift"], evaluation["loss"], evaluation["data"]
-    table = html.table(("", "base", "adapter"), figures(dict(evaluation)), numbers=(1, 2))
-    same = f"{drift['same']:.0%} of the answers are the same"
-    first = drift["first_divergence"]
-    differ = f", the others differ from token {first:.0f} on (median)" if first is not None else ""
+    loss, data = evaluation.loss, evaluation.data
+    table = html.table(("", "base", "adapter", ""), results.rows(evaluation), numbers=(1, 2))
     about = (
-        f"{data['rows']} rows ({data['source']}), {data['tokens']:,} tokens. Interval: 95%, BCa bootstrap of the paired "
-        f"differences; p = {loss['p_holm']:.2g}, sign-flip permutation, corrected for the adapters evaluated together. "
-        f"Drift from the base: KL {drift['kl']:.3f} nats a token; {same}{differ}. Unusual to the base is not wrong."
+        f"{data.rows} rows ({data.source}), {data.tokens:,} tokens. Interval: 95%, BCa bootstrap of the paired "
+        f"differences; p = {loss.p_holm:.2g}, sign-flip permutation, corrected for the adapters evaluated together."
     )
+    if drift := evaluation.drift:
+        first = drift.first_divergence
+        differ = f" (first token that differs, median: {first:.0f})" if first is not None else ""
+        about += (
+            f" Drift from the base: KL {drift.kl:.3f} nats per token; {drift.same:.0%} of the answers are the same{differ}. "
+            "Different is not wrong."
+        )
     return (
-        f'<h3 class="part">Is it better than the base?</h3>{verdict(evaluation)}'
+        f'<h3 class="part">Is it better than the base?</h3>{verdict_box(evaluation)}'
         + html.folded("Figures", table + html.hint(about))
-        + html.folded("Answers side by side", "".join(map(_side_by_side, evaluation["examples"])))
+        + html.folded("Answers side by side", "".join(map(_side_by_side, evaluation.examples or ())))
     )
 
 
-def _side_by_side(example: Mapping[str, str]) -> str:
-    answers = (("data's own answer", "reference"), ("base", "base"), ("adapter", "adapter"))
-    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.answer(example[key])}</dd>" for name, key in answers)
-    return f'<dl class="answer-pair"><dt>prompt</dt><dd>{html.escape(example["prompt"])}</dd>{items}</dl>'
+def _side_by_side(example: Example) -> str:
+    answers = (("data's own answer", example.reference), ("base", example.base), ("adapter", example.adapter))
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.answer(text)}</dd>" for name, text in answers)
+    return f'<dl class="answer-pair"><dt>prompt</dt><dd>{html.escape(example.prompt)}</dd>{items}</dl>'
 
 
-def several(evaluations: Mapping[str, Mapping[str, Any] | None]) -> str:
+def several(evaluations: Mapping[str, Evaluation | None]) -> str:
     """Evaluations of several runs in one table; "" where none was evaluated."""
     if not any(evaluations.values()):
         return ""
@@ -63,12 +67,22 @@ def several(evaluations: Mapping[str, Mapping[str, Any] | None]) -> str:
         if evaluation is None:
             lines.append([name, "not evaluated", "", "", "", ""])
             continue
-        loss, texts = evaluation["loss"], evaluation["texts"]
-        ends = f"{texts['adapter']['ended_by_eos']:.0%}" if texts else ""
-        interval = f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]"
-        where = f"{evaluation['data']['source']}, {evaluation['data']['rows']}"
-        lines.append([name, WORDS[evaluation["verdict"]["kind"]], interval, f"{loss['p_holm']:.2g}", ends, where])
-    head = ("run", "against its base", "loss difference, 95% interval", "p", "end properly", "rows")
+        loss, data = evaluation.loss, evaluation.data
+        ended = evaluation.texts and evaluation.texts.adapter.get("ended_by_eos")
+        ends = f"{ended:.0%}" if ended is not None else ""
+        where = f"{data.source}, {data.rows}"
+        label = verdict.LABELS[evaluation.verdict.kind]
+        lines.append(
+            [
+                name,
+                label,
+                formatting.difference(loss.difference, loss.low, loss.high),
+                f"{loss.p_holm:.2g}",
+                ends,
+                where,
+            ]
+        )
+    head = ("run", "verdict", "loss difference, 95% interval", "p", "end properly", "rows")
     return '<h3 class="part">Are they better than their base?</h3>' + html.table(head, lines, numbers=(3, 4))
 
 

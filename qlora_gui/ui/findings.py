@@ -12,6 +12,8 @@ from qlora_gui import diagnostics
 from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import Finding
 from qlora_gui.errors import UserError
+from qlora_gui.evaluation.results import Evaluation
+from qlora_gui.formatting import setting
 from qlora_gui.memory import budget, known_models
 from qlora_gui.memory.estimate import plan
 from qlora_gui.runs.events import Event
@@ -83,11 +85,7 @@ def fixes(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 def words(knobs: Mapping[str, Any]) -> str:
     """{"use_rslora": True, "alpha": 8.0} -> `Use rsLoRA → yes · Alpha → 8`."""
-    parts = []
-    for name, value in knobs.items():
-        plain = ("yes" if value else "no") if isinstance(value, bool) else value
-        parts.append(f"{form.label(name)} → {f'{plain:g}' if isinstance(plain, float) else plain}")
-    return " · ".join(parts)
+    return " · ".join(f"{form.label(name)} → {setting(value)}" for name, value in knobs.items())
 
 
 def render(findings: Sequence[Finding]) -> str:
@@ -131,9 +129,9 @@ def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
         return []
 
 
-def after_run(run: Run, evaluation: Mapping[str, Any] | None) -> list[Finding]:
+def after_run(run: Run, evaluation: Evaluation | None) -> list[Finding]:
     """The findings on a run that ended and, if there is one, in its evaluation; nothing where run.json is damaged."""
     try:
-        return diagnostics.after(run.config(), run.events()[0], evaluation)
+        return diagnostics.after(run.config(), run.events()[0], evaluation.parts() if evaluation else None)
     except UserError:
         return []

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from qlora_gui.memory.estimate import MemoryPlan, gigabytes
+from qlora_gui.formatting import GB, gigabytes
+from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.ui.rendering import html
 
@@ -101,7 +102,7 @@ def bar(plan: MemoryPlan) -> str:
 def table(plan: MemoryPlan) -> str:
     """Every term with its GB and its share, the total, and what the card has."""
     rows = "".join(
-        f'<tr><td class="t-{escape(term.key)} swatch">{escape(term.label)}</td><td class="n">{term.bytes / 2**30:.2f}</td>'
+        f'<tr><td class="t-{escape(term.key)} swatch">{escape(term.label)}</td><td class="n">{term.bytes / GB:.2f}</td>'
         f'<td class="n">{term.bytes / max(plan.total, 1):.0%}</td></tr>'
         for term in plan.terms
     )
@@ -110,7 +111,7 @@ def table(plan: MemoryPlan) -> str:
     if budget.total > budget.free:
         sums.insert(2, ("In use by others", budget.total - budget.free))
     foot = "".join(
-        f'<tr><th>{name}</th><td class="n">{size / 2**30:.2f}</td><td class="n"></td></tr>' for name, size in sums
+        f'<tr><th>{name}</th><td class="n">{size / GB:.2f}</td><td class="n"></td></tr>' for name, size in sums
     )
     head = '<tr><th>What</th><th class="n">GB</th><th class="n">share</th></tr>'
     return (

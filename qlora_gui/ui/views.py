@@ -6,8 +6,9 @@ from typing import Any
 from qlora_gui.config import RunConfig
 from qlora_gui.data import row_stats
 from qlora_gui.data.bad_rows import place
+from qlora_gui.formatting import GB, clock, gigabytes, setting
 from qlora_gui.runs.curves import by_step, points
-from qlora_gui.runs.event_text import clock, data_remarks, data_warnings, not_all
+from qlora_gui.runs.event_text import data_remarks, data_warnings, not_all
 from qlora_gui.runs.events import FINAL, Event, last
 from qlora_gui.runs.store import LIVE
 from qlora_gui.ui.rendering import html
@@ -55,7 +56,7 @@ def tiles(events: Sequence[Event]) -> str:
         values.append((f"held-out loss, step {held['step']}", number(held["loss"], 3)))
     values.append(("learning rate", number(step.get("learning_rate"), 1, "e")))
     values.append(("tokens/s", number(step.get("tokens_per_second"), 0)))
-    values.append(("memory", f"{(step.get('memory') or 0) / 2**30:.1f} GB"))
+    values.append(("memory", gigabytes(step.get("memory") or 0)))
     return html.tiles(values)
 
 
@@ -83,7 +84,7 @@ def curves(events: Sequence[Event]) -> str:
         height=190,
     )
     rate = line_chart("Learning rate", [Series("", points(events, "step", "learning_rate"))], height=70)
-    memory = [(step, value / 2**30) for step, value in points(events, "step", "memory")]
+    memory = [(step, value / GB) for step, value in points(events, "step", "memory")]
     return f'{loss}<div class="two">{rate}{line_chart("Memory, GB", [Series("", memory)], height=70)}</div>'
 
 
@@ -102,7 +103,7 @@ def numbers(events: Sequence[Event]) -> str:
                 number(event.get("learning_rate"), 2, "e"),
                 number(event.get("grad_norm"), 2),
                 number(event.get("tokens_per_second"), 0),
-                f"{event['memory'] / 2**30:.2f}" if event.get("memory") else "",
+                f"{event['memory'] / GB:.2f}" if event.get("memory") else "",
             )
         )
     head = ("step", "loss", "held-out loss", "learning rate", "gradient", "tokens/s", "memory, GB")
@@ -210,7 +211,7 @@ def differing(configs: Mapping[str, RunConfig]) -> list[list[str]]:
     """The knobs in which runs differ: rows of knob, then one value per run."""
     rows = []
     for name in RunConfig.model_fields:
-        values = [_plain(getattr(config, name)) for config in configs.values()]
+        values = [setting(getattr(config, name)) for config in configs.values()]
         if name != "name" and len(set(values)) > 1:
             rows.append([name, *values])
     return rows
@@ -218,7 +219,7 @@ def differing(configs: Mapping[str, RunConfig]) -> list[list[str]]:
 
 def knobs(config: RunConfig) -> list[list[str]]:
     """All knobs that are not empty, as rows of name and value."""
-    return [[name, _plain(value)] for name, value in config.model_dump().items() if value not in ("", None)]
+    return [[name, setting(value)] for name, value in config.model_dump().items() if value not in ("", None)]
 
 
 def ending(event: Mapping[str, Any]) -> str:
@@ -232,11 +233,3 @@ def ending(event: Mapping[str, Any]) -> str:
 def number(value: float | None, digits: int, style: str = "f") -> str:
     """A number with so many digits, or nothing."""
     return "" if value is None else f"{value:.{digits}{style}}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -25,13 +25,13 @@ def test_a_run_is_evaluated_and_its_verdict_stays(open_page: Any, site: Site, ll
     expect(page.locator("#runs-judged")).to_contain_text("on 44 held-out rows", timeout=SLOW)
     expect(page.locator("#evaluate")).to_be_enabled(timeout=SLOW)
     found = job.result(run)
-    assert found
+    assert found and found.examples
     for size, name in ((DESK, "evaluated"), (PHONE, "phone-evaluated")):
         page = open_page("?tab=runs&run=judged", size)
-        expect(page.locator("#runs-judged")).to_contain_text(found["verdict"]["text"], timeout=SLOW)
+        expect(page.locator("#runs-judged")).to_contain_text(found.verdict.text, timeout=SLOW)
         page.locator("#runs-judged summary", has_text="Figures").click()
-        expect(page.locator("#runs-judged")).to_contain_text("held-out loss, nats a token")
+        expect(page.locator("#runs-judged")).to_contain_text("held-out loss (nats per token)")
         page.locator("#runs-judged summary", has_text="Answers side by side").click()
-        expect(page.locator("#runs-judged")).to_contain_text(found["examples"][0]["reference"][:40])
+        expect(page.locator("#runs-judged")).to_contain_text(found.examples[0].reference[:40])
         shot(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]

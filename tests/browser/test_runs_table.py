@@ -44,15 +44,15 @@ def sorted_by(page: Any) -> dict[str, str]:
 def test_a_press_on_a_heading_sorts_and_a_row_stays_its_run(open_page: Any, site: Site) -> None:
     page = open_page("?tab=runs")
     shows(page, "run-3", "run-1", "run-10", "run-2")
-    assert sorted_by(page) == {"Made": "descending"}
-    heading(page, "Loss before").click()
+    assert sorted_by(page) == {"Created": "descending"}
+    heading(page, "Held-out loss, base").click()
     shows(page, "run-1", "run-2", "run-10", "run-3")  # numbers, not words, and what has none is last
-    assert sorted_by(page) == {"Loss before": "ascending"}
-    heading(page, "Loss before").click()
+    assert sorted_by(page) == {"Held-out loss, base": "ascending"}
+    heading(page, "Held-out loss, base").click()
     shows(page, "run-10", "run-2", "run-1", "run-3")
-    assert sorted_by(page) == {"Loss before": "descending"}
+    assert sorted_by(page) == {"Held-out loss, base": "descending"}
     shot(page, "runs-sorted")
-    heading(page, "Made").click()
+    heading(page, "Created").click()
     shows(page, "run-2", "run-10", "run-1", "run-3")
     heading(page, "Run").click()
     shows(page, "run-1", "run-2", "run-3", "run-10")
@@ -68,16 +68,16 @@ def test_a_press_on_a_heading_sorts_and_a_row_stays_its_run(open_page: Any, site
     expect(page.locator("#runs-plots")).to_contain_text("How they ended")
     shows(page, "run-1", "run-2", "run-3", "run-10")
 
-    heading(page, "Loss after").focus()
+    heading(page, "Held-out loss, now").focus()
     page.keyboard.press("Enter")
     shows(page, "run-10", "run-1", "run-2", "run-3")
     page.keyboard.press("Space")  # the heading still has the focus
     shows(page, "run-2", "run-1", "run-10", "run-3")
     new = Made(site.store, "new").trained([3.0, 1.95])
     shows(page, "run-2", "new", "run-1", "run-10", "run-3")  # what comes with a tick finds its place
-    assert sorted_by(page) == {"Loss after": "descending"}
+    assert sorted_by(page) == {"Held-out loss, now": "descending"}
     expect(page.locator("#runs-table tr.chosen")).to_have_count(2)
-    expect(heading(page, "Loss after")).to_be_focused()
+    expect(heading(page, "Held-out loss, now")).to_be_focused()
     site.store.delete(new.run)
     shows(page, "run-2", "run-1", "run-10", "run-3")
 
@@ -87,7 +87,7 @@ def test_a_press_on_a_heading_sorts_and_a_row_stays_its_run(open_page: Any, site
 def test_the_table_of_runs_on_a_phone(open_page: Any, theme: str) -> None:
     page = open_page(f"?tab=runs&__theme={theme}", PHONE)
     shows(page, "run-3", "run-1", "run-10", "run-2")
-    heading(page, "Loss after").click()
+    heading(page, "Held-out loss, now").click()
     shows(page, "run-10", "run-1", "run-2", "run-3")
     shot(page, f"phone-runs-sorted-{theme}")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

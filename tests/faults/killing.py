@@ -116,7 +116,7 @@ def evaluation(ground: Ground) -> None:
     job.start([run], settings)
     until(lambda: not job.state(run).running, "the third evaluation")
     after = job.result(run)
-    check(after and before and after["loss"] == before["loss"], "the next evaluation differs")
+    check(after and before and after.loss == before.loss, "the next evaluation differs")
 
 
 def starter(ground: Ground) -> None:

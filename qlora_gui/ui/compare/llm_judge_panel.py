@@ -53,7 +53,9 @@ class LlmJudgePanel:
                 return
             yield html.hint(f"0 of {waiting} pairs judged…")
             for now in llm_judge.judge_votes(judge, votes, self.log.add):
-                yield html.hint(f"{now.done} of {now.total} pairs judged; both orders agreed at {now.agreed}")
+                yield html.hint(
+                    f"{now.done} of {now.total} pairs judged; both orders agreed at {now.agreed} ({now.agreement:.0%})"
+                )
         except UserError as error:
             yield html.faults([str(error)])
 

@@ -9,9 +9,10 @@ from html import escape
 import gradio as gr
 
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import counted, shares
 from qlora_gui.preferences import export, llm_judge
 from qlora_gui.preferences.bradley_terry import Rating, rate
-from qlora_gui.preferences.pairwise import Tally, counted, tally
+from qlora_gui.preferences.pairwise import Tally, tally
 from qlora_gui.preferences.votes import HUMAN, Contest, Vote, VoteLog, by_contest
 from qlora_gui.ui import actions
 from qlora_gui.ui.rendering import html
@@ -74,8 +75,11 @@ def _result(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote], wit
 
 
 def _agreement(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote]) -> str:
-    agreed = sum(vote.orders_agree is True for vote in votes)
-    sentence = f"Both orders gave the same at {agreed} of {counted(len(votes), 'pair')}; the others count as ties."
+    judged = llm_judge.Judged(len(votes), len(votes), sum(vote.orders_agree is True for vote in votes))
+    sentence = (
+        f"Both orders gave the same at {judged.agreed} of {counted(judged.done, 'pair')} ({judged.agreement:.0%}); "
+        "the others count as ties."
+    )
     same, both = llm_judge.with_people(people, votes)
     if both:
         sentence += f" Where it and people found one answer better, it chose theirs {same} of {both} times."
@@ -100,7 +104,7 @@ def rating_html(rating: Rating) -> str:
         if number:
             pair = rating.pair(0, number)
             drawn += interval(pair.low, pair.high, pair.share, names[0], name)
-            chance, spread = f"{pair.share:.0%}", f"{pair.low:.0%} to {pair.high:.0%}"
+            chance, spread = f"{pair.share:.0%}", shares(pair.low, pair.high)
             best = f"{pair.wins[1]}-{pair.wins[0]}"
         rows.append((name, f"{rating.strengths[number]:+.2f}", chance, spread, best, f"{rating.tokens[number]:.0f}"))
     head = ("", "strength (log-odds)", "beats the base", "95% interval", "chosen against base", "mean tokens")
@@ -109,7 +113,7 @@ def rating_html(rating: Rating) -> str:
 
 def interval(low: float, high: float, share: float | None, left: str, right: str) -> str:
     """An interval of a share between 0 (all for the left) and 1 (all for the right), with one half marked."""
-    label = f"{right} against {left}: 95% interval {low:.0%} to {high:.0%}"
+    label = f"{right} against {left}: 95% interval {shares(low, high)}"
     dot = "" if share is None else f'<b style="left:{100 * share:.1f}%"></b>'
     bar = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
     return (

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui import cache
+from qlora_gui.formatting import amount
 from qlora_gui.runs import uploads
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui.rendering import html
@@ -50,7 +51,7 @@ class DiskPanel:
 
     def ask(self) -> dict[Any, Any]:
         """Ask before anything is deleted."""
-        size = _size(sum(entry.bytes for entry in cache.entries()))
+        size = amount(sum(entry.bytes for entry in cache.entries()))
         text = f"Delete {size} of quantized bases? Each is made again the next time it is needed."
         return {self.confirm: gr.update(visible=True), self.question: html.note(text, bad=True)}
 
@@ -59,16 +60,16 @@ class DiskPanel:
         freed = cache.clear()
         left = " What is still listed is in use just now." if cache.entries() else ""
         updates = self.look()
-        return updates | {self.contents: html.note(f"{_size(freed)} freed.{left}") + updates[self.contents]}
+        return updates | {self.contents: html.note(f"{amount(freed)} freed.{left}") + updates[self.contents]}
 
 
 def listed(entries: list[cache.Entry]) -> str:
     """The kept bases as a table, with their sum and place."""
     if not entries:
         return html.hint("No quantized base is kept: the first training or comparison of a base writes one.")
-    total = _size(sum(entry.bytes for entry in entries))
+    total = amount(sum(entry.bytes for entry in entries))
     where = f'<p class="hint">{total} in <code>{escape(str(cache.folder()))}</code></p>'
-    return where + html.table(("base", "size"), [(entry.name, _size(entry.bytes)) for entry in entries], numbers=(1,))
+    return where + html.table(("base", "size"), [(entry.name, amount(entry.bytes)) for entry in entries], numbers=(1,))
 
 
 def uploaded(entries: list[uploads.Upload], removed: list[tuple[str, float]]) -> str:
@@ -77,13 +78,13 @@ def uploaded(entries: list[uploads.Upload], removed: list[tuple[str, float]]) ->
     body = html.hint(f"Uploads removed, for no run named them: {gone}.") if gone else ""
     if not entries:
         return body
-    total = _size(sum(upload.bytes for upload in entries))
+    total = amount(sum(upload.bytes for upload in entries))
     rule = (
         f"an upload that no run names is removed {uploads.KEPT_DAYS} days after it came, or after {uploads.YOUNG_DAYS} where "
-        f"all of them take more than {_size(uploads.MOST_BYTES)}"
+        f"all of them take more than {amount(uploads.MOST_BYTES)}"
     )
     where = f'<p class="hint">Uploads: {total} in <code>{escape(str(uploads.folder()))}</code>; {rule}</p>'
-    rows = [(upload.name, _size(upload.bytes), f"{upload.days:.0f} days", _users(upload)) for upload in entries]
+    rows = [(upload.name, amount(upload.bytes), f"{upload.days:.0f} days", _users(upload)) for upload in entries]
     return where + html.table(("upload", "size", "age", "named by"), rows, numbers=(1, 2)) + body
 
 
@@ -92,7 +93,3 @@ def _users(upload: uploads.Upload) -> str:
         return "no run"
     more = f" and {len(upload.runs) - 3:,} more" if len(upload.runs) > 3 else ""
     return ", ".join(upload.runs[:3]) + more
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 / 2 else f"{count / 2**20:.0f} MB"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from qlora_gui.formatting import setting
 from qlora_gui.runs import sweep
 from qlora_gui.runs.curves import Series, points
 from qlora_gui.runs.event_text import not_all
@@ -45,8 +46,8 @@ def _grid(swept: Sequence[tuple[Summary, dict[str, Any]]]) -> str:
     """The sweep as a table, the lowest loss first, and what each knob does on average."""
     varies = list(swept[0][1])
     order = sorted(swept, key=lambda pair: (pair[0].after is None, pair[0].after or 0.0))
-    rows = [[*map(sweep.plain, cell.values()), *_ended(summary)] for summary, cell in order]
-    head = [*map(form.label, varies), "State", "Loss before", "Loss after", "Against its base", "Run"]
+    rows = [[*(setting(value, "+") for value in cell.values()), *_ended(summary)] for summary, cell in order]
+    head = [*map(form.label, varies), "State", *(COLUMNS[place] for place in (5, 6, 8)), "Run"]
     numbers = (len(varies) + 1, len(varies) + 2)
     ends = [(cell, summary.after) for summary, cell in swept if summary.after is not None]
     effects = "".join(_effect(ends, name, varies) for name in varies)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui.config import RunConfig
+from qlora_gui.formatting import amount
 from qlora_gui.runs import derived_cache, events, scan
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
@@ -148,7 +149,7 @@ def reading(run: Run) -> str:
         return ""
     get_index(RunStore(run.path.parent)).read_on()
     size = max(run.events_file.stat().st_size, 1)
-    return f"Its events are being read: {1 - left / size:.0%} of {size / 2**20:,.0f} MB…"
+    return f"Its events are being read: {1 - left / size:.0%} of {amount(size)}…"
 
 
 def get_index(store: RunStore) -> Index:

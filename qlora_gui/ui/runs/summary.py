@@ -8,13 +8,24 @@ from pathlib import Path
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
+from qlora_gui.evaluation.verdict import LABELS
 from qlora_gui.runs.events import last
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import Run
 
-WORDS = {"better": "better", "worse": "worse", "unclear": "not sure"}
 UNREAD = "…"
-COLUMNS = ("Run", "State", "Base", "Data", "Steps", "Loss before", "Loss after", "Change %", "Against its base", "Made")
+COLUMNS = (
+    "Run",
+    "State",
+    "Base",
+    "Data",
+    "Steps",
+    "Held-out loss, base",
+    "Held-out loss, now",
+    "Change, %",
+    "Verdict",
+    "Created",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Summary:
             _rounded(self.before, 3),
             _rounded(self.after, 3),
             _rounded(self.change, 1),
-            WORDS.get(self.verdict, ""),
+            LABELS.get(self.verdict, ""),
             _made(self.made),
         ]
 
@@ -90,7 +101,7 @@ def read(run: Run, seen: Seen) -> Summary:
         adapter=run.has_adapter(),
         checkpoint=run.last_checkpoint() is not None,
         place=0,
-        verdict=evaluated["verdict"]["kind"] if evaluated else "",
+        verdict=evaluated.verdict.kind if evaluated else "",
         made=seen.made,
         sweep=run.sweep(),
     )

@@ -8,6 +8,7 @@ import gradio as gr
 
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
+from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import queue
 from qlora_gui.runs.events import tail
@@ -163,7 +164,7 @@ class _Details:
         }
 
     def evaluation_updates(
-        self, runs: list[Run], results: dict[str, dict[str, Any] | None], working: job.State, live: bool
+        self, runs: list[Run], results: dict[str, Evaluation | None], working: job.State, live: bool
     ) -> dict[Any, Any]:
         """Show what the evaluations of the runs came to, and the findings."""
         progress = evaluation_views.working(working)
@@ -341,7 +342,7 @@ class RunsTab:
         summaries = [_summary(run) for run in runs]
         working = next((state for state in map(job.state, runs) if state.running or state.fault), job.State(False))
         results = {run.id: job.result(run) for run in runs}
-        made = [result and result["made"] for result in results.values()]
+        made = [result and result.made for result in results.values()]
         reading = [index.reading(run) for run in runs]
         log_sizes = [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs]
         now = repr((summaries, working, made, reading, log_sizes))

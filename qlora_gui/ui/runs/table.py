@@ -9,7 +9,7 @@ from typing import Any
 from qlora_gui.ui.runs.summary import COLUMNS, Summary
 
 Order = tuple[int, bool]  # by which of COLUMNS, and whether from the highest down
-NEWEST_FIRST: Order = (COLUMNS.index("Made"), True)
+NEWEST_FIRST: Order = (COLUMNS.index("Created"), True)
 NUMBERS = range(4, 8)  # the columns set to the right
 # Which heading or run was pressed is sent; what has the focus has it again when the table was drawn anew.
 PRESSED = """
@@ -28,7 +28,7 @@ new MutationObserver(() => {
   const button = held && document.activeElement === document.body && element.querySelector(held);
   if (button) button.focus({preventScroll: true});
 }).observe(element, {childList: true, subtree: true});"""
-_DIGITS = {COLUMNS.index(name): digits for name, digits in (("Loss before", 3), ("Loss after", 3), ("Change %", 1))}
+_DIGITS = {5: 3, 6: 3, 7: 1}  # by column
 PAGE = 100  # rows that are drawn at first
 _VERDICTS = ("better", "unclear", "worse")
 
@@ -125,9 +125,9 @@ def _number(value: float | None) -> float | None:
 
 _KEYS: dict[str, Callable[[Summary], Any]] = {
     "Steps": lambda summary: summary.step,
-    "Loss before": lambda summary: _number(summary.before),
-    "Loss after": lambda summary: _number(summary.after),
-    "Change %": lambda summary: _number(summary.change),
-    "Against its base": lambda summary: _VERDICTS.index(summary.verdict) if summary.verdict else None,
-    "Made": lambda summary: summary.made,
+    "Held-out loss, base": lambda summary: _number(summary.before),
+    "Held-out loss, now": lambda summary: _number(summary.after),
+    "Change, %": lambda summary: _number(summary.change),
+    "Verdict": lambda summary: _VERDICTS.index(summary.verdict) if summary.verdict else None,
+    "Created": lambda summary: summary.made,
 }

@@ -7,6 +7,7 @@ import gradio as gr
 
 from qlora_gui.config import marked
 from qlora_gui.errors import UserError
+from qlora_gui.formatting import setting
 from qlora_gui.memory import budget, sweeps
 from qlora_gui.memory.sweeps import Cell
 from qlora_gui.runs import queue, sweep
@@ -80,7 +81,7 @@ class SweepPanel:
 def render_grid(cells: Sequence[Cell]) -> str:
     """The grid as a table: what is particular to each run, and whether it fits."""
     varies = list(cells[0].varied)
-    rows = [[*(sweep.plain(cell.varied[name]) for name in varies), _verdict(cell)] for cell in cells]
+    rows = [[*(setting(cell.varied[name], "+") for name in varies), _verdict(cell)] for cell in cells]
     refused = sum(cell.refused for cell in cells)
     hint = f"{refused} of {len(cells)} cannot fit and will not be queued. " if refused else ""
     head = [*map(form.label, varies), "memory, estimated"]
