@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 from transformers.utils import logging as chatter  # noqa: E402
 
 from qlora_gui.data.special_tokens import Text  # noqa: E402
-from qlora_gui.inference import generate  # noqa: E402
+from qlora_gui.inference import generate, protocol  # noqa: E402
 from qlora_gui.inference.columns import Columns  # noqa: E402
 from qlora_gui.inference.multi_lora import BASE  # noqa: E402
 from qlora_gui.inference.sampling import Decoding  # noqa: E402
@@ -65,17 +65,20 @@ def ours(columns: Columns, rows: list[int], prompt: str) -> Timed:
     decoding = Decoding(greedy=True, max_new_tokens=NEW_TOKENS)
 
     def run() -> tuple[float, float]:
-        first, said = [], []
+        first, ends = [], []
 
-        def emit(event: dict[str, Any]) -> None:
-            (said if event["kind"] == "column" else first).append((time.perf_counter(), event))
+        def emit(event: protocol.Event) -> None:
+            if isinstance(event, protocol.Ended):
+                ends.append(event)
+            else:
+                first.append(time.perf_counter())
 
         began = time.perf_counter()
         with row_adapters.activate(rows):
             generate.answer(base, [Text(prompt)] * len(rows), [[]] * len(rows), decoding, emit)
         seconds = time.perf_counter() - began
-        assert [event["tokens"] for _, event in said] == [NEW_TOKENS] * len(rows), "a row ended early"
-        return seconds, first[0][0] - began
+        assert [end.tokens for end in ends] == [NEW_TOKENS] * len(rows), "a row ended early"
+        return seconds, first[0] - began
 
     return run
 

@@ -29,7 +29,7 @@ from qlora_gui.config import make  # noqa: E402
 from qlora_gui.data import load  # noqa: E402
 from qlora_gui.evaluation import job  # noqa: E402
 from qlora_gui.evaluation import run as evaluate  # noqa: E402
-from qlora_gui.inference import evidence  # noqa: E402
+from qlora_gui.inference import evidence, protocol  # noqa: E402
 from qlora_gui.inference.columns import Columns  # noqa: E402
 from qlora_gui.runs import launch  # noqa: E402
 from qlora_gui.runs.store import RunStore  # noqa: E402
@@ -57,13 +57,13 @@ def train(examples: list[Any], folder: Path) -> list[Path]:
     return made
 
 
-def measure(columns: Columns, request: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+def measure(columns: Columns, request: protocol.Evaluate) -> tuple[float, dict[str, Any]]:
     """Seconds of one evaluation, and how long its answers were, in tokens by column."""
     lengths: list[list[int]] = []
 
-    def emit(event: dict[str, Any]) -> None:
-        if event["kind"] == "measured":
-            lengths.append(event["tokens"])
+    def emit(event: protocol.Event) -> None:
+        if isinstance(event, protocol.Measured) and event.tokens is not None:
+            lengths.append(event.tokens)
 
     began = time.perf_counter()
     evidence.evaluate(columns, request, emit, lambda: False)
@@ -82,14 +82,8 @@ def main() -> None:
     rows = load.load(str(given.data)).train
     settings = job.Settings(rows=given.rows)
     examples = rows[TRAINED_ROWS : TRAINED_ROWS + given.rows]
-    request = {
-        "examples": examples,
-        "foreign": evaluate.foreign(examples),
-        "general": evaluate._GENERAL.read_text(encoding="utf-8"),
-        "max_length": 512,
-        "max_new_tokens": settings.max_new_tokens,
-        "system_prompt": "",
-    }
+    general = evaluate._GENERAL.read_text(encoding="utf-8")
+    request = protocol.Evaluate(examples, evaluate.foreign(examples), general, 512, settings.max_new_tokens)
     with tempfile.TemporaryDirectory() as folder:
         adapters = train(rows[:TRAINED_ROWS], Path(folder))
         contestants: dict[str, Columns] = {"base": Columns(), "base + 2 adapters": Columns()}

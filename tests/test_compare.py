@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import UserError
-from qlora_gui.inference import adapter_file, clean_base, generate, worker
+from qlora_gui.inference import adapter_file, clean_base, generate, protocol, worker
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE, _blocks
@@ -37,13 +37,14 @@ def chat(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
-def ask(columns: Columns, prompt: str, decoding: Decoding = GREEDY) -> tuple[list[str], list[dict[str, Any]]]:
-    """The text of every column, and its closing event."""
-    found: list[dict[str, Any]] = []
+def ask(columns: Columns, prompt: str, decoding: Decoding = GREEDY) -> list[str]:
+    """The text of every column."""
+    events: list[protocol.Event] = []
     count = len(columns.adapters) + 1
-    columns.answer([chat(prompt)] * count, decoding, found.append, lambda: False)
-    texts = ["".join(e["text"] for e in found if e["kind"] == "text" and e["column"] == n) for n in range(count)]
-    return texts, sorted((e for e in found if e["kind"] == "column"), key=lambda e: e["column"])
+    columns.answer([chat(prompt)] * count, decoding, events.append, lambda: False)
+    answers = protocol.collect(events, count)
+    assert all(answer.ended for answer in answers)
+    return [answer.text for answer in answers]
 
 
 def fresh(base: Path, adapter: Path | None) -> Any:
@@ -89,8 +90,7 @@ def test_every_column_says_what_its_fresh_model_says(
         proofs = columns.load((str(bloom), "", "nf4", True), [bloom_runs[bias].path for bias in mix], lambda text: None)
         assert ["unpacked" in proof["quantization"] for proof in proofs] == [not packed] * (len(mix) + 1)
         for number, prompt in enumerate(PROMPTS):
-            texts, _ = ask(columns, prompt)
-            assert texts == [expected[bias][number] for bias in ("base", *mix)], mix
+            assert ask(columns, prompt) == [expected[bias][number] for bias in ("base", *mix)], mix
 
 
 def test_mixed_logits_equal_clean_ones_and_the_base_stays_clean(bloom: Path, bloom_runs: dict[str, Run]) -> None:
@@ -152,33 +152,33 @@ def test_an_error_in_mid_answer_leaves_nothing_behind(
     columns = Columns()
     columns.load((str(bloom), "", "nf4", True), [bloom_runs["all"].path], lambda text: None)
 
-    def fail(event: dict[str, Any]) -> None:
-        if event["kind"] == "text":
+    def fail(event: protocol.Event) -> None:
+        if isinstance(event, protocol.Text):
             raise RuntimeError("the reader broke")
 
     with pytest.raises(RuntimeError, match="the reader broke"):
         columns.answer([chat("Hi")] * 2, GREEDY, fail, lambda: False)
     assert columns.base and not any(module._forward_hooks for module in columns.base.model.modules())
-    assert ask(columns, PROMPTS[0])[0] == [expected["base"][0], expected["all"][0]]
+    assert ask(columns, PROMPTS[0]) == [expected["base"][0], expected["all"][0]]
 
 
 def test_the_same_seed_says_the_same_whatever_the_number_of_columns(bloom: Path, bloom_runs: dict[str, Run]) -> None:
-    dice = Decoding(temperature=0.9, top_p=0.9, seed=5, max_new_tokens=16)
+    sampled = Decoding(temperature=0.9, top_p=0.9, seed=5, max_new_tokens=16)
     columns, paths = Columns(), [run.path for run in bloom_runs.values()]
     said = []
     for count in (0, 1, 3):
         columns.load((str(bloom), "", "nf4", True), paths[:count], lambda text: None)
-        said.append(ask(columns, PROMPTS[1], dice)[0])
+        said.append(ask(columns, PROMPTS[1], sampled))
     assert said[0][0] == said[1][0] == said[2][0] and said[1][1] == said[2][1]
-    other = ask(columns, PROMPTS[1], dice.model_copy(update={"seed": 6}))[0]
+    other = ask(columns, PROMPTS[1], sampled.model_copy(update={"seed": 6}))
     assert other != said[2]
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_without_the_same_dice_every_column_draws_for_itself(same: bool) -> None:
+def test_without_shared_sampling_noise_every_column_draws_for_itself(same: bool) -> None:
     """And the first column draws what it would alone, over all steps."""
-    dice = Decoding(temperature=1, top_p=1, seed=5, same_dice=same)
-    alone, both = generate.GumbelNoise(dice, [0]), generate.GumbelNoise(dice, [0, 1, 2])
+    sampled = Decoding(temperature=1, top_p=1, seed=5, same_dice=same)
+    alone, both = generate.GumbelNoise(sampled, [0]), generate.GumbelNoise(sampled, [0, 1, 2])
     for _ in range(5):
         one, three = alone(torch.zeros(1, 1), torch.zeros(1, 50)), both(torch.zeros(3, 1), torch.zeros(3, 50))
         assert torch.equal(one[0], three[0])
@@ -214,9 +214,7 @@ class _Script:
         streamer.end()
 
 
-def play(
-    bloom: Path, texts: list[str], stops: list[str], stop_after: int = 99
-) -> tuple[list[str], list[dict[str, Any]]]:
+def play(bloom: Path, texts: list[str], stops: list[str], stop_after: int = 99) -> list[protocol.Answer]:
     """Stream scripted texts ("</s>" is EOS) through the real streaming code."""
     tokenizer = bases.load_tokenizer(bloom)
     rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
@@ -225,35 +223,34 @@ def play(
     base = clean_base.CleanBase(
         bases.Base("scripted", "", "", ""), script, tokenizer, frozenset({tokenizer.eos_token_id}), {}, None
     )  # type: ignore[arg-type]
-    found: list[dict[str, Any]] = []
+    events: list[protocol.Event] = []
     pieces = iter(range(10_000))
     generate.answer(
-        base, [Text("x")] * len(texts), [stops] * len(texts), GREEDY, found.append, lambda: next(pieces) >= stop_after
+        base, [Text("x")] * len(texts), [stops] * len(texts), GREEDY, events.append, lambda: next(pieces) >= stop_after
     )
-    said = ["".join(e["text"] for e in found if e["kind"] == "text" and e["column"] == n) for n in range(len(texts))]
-    return said, sorted((e for e in found if e["kind"] == "column"), key=lambda e: e["column"])
+    return protocol.collect(events, len(texts))
 
 
 def test_every_row_ends_on_its_own(bloom: Path) -> None:
-    said, ends = play(
+    answers = play(
         bloom,
         ["Short.</s>", "A stop string\n### User: never shown", "The parcel came late, süß 🎁 ok"],
         ["\n### User:"],
     )
-    assert said == ["Short.", "A stop string", "The parcel came late, süß 🎁 ok"]
-    assert [end["ended"] for end in ends] == ["eos", "stop string", "length"]
-    assert all("�" not in text for text in said) and ends[0]["tokens"] < ends[2]["tokens"]
+    assert [answer.text for answer in answers] == ["Short.", "A stop string", "The parcel came late, süß 🎁 ok"]
+    assert [answer.ended for answer in answers] == ["eos", "stop string", "length"]
+    assert all("�" not in answer.text for answer in answers) and answers[0].tokens < answers[2].tokens
 
 
 def test_what_only_looks_like_a_stop_string_is_shown(bloom: Path) -> None:
-    said, _ = play(bloom, ["one\n### Us two\n###</s>"], ["\n### User:"])
-    assert said == ["one\n### Us two\n###"]
+    (answer,) = play(bloom, ["one\n### Us two\n###</s>"], ["\n### User:"])
+    assert answer.text == "one\n### Us two\n###"
 
 
 def test_cancelling_ends_all_rows_with_what_they_have(bloom: Path) -> None:
-    said, ends = play(bloom, ["The parcel came late again and again", "Hi</s>"], [], stop_after=4)
-    assert [end["ended"] for end in ends] == ["stopped", "eos"] and ends[0]["tokens"] == 5
-    assert "The parcel came late again and again".startswith(said[0]) and said[0]
+    answers = play(bloom, ["The parcel came late again and again", "Hi</s>"], [], stop_after=4)
+    assert [answer.ended for answer in answers] == ["stopped", "eos"] and answers[0].tokens == 5
+    assert "The parcel came late again and again".startswith(answers[0].text) and answers[0].text
 
 
 def copy_of(run: Run, folder: Path, **config: Any) -> Path:
@@ -347,11 +344,11 @@ def test_the_worker_answers_streams_and_proves(
     assert columns[1]["sha256"] == saved["sha256"]
     assert {column["base_fingerprint"] for column in columns} == {told["fingerprint"]}
     assert {column["template"] for column in columns} == {told["template"]}
-    found = list(client.answer([chat(PROMPTS[0])] * 2, GREEDY))
-    texts = ["".join(e["text"] for e in found if e["kind"] == "text" and e["column"] == n) for n in range(2)]
-    assert texts == [expected["base"][0], expected["all"][0]]
-    assert [e["prompt"] for e in found if e["kind"] == "prompt"] == [f"### User:\n{PROMPTS[0]}\n\n### Assistant:\n"] * 2
-    assert found[-1] == {"kind": "done"} and sum(e["kind"] == "column" for e in found) == 2
+    events = list(client.answer([chat(PROMPTS[0])] * 2, GREEDY))
+    answers = protocol.collect(events, 2)
+    assert [answer.text for answer in answers] == [expected["base"][0], expected["all"][0]]
+    assert [answer.prompt for answer in answers] == [f"### User:\n{PROMPTS[0]}\n\n### Assistant:\n"] * 2
+    assert events[-1] == protocol.Done() and sum(isinstance(event, protocol.Ended) for event in events) == 2
 
 
 @pytest.mark.slow
@@ -384,7 +381,7 @@ def test_a_new_turn_carries_each_columns_own_history(
 ) -> None:
     client.columns(str(bloom), "", [bloom_runs["all"].path])
     histories = [[*chat("Hi"), {"role": "assistant", "content": said}, *chat("And now?")] for said in ("one", "two")]
-    prompts = [event["prompt"] for event in client.answer(histories, GREEDY) if event["kind"] == "prompt"]
+    prompts = [answer.prompt for answer in protocol.collect(client.answer(histories, GREEDY), 2)]
     assert "one</s>" in prompts[0] and "two</s>" in prompts[1] and prompts[0].endswith("### Assistant:\n")
 
 
@@ -393,12 +390,12 @@ def test_stop_ends_an_answer_early(client: CompareClient, bloom: Path) -> None:
     client.columns(str(bloom), "", [])
     ends = []
     for event in client.answer([chat("Hi")], Decoding(temperature=5, top_p=1, max_new_tokens=4000)):
-        if event["kind"] == "text":
+        if isinstance(event, protocol.Text):
             threading.Thread(target=client.stop).start()
-        if event["kind"] == "column":
+        if isinstance(event, protocol.Ended):
             ends.append(event)
-    assert [end["ended"] for end in ends] == ["stopped"] and ends[0]["tokens"] < 3000
-    assert list(client.answer([chat("Hi")], GREEDY))[-1] == {"kind": "done"}
+    assert [end.ended for end in ends] == ["stopped"] and ends[0].tokens < 3000
+    assert list(client.answer([chat("Hi")], GREEDY))[-1] == protocol.Done()
 
 
 def test_a_reader_that_leaves_does_not_disturb_the_next(client: CompareClient, bloom: Path) -> None:
@@ -406,8 +403,8 @@ def test_a_reader_that_leaves_does_not_disturb_the_next(client: CompareClient, b
     reader = client.answer([chat("Hi")], Decoding(temperature=5, top_p=1, max_new_tokens=4000))
     next(reader)
     reader.close()
-    found = list(client.answer([chat("Hi")], GREEDY))
-    assert [event["kind"] for event in found].count("column") == 1 and found[-1] == {"kind": "done"}
+    events = list(client.answer([chat("Hi")], GREEDY))
+    assert sum(isinstance(event, protocol.Ended) for event in events) == 1 and events[-1] == protocol.Done()
 
 
 def test_a_killed_worker_is_a_sentence_and_comes_back(
@@ -420,7 +417,7 @@ def test_a_killed_worker_is_a_sentence_and_comes_back(
     os.kill(client.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"The compare process ended.*ask again"):
         list(answers)
-    assert list(client.answer([chat("Hi")] * 2, GREEDY))[-1] == {"kind": "done"}
+    assert list(client.answer([chat("Hi")] * 2, GREEDY))[-1] == protocol.Done()
 
 
 def test_errors_in_the_worker_are_sentences_and_it_lives_on(
@@ -431,7 +428,7 @@ def test_errors_in_the_worker_are_sentences_and_it_lives_on(
     client.columns(str(llama), "", [])
     with pytest.raises(UserError, match="but the model reads 2048"):
         list(client.answer([chat("word " * 3000)], GREEDY))
-    assert list(client.answer([chat("Hi")], GREEDY))[-1] == {"kind": "done"}
+    assert list(client.answer([chat("Hi")], GREEDY))[-1] == protocol.Done()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from qlora_gui.cli import compare
 from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError
-from qlora_gui.inference import peft_lane
+from qlora_gui.inference import peft_lane, protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
@@ -81,14 +81,9 @@ def alone(base: Path, adapter: Path | None, conversations: list[list[dict[str, s
 
 
 def answers(columns: Columns, conversations: list[list[dict[str, str]]]) -> list[str]:
-    texts = [""] * len(conversations)
-
-    def take(event: dict[str, Any]) -> None:
-        if event["kind"] == "text":
-            texts[event["column"]] += event["text"]
-
-    columns.answer(conversations, GREEDY, take, lambda: False)
-    return texts
+    events: list[protocol.Event] = []
+    columns.answer(conversations, GREEDY, events.append, lambda: False)
+    return [answer.text for answer in protocol.collect(events, len(conversations))]
 
 
 @pytest.mark.parametrize("kind", ["bloom", "llama"])
@@ -219,7 +214,7 @@ def test_a_bug_keeps_its_traceback_and_a_quiet_worker_leaves_no_log(bloom: Path)
         client.columns(str(bloom), "", [])
         with pytest.raises(RuntimeError, match=r"ValidationError.*more in (\S+)") as caught:
             list(client.answer([CONVERSATIONS[0]], Decoding.model_construct(temperature=-1.0)))
-        assert list(client.answer([CONVERSATIONS[0]], GREEDY))[-1] == {"kind": "done"}
+        assert list(client.answer([CONVERSATIONS[0]], GREEDY))[-1] == protocol.Done()
     finally:
         client.close()
     (log,) = logs() - there
@@ -241,10 +236,11 @@ def test_a_killed_worker_is_called_killed_even_in_mid_line(tmp_path: Path) -> No
     child.kill()
     child.wait()
     child.stdout.close()
-    (tmp_path / "half").write_text('{"kind": "text"}\n{"kind": "te')
+    whole, unknown = '{"kind": "text", "column": 0, "text": "Hi"}', '{"kind": "of a later version"}'
+    (tmp_path / "half").write_text(f"{whole}\n{unknown}\n{whole[:12]}")
     with (tmp_path / "half").open() as half:
         child.stdout = half
-        assert list(client._events()) == [{"kind": "text"}]
+        assert list(client._events()) == [protocol.Text(0, "Hi")]
         assert "ended (it was killed: perhaps memory ran out); ask again to start it anew." in str(client._death())
 
 
@@ -264,7 +260,7 @@ class _Echo:
 
     def answer(self, conversations: Any, decoding: Decoding) -> Any:
         for column, messages in enumerate(conversations):
-            yield {"kind": "text", "column": column, "text": messages[-1]["content"]}
+            yield protocol.Text(column, messages[-1]["content"])
 
     def close(self) -> None:
         pass

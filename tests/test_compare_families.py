@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
-from qlora_gui.inference import model_probe, score
+from qlora_gui.inference import model_probe, protocol, score
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
 from tests.models import CHATML, make_tokenizer
@@ -201,10 +201,8 @@ def check_evaluation(case: Case) -> None:
     assert base and rows
     encoded, _ = tokenization.encode_all(EXAMPLES, Chat(case.tokenizer), 256)
     assert min(len(row.input_ids) for row in encoded) < WINDOW < max(len(row.input_ids) for row in encoded) - 20
-    found: dict[int, dict[str, Any]] = {}
-    score.rows(
-        base, rows, len(case.models), encoded, score.Task(NEW), lambda event: found.update({event["number"]: event})
-    )
+    measured: dict[int, protocol.Measured] = {}
+    score.rows(base, rows, len(case.models), encoded, score.Task(NEW), lambda row: measured.update({row.number: row}))
     for number, row in enumerate(encoded):
         logs = []
         for column, model in enumerate(case.models):
@@ -212,14 +210,14 @@ def check_evaluation(case: Case) -> None:
                 logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1].float()
             labels = torch.tensor(row.labels[1:])
             expected = float(cross_entropy(logits, labels, ignore_index=tokenization.IGNORED, reduction="sum"))
-            assert found[number]["loss"][column] == pytest.approx(expected, rel=1e-4)
+            assert measured[number].loss[column] == pytest.approx(expected, rel=1e-4)
             logs.append(logits[labels != tokenization.IGNORED].log_softmax(-1))
             kl = float((logs[column].exp() * (logs[column] - logs[0])).sum())
-            assert found[number]["kl"][column] == pytest.approx(kl, rel=2e-3, abs=1e-3)
+            assert measured[number].kl[column] == pytest.approx(kl, rel=2e-3, abs=1e-3)
             prompt = row.input_ids[: score.answer_begins(row)]
-            assert found[number]["text"][column] == said(case, model, prompt)
-        assert found[number]["kl"][1] > 0.01  # else a column that is the base again would pass
-    assert len({text for one in found.values() for text in one["text"]}) > len(found)
+            assert measured[number].text[column] == said(case, model, prompt)
+        assert measured[number].kl[1] > 0.01  # else a column that is the base again would pass
+    assert len({text for row in measured.values() for text in row.text or []}) > len(measured)
 
 
 def check_answers(case: Case) -> None:
@@ -227,13 +225,9 @@ def check_answers(case: Case) -> None:
     short, long = ([{"role": "user", "content": " ".join(WORDS[:words])}] for words in (3, 19))
     for conversations in ([short, long], [long, short], [long, long]):
         conversations = [*conversations, *conversations[-1:] * (len(case.models) - 2)]
-        texts = [""] * len(case.models)
-
-        def take(event: dict[str, Any], texts: list[str] = texts) -> None:
-            if event["kind"] == "text":
-                texts[event["column"]] += event["text"]
-
-        case.columns.answer(conversations, Decoding(greedy=True, max_new_tokens=NEW), take, lambda: False)
+        events: list[protocol.Event] = []
+        case.columns.answer(conversations, Decoding(greedy=True, max_new_tokens=NEW), events.append, lambda: False)
+        texts = [answer.text for answer in protocol.collect(events, len(conversations))]
         for model, turns, text in zip(case.models, conversations, texts, strict=True):
             assert text == said(case, model, Chat(case.tokenizer).prompt(turns).ids(case.tokenizer))
 

@@ -17,7 +17,7 @@ from qlora_gui.data import load, tokenization
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job, metrics, results, verdict
 from qlora_gui.evaluation import run as evaluate
-from qlora_gui.inference import evidence, generate, model_probe, score
+from qlora_gui.inference import evidence, generate, model_probe, protocol, score
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE
 from qlora_gui.inference.sampling import Decoding
@@ -49,11 +49,11 @@ def encoded(columns: Columns) -> list[tokenization.Encoded]:
 
 
 @pytest.fixture(scope="module")
-def measured(columns: Columns, encoded: list[tokenization.Encoded]) -> dict[int, dict[str, Any]]:
+def measured(columns: Columns, encoded: list[tokenization.Encoded]) -> dict[int, protocol.Measured]:
     assert columns.base and columns.rows
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, protocol.Measured] = {}
     task = score.Task(16, columns.chat(None).stops)
-    score.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
+    score.rows(columns.base, columns.rows, 4, encoded, task, lambda row: found.update({row.number: row}))
     assert sorted(found) == list(range(ROWS))
     return found
 
@@ -61,7 +61,7 @@ def measured(columns: Columns, encoded: list[tokenization.Encoded]) -> dict[int,
 def test_a_batch_that_memory_is_too_short_for_is_read_in_halves(
     columns: Columns,
     encoded: list[tokenization.Encoded],
-    measured: dict[int, dict[str, Any]],
+    measured: dict[int, protocol.Measured],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert columns.base and columns.rows
@@ -74,16 +74,16 @@ def test_a_batch_that_memory_is_too_short_for_is_read_in_halves(
         return read(self, batch, *rest)
 
     monkeypatch.setattr(score._Asked, "read", short)
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, protocol.Measured] = {}
     task = score.Task(0)
-    score.rows(columns.base, columns.rows, 4, encoded, task, lambda event: found.update({event["number"]: event}))
+    score.rows(columns.base, columns.rows, 4, encoded, task, lambda row: found.update({row.number: row}))
     assert sizes == [7, 3, 3, 1] and sorted(found) == list(range(ROWS))
-    for number, event in found.items():
-        assert event["loss"] == pytest.approx(measured[number]["loss"], rel=1e-4)
+    for number, row in found.items():
+        assert row.loss == pytest.approx(measured[number].loss, rel=1e-4)
     monkeypatch.setattr(score, "MOST_PROMPTS", 1)
     monkeypatch.setattr(score._Asked, "read", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("short")))
     with pytest.raises(torch.OutOfMemoryError):
-        score.rows(columns.base, columns.rows, 4, encoded, task, found.update)
+        score.rows(columns.base, columns.rows, 4, encoded, task, print)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def test_mixed_losses_equal_those_of_clean_models(
     bloom_runs: dict[str, Run],
     columns: Columns,
     encoded: list[tokenization.Encoded],
-    measured: dict[int, dict[str, Any]],
+    measured: dict[int, protocol.Measured],
 ) -> None:
     """Base, none, lora_only and all in one batch, against each loaded freshly and alone, row by row: loss, KL, P(EOS)."""
     assert columns.base
@@ -104,29 +104,26 @@ def test_mixed_losses_equal_those_of_clean_models(
             logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
             labels = torch.tensor(row.labels[1:])
             expected = float(cross_entropy(logits, labels, ignore_index=tokenization.IGNORED, reduction="sum"))
-            assert measured[number]["loss"][column] == pytest.approx(expected, rel=2e-5)
+            assert measured[number].loss[column] == pytest.approx(expected, rel=2e-5)
             log = logits[labels != tokenization.IGNORED].log_softmax(-1)
             base = logs.setdefault(number, log)
             kl = float((log.exp() * (log - base)).sum())
-            assert measured[number]["kl"][column] == pytest.approx(kl, rel=1e-3, abs=1e-4)
+            assert measured[number].kl[column] == pytest.approx(kl, rel=1e-3, abs=1e-4)
             assert [label for label in row.labels if label != tokenization.IGNORED][-1] in eos
-            assert measured[number]["eos"][column] == pytest.approx(float(log[-1].exp()[sorted(eos)].sum()), rel=1e-3)
+            assert measured[number].eos[column] == pytest.approx(float(log[-1].exp()[sorted(eos)].sum()), rel=1e-3)
 
 
-def test_answers_are_those_of_compare(columns: Columns, measured: dict[int, dict[str, Any]]) -> None:
+def test_answers_are_those_of_compare(columns: Columns, measured: dict[int, protocol.Measured]) -> None:
     """Rows that leave the batch, and prompts read together with their references, change no answer."""
     examples = (load.load("demo").held_out or [])[:ROWS]
     differ = 0
     for number, example in enumerate(examples):
-        said = [""] * 4
-
-        def take(event: dict[str, Any], said: list[str] = said) -> None:
-            if event["kind"] == "text":
-                said[event["column"]] += event["text"]
-
-        columns.answer([example["messages"][:-1]] * 4, Decoding(greedy=True, max_new_tokens=16), take, lambda: False)
-        assert measured[number]["text"] == said
-        differ += len(set(said)) > 1
+        events: list[protocol.Event] = []
+        decoding = Decoding(greedy=True, max_new_tokens=16)
+        columns.answer([example["messages"][:-1]] * 4, decoding, events.append, lambda: False)
+        texts = [answer.text for answer in protocol.collect(events, 4)]
+        assert measured[number].text == texts
+        differ += len(set(texts)) > 1
     assert differ  # else any mix-up of columns would go unseen
 
 
@@ -135,13 +132,13 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
     assert columns.base and columns.rows
     base = columns.base
     ids = torch.tensor([row.input_ids[:20] for row in encoded])
-    wear = [BASE, BASE, 0, 0, 1, 2, 2]
+    active = [BASE, BASE, 0, 0, 1, 2, 2]
 
     def run(eos: set[int]) -> list[list[int]]:
-        rows = generate.Rows(base.tokenizer, [[]] * len(wear), eos, lambda event: None)
-        with columns.rows.activate(wear) if columns.rows else None:  # type: ignore[union-attr]
+        rows = generate.Rows(base.tokenizer, [[]] * len(active), eos, lambda event: None)
+        with columns.rows.activate(active) if columns.rows else None:  # type: ignore[union-attr]
             out = base.model(input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1]), use_cache=True)
-        start = generate.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(wear))
+        start = generate.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(active))
         assert columns.rows
         generate.greedy(base.model, columns.rows, start, rows, 24, lambda: False)
         return [row.ids for row in rows.rows]
@@ -158,10 +155,10 @@ def test_rows_side_by_side_equal_rows_one_by_one(columns: Columns, encoded: list
     """Blocks of rows of one adapter, of equal and of unequal length, around rows of the base."""
     assert columns.base and columns.rows
     ids = torch.tensor([row.input_ids[:24] for row in encoded])
-    for wear in ([0, 0, 0, 1, 1, 1, BASE], [BASE, 2, 2, BASE, 0, 1, 1], [2, 1, 0, BASE, 0, 1, 2]):
-        with torch.no_grad(), columns.rows.activate(wear):
+    for active in ([0, 0, 0, 1, 1, 1, BASE], [BASE, 2, 2, BASE, 0, 1, 1], [2, 1, 0, BASE, 0, 1, 2]):
+        with torch.no_grad(), columns.rows.activate(active):
             mixed = columns.base.model(input_ids=ids).logits
-        for place, adapter in enumerate(wear):
+        for place, adapter in enumerate(active):
             with torch.no_grad(), columns.rows.activate([adapter]):
                 alone = columns.base.model(input_ids=ids[place : place + 1]).logits[0]
             assert torch.allclose(mixed[place], alone, rtol=1e-4, atol=1e-4)

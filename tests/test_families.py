@@ -20,6 +20,7 @@ from transformers import (
 
 from qlora_gui.evaluation import job
 from qlora_gui.evaluation import run as evaluate
+from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs.events import last
@@ -118,16 +119,14 @@ def test_a_run_learns_answers_that_end_wherever_they_are_asked_for(run: Run) -> 
         assert (
             columns[1]["thinking"] == columns[0]["thinking"] == ("off" if "qwen" in run.id else "as the template does")
         )
-        told = list(client.answer([question] * 2, Decoding(greedy=True, max_new_tokens=16)))
+        _, answer = protocol.collect(client.answer([question] * 2, Decoding(greedy=True, max_new_tokens=16)), 2)
         evaluated = evaluate.evaluate(
             [run.path], None, job.Settings(max_new_tokens=16), lambda text: None, client=client
         )
     finally:
         client.close()
-    text = "".join(event["text"] for event in told if event["kind"] == "text" and event["column"] == 1)
-    ended = next(event["ended"] for event in told if event["kind"] == "column" and event["column"] == 1)
-    assert (text, ended) == (ANSWER, "eos")
-    prompt = next(event["prompt"] for event in told if event["kind"] == "prompt" and event["column"] == 1)
+    assert (answer.text, answer.ended) == (ANSWER, "eos")
+    prompt = answer.prompt
 
     (found,) = evaluated["evaluations"]
     assert found["texts"]["adapter"]["ended_by_eos"] == 1.0 and found["texts"]["adapter"]["exact"] == 1.0

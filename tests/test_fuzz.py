@@ -24,7 +24,7 @@ from qlora_gui.config import RunConfig
 from qlora_gui.data import load, row_stats, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
-from qlora_gui.inference import adapter_file, clean_base
+from qlora_gui.inference import adapter_file, clean_base, protocol
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import RowAdapters
 from qlora_gui.inference.sampling import Decoding
@@ -367,10 +367,10 @@ def test_prompts(bloom: Path, trained: Run, prompts: list[str], control: bool) -
     columns = _loaded(bloom, trained)
     decoding = Decoding(greedy=True, max_new_tokens=2, control_tokens=control)
     for prompt in prompts:
-        found: list[dict[str, Any]] = []
+        events: list[protocol.Event] = []
         try:
-            columns.answer([[{"role": "user", "content": prompt}]] * 2, decoding, found.append, lambda: False)
-            assert sum(event["kind"] == "column" for event in found) == 2
+            columns.answer([[{"role": "user", "content": prompt}]] * 2, decoding, events.append, lambda: False)
+            assert sum(isinstance(event, protocol.Ended) for event in events) == 2
         except UserError as error:
             assert "\n" not in str(error).strip()
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.prompts import Prompt
-from qlora_gui.inference import score
+from qlora_gui.inference import protocol, score
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
 from qlora_gui.models import rope
@@ -81,18 +81,16 @@ def test_evaluation_reads_every_row_as_alone(case: Case) -> None:
     assert max(begins[one] for one in near) + max(lengths[one] - begins[one] for one in near) > LIMIT
     assert any(begin + NEW <= LIMIT < size for begin, size in zip(begins, lengths, strict=True))
     assert any(begin <= LIMIT < begin + NEW for begin in begins)
-    found: dict[int, dict[str, Any]] = {}
-    score.rows(
-        base, rows, len(case.models), encoded, score.Task(NEW), lambda event: found.update({event["number"]: event})
-    )
+    measured: dict[int, protocol.Measured] = {}
+    score.rows(base, rows, len(case.models), encoded, score.Task(NEW), lambda row: measured.update({row.number: row}))
     for number, row in enumerate(encoded):
         for column, model in enumerate(fresh(case)):
             with torch.no_grad():
                 logits = model()(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1]
             labels = torch.tensor(row.labels[1:])
             expected = float(cross_entropy(logits, labels, ignore_index=tokenization.IGNORED, reduction="sum"))
-            assert found[number]["loss"][column] == pytest.approx(expected, rel=1e-4), lengths[number]
-            assert found[number]["text"][column] == said(case, model(), row.input_ids[: begins[number]])
+            assert measured[number].loss[column] == pytest.approx(expected, rel=1e-4), lengths[number]
+            assert measured[number].text[column] == said(case, model(), row.input_ids[: begins[number]])
 
 
 @pytest.mark.parametrize("case", ["longrope"], indirect=True)  # the other refuses what is longer than its 64 tokens
@@ -100,13 +98,9 @@ def test_columns_answer_as_alone_beside_a_longer_one(case: Case) -> None:
     """A short conversation beside a long one."""
     short, long = EXAMPLES[0]["messages"][:1], EXAMPLES[6]["messages"][:1]  # type: ignore[index]
     for conversations in ([short, long], [long, short]):
-        texts = ["", ""]
-
-        def take(event: dict[str, Any], texts: list[str] = texts) -> None:
-            if event["kind"] == "text":
-                texts[event["column"]] += event["text"]
-
-        case.columns.answer(conversations, Decoding(greedy=True, max_new_tokens=NEW), take, lambda: False)
+        events: list[protocol.Event] = []
+        case.columns.answer(conversations, Decoding(greedy=True, max_new_tokens=NEW), events.append, lambda: False)
+        texts = [answer.text for answer in protocol.collect(events, len(conversations))]
         prompts = [Chat(case.tokenizer).prompt(turns).ids(case.tokenizer) for turns in conversations]
         assert len(prompts[conversations.index(short)]) + NEW < LIMIT < len(prompts[conversations.index(long)]) + NEW
         assert texts == [said(case, model(), prompt) for model, prompt in zip(fresh(case), prompts, strict=True)]

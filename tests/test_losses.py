@@ -21,6 +21,7 @@ from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
 from qlora_gui.evaluation import run as evaluate
+from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import calibration
@@ -91,8 +92,8 @@ def test_an_evaluation_and_a_comparison_that_load_a_run_keep_it(copied: Run, sto
         assert refused and all("Compare, which is loading it" in text for text in refused)
         store.delete(copied)
         asked = [[{"role": "user", "content": "Where is my parcel?"}]] * 2
-        kinds = [event["kind"] for event in client.answer(asked, Decoding(max_new_tokens=4))]
-        assert kinds[-1] == "done" and kinds.count("column") == 2
+        events = list(client.answer(asked, Decoding(max_new_tokens=4)))
+        assert events[-1] == protocol.Done() and all(answer.ended for answer in protocol.collect(events, 2))
     finally:
         client.close()
 

@@ -17,6 +17,7 @@ from qlora_gui.cli.report import report
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job, metrics, results, stats, verdict
+from qlora_gui.inference import protocol
 from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.report import collect, comparability, html, markdown, observations, written
 from qlora_gui.report import text as words
@@ -859,27 +860,30 @@ def test_a_metric_is_one_row_and_everything_else_finds_it(
         "worst", "worst row", "nats", ".2f", "lower", lambda side: max(side.losses), of_answers=False, how="of {rows}"
     )
     monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, question, worst))
-    measured = results.Measured(facts=[{}], general={"loss": [3.1, 3.2], "tokens": 700})
-    measured.about = {
-        "tokens": [2, 4],
-        "rows": [1, 2],
-        "references": ["a", "b"],
-        "questions": ["A?", "B?"],
-        "double_bos": False,
-    }
+    measured = results.Measured(facts=[{}], general=protocol.General([3.1, 3.2], 700))
+    measured.about = protocol.Rows(
+        tokens=[2, 4],
+        rows=[1, 2],
+        references=["a", "b"],
+        questions=["A?", "B?"],
+        double_bos=False,
+        dropped=[],
+        truncated=0,
+        turns={},
+        prompts=[],
+    )
     for number, tokens in enumerate((2, 4)):
         measured.take(
-            {
-                "kind": "measured",
-                "number": number,
-                "loss": [2.0 * tokens, (number + 0.5) * tokens],
-                "kl": [0.0, 0.1],
-                "eos": [0.2, 0.9],
-                "text": ["Yes.", "Why?"],
-                "ended": ["eos", "eos"],
-                "tokens": [2, 2],
-                "differs": [None, 0],
-            }
+            protocol.Measured(
+                number,
+                loss=[2.0 * tokens, (number + 0.5) * tokens],
+                kl=[0.0, 0.1],
+                eos=[0.2, 0.9],
+                text=["Yes.", "Why?"],
+                ended=["eos", "eos"],
+                tokens=[2, 2],
+                differs=[None, 0],
+            )
         )
     made = Made(store, "asked").trained()
     sides = [{"name": "base"}, {"name": "asked", "sha256": "sha-asked"}]

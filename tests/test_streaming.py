@@ -15,7 +15,7 @@ from qlora_gui.ui.train import memory_panel, preview
 
 @pytest.fixture
 def page(tmp_path: Path) -> gr.Blocks:
-    return app.build_app(RunStore(tmp_path / "adapters"), lambda: None)
+    return app.build_app(RunStore(tmp_path / "adapters"))
 
 
 def listener(page: gr.Blocks, draws: str) -> Any:

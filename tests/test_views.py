@@ -1,11 +1,13 @@
 """What the page shows, without a page: sentences, charts, and the form that is a RunConfig."""
 
 import json
+import os
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,16 @@ from qlora_gui import config as configs
 from qlora_gui.cli import flags
 from qlora_gui.config import RunConfig, command_line
 from qlora_gui.errors import UserError
+from qlora_gui.inference import protocol
+from qlora_gui.inference.client import CompareClient, columns_of
 from qlora_gui.runs import bounded_reading, curves
 from qlora_gui.runs.event_text import describe
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import app, links, run_view, views
 from qlora_gui.ui.address import Address
-from qlora_gui.ui.compare import asking, columns, offers
+from qlora_gui.ui.compare import columns, offers
 from qlora_gui.ui.compare.columns import Room
-from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.rendering import chart, html
 from qlora_gui.ui.runs.index import summaries
 from qlora_gui.ui.train import form, preview
@@ -134,9 +137,10 @@ def test_only_knobs_that_differ_are_listed() -> None:
 
 
 def test_an_answer_cut_at_the_limit_says_so() -> None:
-    cut = {"tokens": 256, "seconds": 9.0, "tokens_per_second": 28.4, "ended": "length"}
-    assert "256 tokens" in views.ending(cut) and "length limit!" in views.ending(cut)
-    assert "EOS" in views.ending(cut | {"ended": "eos"})
+    cut = protocol.Answer("long", tokens=256, tokens_per_second=28.4, ended="length")
+    assert "256 tokens" in columns.progress(cut) and "length limit!" in columns.progress(cut)
+    assert "EOS" in columns.progress(replace(cut, ended="eos"))
+    assert columns.progress(protocol.Answer()) == "waiting…" and columns.progress(protocol.Answer("x")) == "writing…"
 
 
 def test_what_data_models_and_people_write_is_escaped() -> None:
@@ -380,58 +384,75 @@ def test_the_preview_looks_through_all_rows_of_a_large_file(tmp_path: Path, llam
     assert shown.count("<li>") == 21 and "row 2101: " in shown and "and 10 more" in shown
 
 
-class Client:
-    """Stands in for the compare client: two columns, each echoing."""
+class Client(CompareClient):
+    """A client without a worker: one column, which says hi."""
 
-    is_loaded = True
+    is_loaded = False
     loads = 0
     fails: Exception | None = None
 
-    def columns(self, base_model: str, revision: str, adapters: list[Path], say: Any, **kind: Any) -> list[Any]:
-        self.loads += 1
-        say("Loading")
-        if self.fails:
-            raise self.fails
-        return [{"name": "base"}]
+    def _exchange(self, request: protocol.Request) -> Generator[protocol.Event]:
+        if isinstance(request, protocol.Load):
+            self.loads += 1
+            yield protocol.Stage("Loading")
+            if self.fails:
+                raise self.fails
+            self.is_loaded = True
+            yield protocol.Loaded([{"name": "base"}])
+        else:
+            yield from (protocol.Text(0, "hi"), protocol.Done())
 
-    def answer(self, conversations: list[Any], decoding: Any) -> Any:
-        yield {"kind": "text", "column": 0, "text": "hi"}
-        yield {"kind": "done"}
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.is_loaded = False
 
 
-def test_the_session_loads_once_and_again_when_the_worker_is_gone() -> None:
-    client = Client()
-    session = Session(lambda: client)
-    assert list(session.load(RunConfig(), [])) == ["Loading"]
-    assert list(session.load(RunConfig(), [])) == []
+HI: list[list[dict[str, str]]] = [[]]
+
+
+def test_the_client_loads_once_and_again_when_the_worker_is_gone(store: RunStore) -> None:
+    client, load = Client(), columns_of(RunConfig(), [])
+    kinds = [type(event) for event in client.ask(load, HI, columns.Decoding())]
+    assert kinds == [protocol.Stage, protocol.Loaded, protocol.Text, protocol.Done]
+    assert [type(event) for event in client.ask(load, HI, columns.Decoding())] == kinds[1:] and client.loads == 1
     client.is_loaded = False
-    assert list(session.load(RunConfig(), [])) == ["Loading"]
-    assert [event["kind"] for event in session.answer([[]], columns.Decoding())] == ["text", "done"]
-    session.close()
+    assert [type(event) for event in client.ask(load, HI, columns.Decoding())] == kinds and client.loads == 2
+    run = store.create(RunConfig())
+    weights = run.path / "adapter_model.safetensors"
+    for written in (b"a", b"another"):  # by a resumed run over the adapter
+        weights.write_bytes(written)
+        os.utime(weights, (len(written), len(written)))
+        list(client.ask(columns_of(RunConfig(), [run]), HI, columns.Decoding()))
+    list(client.ask(columns_of(RunConfig(), [run]), HI, columns.Decoding()))
+    assert client.loads == 4 and not client.is_busy
+
+
+def test_a_client_that_is_closed_after_it_has_loaded_answers_nothing() -> None:
+    client = Client()
+    events = client.ask(columns_of(RunConfig(), []), HI, columns.Decoding())
     with pytest.raises(UserError, match="closed meanwhile"):
-        list(session.answer([[]], columns.Decoding()))
+        for event in events:
+            if isinstance(event, protocol.Loaded):
+                client.close()
+    assert not client.is_busy
 
 
 def test_a_bug_of_the_worker_becomes_a_sentence() -> None:
     client = Client()
     client.fails = RuntimeError("CUDA fault")
     with pytest.raises(UserError, match="CUDA fault"):
-        list(Session(lambda: client).load(RunConfig(), []))
+        list(client.ask(columns_of(RunConfig(), []), HI, columns.Decoding()))
+    assert not client.is_busy
 
 
 def test_every_listener_is_private(store: RunStore) -> None:
-    page = app.build_app(store, Client)
+    page = app.build_app(store)
     shown = [fn.name for fn in page.fns.values() if fn.api_visibility != "private"]
     assert not shown
 
 
 def test_no_listener_has_the_browser_mark_components_as_waiting(store: RunStore) -> None:
     """It searches the whole page for each of them, at every message: that cost a core while answers were streamed."""
-    page = app.build_app(store, Client)
+    page = app.build_app(store)
     marking = [fn.name for fn in page.fns.values() if fn.outputs and fn.show_progress_on != []]
     assert not marking
 
@@ -474,19 +495,11 @@ def test_presets_are_all_in_the_picker(fields: form.Form) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "drawn"), [(-1, ["", "y", "y", "y"]), (3600, ["y"])])
-def test_answers_are_drawn_as_they_grow_but_not_too_often(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, drawn: list[str]
-) -> None:
-    end = {"kind": "column", "column": 0, "tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0, "ended": "eos"}
-    events = [{"kind": "prompt", "column": 0, "prompt": "x"}, {"kind": "text", "column": 0, "text": "y"}, end]
-
-    class Scripted:
-        def answer(self, conversations: Any, decoding: Any) -> Any:
-            yield from (*events, {"kind": "done"})
-
-    monkeypatch.setattr(asking, "_REDRAW_SECONDS", seconds)
+def test_answers_are_drawn_as_they_grow_but_not_too_often(seconds: float, drawn: list[str]) -> None:
+    end = protocol.Ended(0, tokens=1, seconds=1.0, tokens_per_second=1.0, ended="eos")
+    events = [protocol.Prompt(0, "x"), protocol.Text(0, "y"), end, protocol.Done()]
     texts = []
-    for answers in asking.ask(Scripted(), [[{"role": "user", "content": "x"}]], "", columns.Decoding()):  # type: ignore[arg-type]
+    for answers in protocol.growing(events, 1, seconds):
         texts.append(answers[0].text)
     assert texts == drawn and answers[0].ended
 

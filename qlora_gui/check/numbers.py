@@ -18,6 +18,7 @@ from qlora_gui.check.lines import Line, State
 from qlora_gui.config import RunConfig, make
 from qlora_gui.data import tokenization
 from qlora_gui.errors import UserError
+from qlora_gui.inference import protocol
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
@@ -173,15 +174,10 @@ def answered(config: RunConfig, adapter: Path) -> tuple[Columns, list[list[int]]
     columns = Columns()
     columns.load((config.base_model, "", config.quant_type, config.double_quant), [adapter], _silent)
     assert columns.base is not None
-    answers: list[list[int]] = [[], []]
+    answers, decoding = [protocol.Answer(), protocol.Answer()], Decoding(greedy=True, max_new_tokens=ANSWER_TOKENS)
+    columns.answer([QUESTION] * 2, decoding, lambda event: protocol.take(answers, event), lambda: False)
     end = [columns.base.tokenizer.eos_token_id]
-
-    def hear(event: dict[str, Any]) -> None:
-        if event["kind"] == "column":
-            answers[event["column"]] = event["ids"] + (end if event["ended"] == "eos" else [])
-
-    columns.answer([QUESTION] * 2, Decoding(greedy=True, max_new_tokens=ANSWER_TOKENS), hear, lambda: False)
-    return columns, answers
+    return columns, [[*answer.ids, *(end if answer.ended == "eos" else [])] for answer in answers]
 
 
 def choice_apart(columns: Columns, column: int, tokens: list[int], own: list[int]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from qlora_gui.data import lenient_json
 from qlora_gui.errors import UserError
 from qlora_gui.files import explained, write_whole
+from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 
@@ -83,8 +84,5 @@ def _is_turn(turn: Any) -> bool:
 
 def _answers(client: CompareClient, prompt: Prompt, columns: int, decoding: Decoding) -> list[str]:
     messages = prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}]
-    texts = [""] * columns
-    for event in client.answer([messages] * columns, decoding):
-        if event["kind"] == "text":
-            texts[event["column"]] += event["text"]
-    return texts
+    answers = protocol.collect(client.answer([messages] * columns, decoding), columns)
+    return [answer.text for answer in answers]

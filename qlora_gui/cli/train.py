@@ -15,6 +15,7 @@ from qlora_gui.config import RunConfig
 from qlora_gui.data.prompts import prompts_of
 from qlora_gui.errors import UserError
 from qlora_gui.formatting import clock
+from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import cpu_guard
@@ -171,18 +172,13 @@ def _show_answers(run: Run, count: int) -> None:
             print("\nLoading the base to compare", flush=True)
             client.columns(config.base_model, config.revision, [run.path])
         for prompt in prompts:
-            texts = ["", ""]
+            print(f"\nPrompt:  {prompt.turns[-1]['content']}", flush=True)
             try:
-                for event in client.answer([prompt.turns] * 2, decoding, prompt.tools):
-                    if event["kind"] == "text":
-                        texts[event["column"]] += event["text"]
+                base, adapter = protocol.collect(client.answer([prompt.turns] * 2, decoding, prompt.tools), 2)
             except UserError as error:  # the run itself is done, and well
-                print(f"\nPrompt:  {prompt.turns[-1]['content']}\n{error}", flush=True)
+                print(error, flush=True)
                 continue
-            print(
-                f"\nPrompt:  {prompt.turns[-1]['content']}\nBase:    {texts[0].strip()}\nAdapter: {texts[1].strip()}",
-                flush=True,
-            )
+            print(f"Base:    {base.text.strip()}\nAdapter: {adapter.text.strip()}", flush=True)
     finally:
         client.close()
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWr
 
 from qlora_gui.evaluation import metrics, stats, verdict
 from qlora_gui.evaluation.metrics import Metric, Side
+from qlora_gui.inference import protocol
 
 T = TypeVar("T")
 
@@ -164,39 +165,38 @@ def parse(content: Any) -> Evaluation | None:
 SCHEMA = 1
 RESAMPLES = 9_999
 EXAMPLES = 5
-Event = dict[str, Any]
 
 
 @dataclass
 class Measured:
     """The worker's events, sorted: `rows` and `foreign` by number of the row, the base's column first in every list."""
 
-    facts: list[Event] = field(default_factory=list)
-    about: Event = field(default_factory=dict)  # the `rows` event
-    rows: dict[int, Event] = field(default_factory=dict)
-    foreign: dict[int, Event] = field(default_factory=dict)  # by the row whose answer it is
-    general: Event = field(default_factory=dict)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    about: protocol.Rows = field(init=False, repr=False)
+    rows: dict[int, protocol.Measured] = field(default_factory=dict)
+    foreign: dict[int, protocol.Foreign] = field(default_factory=dict)  # by the row whose answer it is
+    general: protocol.General | None = None
 
-    def take(self, event: Event) -> None:
+    def take(self, event: protocol.Event) -> None:
         """Keep one event."""
-        if event["kind"] == "facts":
-            self.facts = event["adapters"]
-        elif event["kind"] == "rows":
+        if isinstance(event, protocol.Facts):
+            self.facts = event.adapters
+        elif isinstance(event, protocol.Rows):
             self.about = event
-        elif event["kind"] == "measured":
-            self.rows[event["number"]] = event
-        elif event["kind"] == "foreign":
-            self.foreign[event["row"]] = event
-        elif event["kind"] == "general":
+        elif isinstance(event, protocol.Measured):
+            self.rows[event.number] = event
+        elif isinstance(event, protocol.Foreign):
+            self.foreign[event.row] = event
+        elif isinstance(event, protocol.General):
             self.general = event
 
     def tokens(self, number: int) -> int:
         """Supervised tokens of a row."""
-        return int(self.about["tokens"][number])
+        return self.about.tokens[number]
 
     def of_row(self, number: int) -> int:
         """The row of the data that a number stands for."""
-        return int(self.about["rows"][number])
+        return self.about.rows[number]
 
 
 def put_together(
@@ -220,8 +220,8 @@ def put_together(
             for metric in metrics.METRICS
             if not metric.of_answers
         }
-        if parts["general"]:
-            parts["general"]["tokens"] = measured.general["tokens"]
+        if parts["general"] and measured.general:
+            parts["general"]["tokens"] = measured.general.tokens
         evaluations.append(
             {
                 "schema": SCHEMA,
@@ -237,7 +237,7 @@ def put_together(
                 **parts,
                 "texts": _texts(base, adapter) if adapter.answers else None,
                 "drift": _drift(measured, numbers, column),
-                "adapter_facts": {**measured.facts[column - 1], "double_bos": measured.about["double_bos"]},
+                "adapter_facts": {**measured.facts[column - 1], "double_bos": measured.about.double_bos},
                 "examples": _examples(measured, numbers, column),
             }
         )
@@ -250,17 +250,17 @@ def put_together(
 
 def _side(measured: Measured, numbers: Sequence[int], column: int, trained_on: set[tuple[str, ...]]) -> Side:
     """The measurements of one column."""
-    answered = [measured.rows[number] for number in numbers if "text" in measured.rows[number]]
-    general = measured.general.get("loss")
+    answered = [row for number in numbers if (row := measured.rows[number]).text is not None]
+    texts, ended, tokens = ([getattr(row, key)[column] for row in answered] for key in ("text", "ended", "tokens"))
     return Side(
         losses=_losses(measured, numbers, column),
         gains=_gains(measured, column),
-        ends=[chances[column] for number in numbers if (chances := measured.rows[number]["eos"])],
-        general=general[column] if general else None,
-        answers=[event["text"][column] for event in answered],
-        ended=[event["ended"][column] for event in answered],
-        tokens=[event["tokens"][column] for event in answered],
-        references=[measured.about["references"][event["number"]] or None for event in answered],
+        ends=[chances[column] for number in numbers if (chances := measured.rows[number].eos)],
+        general=measured.general.loss[column] if measured.general else None,
+        answers=texts,
+        ended=ended,
+        tokens=tokens,
+        references=[measured.about.references[row.number] or None for row in answered],
         trained_on=trained_on,
     )
 
@@ -290,7 +290,7 @@ def _losses(measured: Measured, numbers: Sequence[int], column: int) -> list[flo
     for _, group in groupby(sorted(numbers, key=measured.of_row), key=measured.of_row):
         here = list(group)
         tokens = sum(measured.tokens(number) for number in here)
-        result.append(sum(measured.rows[number]["loss"][column] for number in here) / tokens)
+        result.append(sum(measured.rows[number].loss[column] for number in here) / tokens)
     return result
 
 
@@ -308,16 +308,16 @@ def _gains(measured: Measured, column: int) -> list[float]:
     gains = []
     for number in measured.rows:
         foreign = measured.foreign.get(measured.of_row(number))
-        if foreign and foreign["tokens"] == measured.tokens(number):
-            own = measured.rows[number]["loss"][column]
-            gains.append((foreign["loss"][column] - own) / measured.tokens(number))
+        if foreign and foreign.tokens == measured.tokens(number):
+            own = measured.rows[number].loss[column]
+            gains.append((foreign.loss[column] - own) / measured.tokens(number))
     return gains
 
 
 def _drift(measured: Measured, numbers: Sequence[int], column: int) -> dict[str, float | None]:
     tokens = sum(measured.tokens(number) for number in numbers)
-    kl = sum(measured.rows[number]["kl"][column] for number in numbers) / tokens
-    differs = [measured.rows[number]["differs"][column] for number in numbers if "differs" in measured.rows[number]]
+    kl = sum(measured.rows[number].kl[column] for number in numbers) / tokens
+    differs = [row[column] for number in numbers if (row := measured.rows[number].differs) is not None]
     places = [place for place in differs if place is not None]
     return {
         "kl": kl,
@@ -327,15 +327,15 @@ def _drift(measured: Measured, numbers: Sequence[int], column: int) -> dict[str,
 
 
 def _examples(measured: Measured, numbers: Sequence[int], column: int) -> list[dict[str, str]]:
-    answered = [number for number in numbers if "text" in measured.rows[number]]
+    answered = [(number, text) for number in numbers if (text := measured.rows[number].text) is not None]
     return [
         {
-            "prompt": measured.about["questions"][number],
-            "reference": measured.about["references"][number],
-            "base": measured.rows[number]["text"][0],
-            "adapter": measured.rows[number]["text"][column],
+            "prompt": measured.about.questions[number],
+            "reference": measured.about.references[number],
+            "base": text[0],
+            "adapter": text[column],
         }
-        for number in answered[:EXAMPLES]
+        for number, text in answered[:EXAMPLES]
     ]
 
 

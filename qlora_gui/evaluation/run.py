@@ -14,12 +14,13 @@ from typing import Any
 import filelock
 
 from qlora_gui import locks
-from qlora_gui.data import load
+from qlora_gui.data import load, prompts
 from qlora_gui.data.bad_rows import place
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job, metrics, results
 from qlora_gui.files import explained, write_whole
+from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import changes, disk_reserve
@@ -180,8 +181,7 @@ def _key(example: Example) -> str:
 
 def _answer(example: Example) -> str:
     """The last answer of an example, or its whole text."""
-    turns = reversed(example.get("messages", []))
-    return next((str(turn["content"]) for turn in turns if turn["role"] == "assistant"), str(example.get("text", "")))
+    return prompts.latest(example.get("messages", []), "assistant") or str(example.get("text", ""))
 
 
 def foreign(examples: Sequence[Example]) -> list[Example]:
@@ -209,7 +209,7 @@ def _measure(
     strangers = foreign(question.examples)
     of = len(question.examples) + len(strangers)
     say(f"Measuring {len(question.examples)} rows")
-    for event in client.evaluate(
+    request = protocol.Evaluate(
         question.examples,
         strangers,
         _GENERAL.read_text(encoding="utf-8"),
@@ -217,24 +217,25 @@ def _measure(
         max_new_tokens=settings.max_new_tokens,
         system_prompt=question.system_prompt,
         control=question.control,
-    ):
+    )
+    for event in client.evaluate(request):
         measured.take(event)
-        if event["kind"] in ("measured", "foreign"):
+        if isinstance(event, protocol.Measured | protocol.Foreign):
             progress(len(measured.rows) + len(measured.foreign), of)
     return measured
 
 
 def _rows(measured: results.Measured) -> list[dict[str, Any]]:
     """What was measured of every row, for whoever wants to look closer."""
-    keep = ("loss", "kl", "eos", "text", "ended", "tokens", "differs")
+    keep = ("loss", "kl", "eos"), ("text", "ended", "tokens", "differs")
     return [
         {
             "row": measured.of_row(number),
             "supervised": measured.tokens(number),
-            "prompt": measured.about["prompts"][number],
+            "prompt": measured.about.prompts[number],
         }
-        | {key: event[key] for key in keep if key in event}
-        for number, event in sorted(measured.rows.items())
+        | {key: getattr(row, key) for key in (*keep[0], *(keep[1] if row.text is not None else ()))}
+        for number, row in sorted(measured.rows.items())
     ]
 
 

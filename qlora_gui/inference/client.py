@@ -1,17 +1,20 @@
-"""The page's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
+"""The front's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
 
 import json
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from qlora_gui import plain_files
+from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.inference import protocol
+from qlora_gui.inference.protocol import Conversation, Event, Load
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs import base_names, gpus
 from qlora_gui.runs.launch import child_environment
@@ -20,28 +23,39 @@ from qlora_gui.system import processes
 
 MODULE = "qlora_gui.inference.worker"
 IDLE_SECONDS = 900.0
-Conversation = list[dict[str, Any]]
+_CLOSED = "The compare process was closed meanwhile: ask again to start it anew."
 
 
 class CompareClient:
     """One worker process, started when first asked and ended after `idle_seconds` without a question.
 
-    Safe to share between threads: one load or answer at a time.
+    Safe to share between threads: one load or question at a time.
     """
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS):
         self._idle_seconds = idle_seconds
-        # Not an RLock: a page's generator may be taken up by another thread for every piece.
-        self._busy = threading.Lock()
-        self._pipe = threading.Lock()  # a stop comes from another thread than the question
-        self._last_load: dict[str, Any] | None = None
+        # Held while anything is asked. Not an RLock: a page's generator may be taken up by another thread for every piece.
+        self._turn = threading.Lock()
+        self._writing = threading.Lock()  # a stop comes from another thread than the question, and needs no turn
+        self._load: Load | None = None  # what the worker has loaded, or had before it ended
+        self._loaded = protocol.Loaded([])
+        self._ages: list[int] = []  # of the adapters that it has loaded
+        self._unread: type[protocol.Loaded | protocol.Done] | None = (
+            None  # the last event of a question whose reader has left
+        )
         self._child: subprocess.Popen[str] | None = None
         self._log: IO[bytes] | None = None
         self._idle: threading.Timer | None = None
 
     @property
     def is_loaded(self) -> bool:
+        """Whether there is a worker."""
         return self._child is not None and self._child.poll() is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a question has to wait for another."""
+        return self._turn.locked()
 
     @property
     def pid(self) -> int | None:
@@ -58,80 +72,66 @@ class CompareClient:
         double_quant: bool = True,
         chosen: bool = False,
     ) -> list[dict[str, Any]]:
-        """Load base and adapters; returns one dict per column: name, adapter (None for the base) and proof.
-
-        `chosen` says that a person named the base, so that it may differ from the base that the adapters name.
+        """Load base and adapters (see `protocol.Load`); returns one dict per column: name, adapter (None for the base), proof.
 
         Raises UserError for what a person can fix, RuntimeError for a bug in the worker; that names the log file
         which keeps the traceback. After an error there are no columns.
         """
-        request = {
-            "do": "load",
-            "base_model": base_model,
-            "revision": revision,
-            "quant_type": quant_type,
-            "double_quant": double_quant,
-            "adapters": [str(folder) for folder in adapters],
-            "chosen": chosen,
-        }
-        with self._busy:
-            self._last_load = None
-            loaded = self._load(request, say)
-            self._last_load = request
-        return loaded
+        folders = tuple(str(folder) for folder in adapters)
+        with (
+            self._turn,
+            closing(self._loading(Load(base_model, revision, quant_type, double_quant, folders, chosen))) as stages,
+        ):
+            for stage in stages:
+                if say and isinstance(stage, protocol.Stage):
+                    say(stage.text)
+            return self._loaded.columns
 
     def answer(
         self, conversations: Sequence[Conversation], decoding: Decoding, tools: Sequence[Any] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Ask every column its conversation: yields prompt, text and column events, then done.
+    ) -> Iterator[Event]:
+        """Ask every column its conversation: yields `Prompt`, `Text` and `Ended` events, then `Done`.
 
         `conversations` has one list of messages per column, in the order of `columns`; the last call of `columns` counts,
         whichever thread made it. `tools` are what the answers may call, as a template takes them. A worker that died
         or was idle too long is started anew with the columns it had.
         Raises as `columns` does.
         """
-        request = {"do": "answer", "conversations": list(conversations), "decoding": decoding.model_dump()}
-        request |= {"tools": list(tools)} if tools else {}
-        yield from self._asked(request)
+        return self._asked(protocol.Ask(conversations, decoding, tools))
 
-    def evaluate(
-        self,
-        examples: Sequence[Mapping[str, Any]],
-        foreign: Sequence[Mapping[str, Any]],
-        general: str,
-        max_length: int,
-        max_new_tokens: int,
-        system_prompt: str = "",
-        control: bool = False,
-    ) -> Iterator[dict[str, Any]]:
-        """Measure examples under every column: yields the events of inference/evidence.py, then done.
+    def evaluate(self, request: protocol.Evaluate) -> Iterator[Event]:
+        """Measure examples under every column: yields `Facts`, `Rows` and what is measured, then `Done`.
 
-        `foreign` are examples whose answers belong to other prompts, `general` a text in no template; both may be empty.
-        `control` lets special tokens spelled out in the examples be what they spell.
         Raises as `columns` does.
         """
-        request = {
-            "do": "evaluate",
-            "examples": list(examples),
-            "foreign": list(foreign),
-            "general": general,
-            "max_length": max_length,
-            "max_new_tokens": max_new_tokens,
-            "system_prompt": system_prompt,
-            "control": control,
-        }
-        yield from self._asked(request)
+        return self._asked(request)
 
-    def _asked(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        with self._busy:
-            if not self.is_loaded and self._last_load:
-                self._load(self._last_load, None)
-            yield from self._ask(request, "done")
+    def ask(self, load: Load, conversations: Sequence[Conversation], decoding: Decoding) -> Generator[Event]:
+        """Ask these columns, which are loaded where they are not yet, with nobody else's question in between.
+
+        Yields `Stage` events, `Loaded`, then what `answer` yields; the answers are stopped when nobody listens any more.
+        Raises UserError, also for a bug of the worker, of which the next question starts a new one.
+        """
+        ages = [_age(folder) for folder in load.adapters]
+        with self._turn:
+            try:
+                if not self.is_loaded or (self._load, self._ages) != (load, ages):
+                    yield from self._loading(load)
+                    self._ages = ages
+                yield self._loaded
+                if not self.is_loaded:
+                    raise UserError(_CLOSED)
+                yield from self._exchange(protocol.Ask(conversations, decoding))
+            except UserError:
+                raise
+            except Exception as error:
+                self.close()
+                raise UserError(f"The compare process failed ({error}); ask again to start it anew.") from error
 
     def stop(self) -> None:
         """End the answers that are being written; their text so far stands."""
         if self.is_loaded:
-            self._send({"do": "stop"})
+            self._send(protocol.Stop())
 
     def close(self) -> None:
         """End the worker and free its memory."""
@@ -148,56 +148,68 @@ class CompareClient:
             self._log.close()
             self._log = None
 
-    def _load(self, request: dict[str, Any], say: Callable[[str], None] | None) -> list[dict[str, Any]]:
-        columns: list[dict[str, Any]] = []
-        with closing(self._ask(request, "columns")) as events:
-            for event in events:
-                if event["kind"] == "stage" and say:
-                    say(event["text"])
-                elif event["kind"] == "columns":
-                    columns = event["columns"]
-        return columns
+    def _asked(self, request: protocol.Ask | protocol.Evaluate) -> Iterator[Event]:
+        with self._turn:
+            if not self.is_loaded and self._load:
+                for _ in self._loading(self._load):
+                    pass
+            yield from self._exchange(request)
 
-    def _ask(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any]]:
-        """Send a request; yield its events up to the first of kind `last`."""
+    def _loading(self, load: Load) -> Generator[Event]:
+        """Load columns; yields what the worker does meanwhile."""
+        self._load = None
+        with closing(self._exchange(load)) as events:
+            for event in events:
+                if isinstance(event, protocol.Loaded):
+                    self._load, self._loaded, self._ages = load, event, []
+                else:
+                    yield event
+
+    def _exchange(self, request: Load | protocol.Ask | protocol.Evaluate) -> Generator[Event]:
+        """Send a request; yield its events up to the last. Raises UserError, or RuntimeError for a bug of the worker."""
         if self._idle:
             self._idle.cancel()
         if not self.is_loaded:
             self._start()
-        finished = False
+        child, finished = self._child, False
+        last: type[protocol.Loaded | protocol.Done] = protocol.Loaded if isinstance(request, Load) else protocol.Done
         try:
+            self._read_unread()
             self._send(request)
             for event in self._events():
-                finished = event["kind"] in (last, "error")
-                if event["kind"] == "error":
-                    raise UserError(event["message"]) if not event["bug"] else self._bug(event["message"])
+                finished = isinstance(event, last | protocol.Error)
+                if isinstance(event, protocol.Error):
+                    raise self._bug(event.message) if event.bug else UserError(event.message)
                 yield event
                 if finished:
                     return
-            raise self._death()
+            raise UserError(_CLOSED) if self._child is not child else self._death()
         finally:
-            if not finished and self.is_loaded:
-                self._drain(last)
+            if not finished and self.is_loaded:  # nobody listens any more
+                self.stop()
+                self._unread = last
             self._rest()
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def _events(self) -> Iterator[Event]:
         """The worker's events, until it ends."""
         child = self._child
         try:
             for line in child.stdout if child and child.stdout else ():
-                yield json.loads(line)
+                event = protocol.to_event(line)
+                if event is not None:
+                    yield event
         except ValueError:  # half a line of a worker that was killed, or its pipe was closed by `close`
             return
 
-    def _drain(self, last: str) -> None:
-        """Nobody listens any more: stop the answer and read its rest, so that the next one starts clean."""
-        self.stop()
-        for event in self._events():
-            if event["kind"] in (last, "error"):
-                return
+    def _read_unread(self) -> None:
+        """Read the rest of what a reader has left, so that the next question starts clean."""
+        last, self._unread = self._unread, None
+        if last is not None:
+            next((event for event in self._events() if isinstance(event, last | protocol.Error)), None)
 
     def _start(self) -> None:
         self.close()
+        self._unread = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless: nothing stays behind, however this process ends
         self._child = subprocess.Popen(
             [sys.executable, "-m", MODULE],
@@ -209,13 +221,13 @@ class CompareClient:
             **processes.apart(),  # a Ctrl+C is for the page
         )
 
-    def _send(self, request: dict[str, Any]) -> None:
+    def _send(self, request: protocol.Request) -> None:
         child = self._child
         if child is None or child.stdin is None:
             return
-        line = json.dumps(request) + "\n"
+        line = protocol.to_line(request)
         try:
-            with self._pipe:
+            with self._writing:
                 child.stdin.write(line)
                 child.stdin.flush()
         except (OSError, ValueError):  # it is dead; whoever reads its events says so
@@ -251,11 +263,26 @@ class CompareClient:
             self._idle.start()
 
     def _close_if_free(self) -> None:
-        if self._busy.acquire(blocking=False):
+        if self._turn.acquire(blocking=False):
             try:
                 self.close()
             finally:
-                self._busy.release()
+                self._turn.release()
+
+
+def columns_of(base: RunConfig, runs: Sequence[Run]) -> Load:
+    """The adapters of runs on the base that a config names with its quantization; it may be another than they name."""
+    chosen = any(run.config().base_model != base.base_model for run in runs)
+    adapters = tuple(str(run.path) for run in runs)
+    return Load(base.base_model, base.revision, base.quant_type, base.double_quant, adapters, chosen)
+
+
+def _age(adapter: str) -> int:
+    """Tells an adapter from the one that a resumed run writes over it."""
+    try:
+        return (Path(adapter) / "adapter_model.safetensors").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from qlora_gui.data import chat_template, special_tokens
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.inference import base_match, clean_base, generate, regex_limits, selftest
+from qlora_gui.inference import base_match, clean_base, generate, protocol, regex_limits, selftest
 from qlora_gui.inference.adapter_file import Adapter, for_text, read
 from qlora_gui.inference.clean_base import CleanBase, Key
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
@@ -92,11 +92,11 @@ class Columns:
 
     def answer(
         self,
-        conversations: Sequence[list[dict[str, str]]],
+        conversations: Sequence[protocol.Conversation],
         decoding: Decoding,
         emit: generate.Emit,
         cancelled: Callable[[], bool],
-        tools: list[Any] | None = None,
+        tools: Sequence[Any] | None = None,
     ) -> None:
         """Answer one conversation per column, all in one batch; `tools` are those that all may call. Raises UserError."""
         if self.base is None or self.rows is None:
@@ -106,7 +106,7 @@ class Columns:
         asked = [self.chat(adapter, decoding) for adapter in (None, *self.adapters)]
         prompts = [_prompt(chat, messages, tools) for messages, chat in zip(conversations, asked, strict=True)]
         for column, prompt in enumerate(prompts):
-            emit({"kind": "prompt", "column": column, "prompt": prompt.text})
+            emit(protocol.Prompt(column, prompt.text))
         stops = [chat.stops for chat in asked]
         base = replace(self.base, eos=frozenset().union(*(chat.ends for chat in asked)))
         try:
@@ -187,9 +187,9 @@ class Columns:
         return warnings
 
 
-def _prompt(chat: Chat, messages: list[dict[str, Any]], tools: list[Any] | None) -> special_tokens.Text:
+def _prompt(chat: Chat, messages: protocol.Conversation, tools: Sequence[Any] | None) -> special_tokens.Text:
     try:
-        return chat.prompt(messages, tools)
+        return chat.prompt(messages, None if tools is None else list(tools))
     except UserError:  # a template without an end
         raise
     except Exception as error:  # templates are programs; they raise what they like on turns they dislike

@@ -6,66 +6,60 @@ from typing import Any
 
 import torch
 
-from qlora_gui.data import chat_template, tokenization
+from qlora_gui.data import chat_template, prompts, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
-from qlora_gui.inference import clean_base, score
+from qlora_gui.inference import clean_base, protocol, score
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import context, lora_kernel
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[protocol.Event], None]
 
 
-def evaluate(columns: Columns, request: dict[str, Any], emit: Emit, cancelled: Callable[[], bool]) -> None:
-    """Measure the request's `examples` under every column: one `rows` event with what became of them, then `measured`.
-
-    `foreign` are examples whose answers belong to other prompts: only their losses are measured (`foreign` events, with
-    the `row` whose answer it is).
-    `general` is a text (a `general` event). First comes a `facts` event, one dict per adapter. Raises UserError.
-    """
+def evaluate(columns: Columns, request: protocol.Evaluate, emit: Emit, cancelled: Callable[[], bool]) -> None:
+    """Measure what the request asks for: emits `Facts`, `Rows`, then `Measured`, `Foreign` and `General`. Raises UserError."""
     base, rows = columns.base, columns.rows
     if base is None or rows is None:
         raise UserError("No base is loaded: choose one first.")
     count = len(columns.adapters) + 1
-    emit({"kind": "facts", "adapters": [facts(columns, adapter) for adapter in columns.adapters]})
-    chat = _chat(columns, request.get("control", False))
-    how = chat, request["max_length"], request["system_prompt"]
-    encoded, report = tokenization.encode_all(request["examples"], *how)
-    foreign, _ = tokenization.encode_all(request["foreign"], *how)
+    emit(protocol.Facts([facts(columns, adapter) for adapter in columns.adapters]))
+    chat = _chat(columns, request.control)
+    how = chat, request.max_length, request.system_prompt
+    encoded, report = tokenization.encode_all(request.examples, *how)
+    foreign, _ = tokenization.encode_all(request.foreign, *how)
     base.check_ids(row.input_ids for row in (*encoded, *foreign))
     context.check([*encoded, *foreign], base.located.path, base.located.name)
     bos = base.tokenizer.bos_token_id
-    by_row = {example["row"]: example for example in request["examples"]}
+    by_row = {example["row"]: example for example in request.examples}
     emit(
-        {
-            "kind": "rows",
-            "rows": [row.row for row in encoded],
-            "tokens": [row.supervised for row in encoded],
-            "dropped": report.dropped,
-            "truncated": report.truncated,
-            "turns": report.turns(),
-            "prompts": [_prompt(base, row) for row in encoded],
-            "questions": [_latest_message(by_row[row.row], row.turn, "user") for row in encoded],
-            "references": [_latest_message(by_row[row.row], row.turn + 1, "assistant") for row in encoded],
-            "double_bos": bool(bos is not None and any(row.input_ids[:2] == [bos, bos] for row in encoded)),
-        }
+        protocol.Rows(
+            rows=[row.row for row in encoded],
+            tokens=[row.supervised for row in encoded],
+            dropped=report.dropped,
+            truncated=report.truncated,
+            turns=report.turns(),
+            prompts=[_prompt(base, row) for row in encoded],
+            questions=[prompts.latest(_turns(by_row[row.row], row.turn), "user") for row in encoded],
+            references=[prompts.latest(_turns(by_row[row.row], row.turn + 1), "assistant") for row in encoded],
+            double_bos=bool(bos is not None and any(row.input_ids[:2] == [bos, bos] for row in encoded)),
+        )
     )
-    chatting = request["max_new_tokens"] and all("messages" in example for example in request["examples"])
-    task = score.Task(request["max_new_tokens"] if chatting else 0, chat.stops)
+    chatting = all("messages" in example for example in request.examples)
+    task = score.Task(request.max_new_tokens if chatting else 0, chat.stops)
     measured = replace(base, eos=chat.ends)
     score.rows(measured, rows, count, encoded, task, emit, cancelled)
 
-    def as_foreign(event: dict[str, Any]) -> None:
-        row = foreign[event["number"]]
-        emit(event | {"kind": "foreign", "row": row.row, "tokens": row.supervised})
+    def as_foreign(measured: protocol.Measured) -> None:
+        row = foreign[measured.number]
+        emit(protocol.Foreign(row.row, row.supervised, measured.loss))
 
     score.rows(measured, rows, count, foreign, score.Task(0), as_foreign, cancelled)
-    if request["general"]:
-        emit({"kind": "general", **score.text_loss(base, rows, count, request["general"])})
+    if request.general:
+        emit(score.text_loss(base, rows, count, request.general))
 
 
 def _chat(columns: Columns, control: bool) -> Chat:
@@ -79,10 +73,9 @@ def _chat(columns: Columns, control: bool) -> Chat:
     return asked[0]
 
 
-def _latest_message(example: Example, turn: int, role: str) -> str:
-    """The latest turn of a role before message number `turn`; "" where there is none."""
-    before = example.get("messages", [])[: max(turn, 0)]
-    return next((str(message["content"]) for message in reversed(before) if message["role"] == role), "")
+def _turns(example: Example, end: int) -> list[dict[str, Any]]:
+    """The turns before turn number `end`."""
+    return [*example.get("messages", [])[: max(end, 0)]]
 
 
 def _prompt(base: CleanBase, row: tokenization.Encoded) -> str:

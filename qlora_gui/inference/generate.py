@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from qlora_gui.data.special_tokens import Text
 from qlora_gui.errors import UserError
-from qlora_gui.inference import model_probe
+from qlora_gui.inference import model_probe, protocol
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.model_probe import Reading
 from qlora_gui.inference.multi_lora import RowAdapters
@@ -35,7 +35,7 @@ class Started:
     active: list[int]
 
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[protocol.Event], None]
 
 
 @dataclass
@@ -83,17 +83,8 @@ class Rows:
         self._send(column, text[: min(positions)] if positions else text)
         row.ended = reason
         seconds = time.monotonic() - self.began
-        self.emit(
-            {
-                "kind": "column",
-                "column": column,
-                "tokens": len(row.ids),
-                "ids": list(row.ids),
-                "seconds": round(seconds, 3),
-                "tokens_per_second": round(len(row.ids) / max(seconds, 1e-6), 2),
-                "ended": reason,
-            }
-        )
+        rate = round(len(row.ids) / max(seconds, 1e-6), 2)
+        self.emit(protocol.Ended(column, len(row.ids), round(seconds, 3), rate, reason, list(row.ids)))
 
     def _show(self, column: int) -> None:
         text = self.tokenizer.decode(self.rows[column].ids, skip_special_tokens=True)
@@ -110,7 +101,7 @@ class Rows:
     def _send(self, column: int, text: str) -> None:
         row = self.rows[column]
         if len(text) > row.sent:
-            self.emit({"kind": "text", "column": column, "text": text[row.sent :]})
+            self.emit(protocol.Text(column, text[row.sent :]))
             row.sent = len(text)
 
 
@@ -175,7 +166,12 @@ def group_prompts(prompts: Mapping[int, Sequence[int]], reading: Reading, new: i
 
 def renumbered(emit: Emit, places: Sequence[int]) -> Emit:
     """Events of rows that are the columns `places`, with the columns' numbers."""
-    return lambda event: emit(event | {"column": places[event["column"]]})
+
+    def of_column(event: protocol.Event) -> None:
+        assert isinstance(event, protocol.Text | protocol.Ended)
+        emit(replace(event, column=places[event.column]))
+
+    return of_column
 
 
 @torch.no_grad()
@@ -222,8 +218,8 @@ def answer(
     activate: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda places: nullcontext(),
     batches: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Answer all prompts, in one batch where the base allows it; `emit` gets `text` events as they come and one
-    `column` event per row.
+    """Answer all prompts, in one batch where the base allows it; `emit` gets `Text` events as they come and one `Ended`
+    per row.
 
     `batches` are the numbers of prompts that may share a batch, all where it is None; `activate` is entered around every batch,
     with the numbers of the prompts that are its rows. Raises UserError when a prompt and its answer do not fit into the

@@ -8,18 +8,20 @@ read cannot be cut back, as in recurrent layers, the prompts are read again.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from qlora_gui.data.tokenization import IGNORED, Encoded
-from qlora_gui.inference import generate, model_probe
+from qlora_gui.inference import generate, model_probe, protocol
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.protocol import Answer
 from qlora_gui.models import chunked_loss
 from qlora_gui.models import device as devices
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[protocol.Measured], None]
 MOST_PROMPTS = 8  # per batch: with six columns 48 rows
 _SHARE = 4  # a batch may take one part in four of the free memory
 
@@ -57,13 +59,7 @@ def rows(
     emit: Emit,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Measure every example under the base and adapters 0 .. columns - 2; emits one `measured` event per example.
-
-    Its lists have one entry per column, the base first: `loss` (the sum over the supervised tokens, nats), `kl` (the
-    sum over them of KL(column || base)), `eos` (the probability of an end mark where the reference ends; None where
-    the row was cut), and of the answer `text`, `ended` (eos, length or stop string), `tokens`, and `differs` (the
-    first token that is not the base's; None where all are).
-    """
+    """Measure every example under the base and adapters 0 .. columns - 2; emits one `Measured` per example."""
     asked = _Asked(
         base, adapters, adapters.batches([BASE, *range(columns - 1)]), task, not chunked_loss.not_plain(base.model)
     )
@@ -71,10 +67,9 @@ def rows(
         for place, number in enumerate(batch.numbers):
             # one row under every column, without its padding on the left
             row = {adapter: part[place, batch.shift[place] :] for adapter, part in states.items()}
-            scores = _losses(asked, row, examples[number])
-            if task.max_new_tokens:
-                scores |= _answer_lists([answers[adapter][place] for adapter in (BASE, *range(columns - 1))])
-            emit({"kind": "measured", "number": number, **scores})
+            loss, kl, eos = _losses(asked, row, examples[number])
+            in_order = (answers[adapter][place] for adapter in (BASE, *range(columns - 1)))
+            emit(protocol.Measured(number, loss, kl, eos, **(_as_lists([*in_order]) if task.max_new_tokens else {})))
 
 
 @dataclass(frozen=True)
@@ -89,12 +84,12 @@ class _Asked:
 
     def read(
         self, batch: _Batch, prompts: list[list[int]], cancelled: Callable[[], bool]
-    ) -> tuple[dict[int, torch.Tensor], dict[int, list[dict[str, Any]]]]:
+    ) -> tuple[dict[int, torch.Tensor], dict[int, list[Answer]]]:
         """By adapter: states [rows, tokens, width], or logits where they are more than head(state), and answers."""
         model, count = self.base.model, len(batch.numbers)
         goes_on = batch.goes_on
         states: dict[int, torch.Tensor] = {}
-        answers: dict[int, list[dict[str, Any]]] = {}
+        answers: dict[int, list[Answer]] = {}
         for group in self.groups:
             active = [adapter for adapter in group for _ in batch.numbers]  # all rows of one adapter, then the next
             # [adapters of the group * rows, tokens]
@@ -109,7 +104,7 @@ class _Asked:
                 given["past_key_values"] = model_probe.fresh_cache(model)
             with self.adapters.activate(active):
                 out = model.base_model(**given) if self.plain else model(**given)
-            batch_answers: list[dict[str, Any]] = []
+            batch_answers: list[Answer] = []
             if goes_on:
                 cache = given["past_key_values"]
                 batch_answers = _go_on(self.base, self.adapters, batch, ids, mask, cache, active, self.task, cancelled)
@@ -137,7 +132,7 @@ class _Asked:
 
 def _read(
     asked: _Asked, columns: int, examples: Sequence[Encoded], cancelled: Callable[[], bool]
-) -> Iterator[tuple[_Batch, dict[int, torch.Tensor], dict[int, list[dict[str, Any]]]]]:
+) -> Iterator[tuple[_Batch, dict[int, torch.Tensor], dict[int, list[Answer]]]]:
     """Batches of rows of similar length, with what `_Asked.read` returns for them: as many as memory and MOST_PROMPTS allow, and
     half as many from where that is too many after all."""
     order = sorted(range(len(examples)), key=lambda number: -len(examples[number].input_ids))
@@ -212,8 +207,10 @@ def answer_begins(example: Encoded) -> int:
     return place
 
 
-def _losses(asked: _Asked, row: dict[int, torch.Tensor], example: Encoded) -> dict[str, Any]:
-    """`loss`, `kl` and `eos` of one row, of its states or logits [tokens, ...] by adapter."""
+def _losses(
+    asked: _Asked, row: dict[int, torch.Tensor], example: Encoded
+) -> tuple[list[float], list[float], list[float] | None]:
+    """Loss, KL and P(end mark) of one row, one per column each, of its states or logits [tokens, ...] by adapter."""
     model, eos, columns = asked.base.model, asked.base.eos, len(row)
     places = [place for place in range(1, len(example.labels)) if example.labels[place] != IGNORED]
     ends = example.labels[places[-1]] in eos
@@ -234,7 +231,7 @@ def _losses(asked: _Asked, row: dict[int, torch.Tensor], example: Encoded) -> di
         kl += (logs.exp() * (logs - logs[:1]))[:, :counted].sum((1, 2)).double().cpu()
         if first + len(here) == len(wanted) and not (example.truncated and not ends):
             end_mark = logs[:, -1, marks].exp().sum(-1).tolist()
-    return {"loss": losses.tolist(), "kl": kl.tolist(), "eos": end_mark}
+    return losses.tolist(), kl.tolist(), end_mark
 
 
 def _go_on(
@@ -247,15 +244,14 @@ def _go_on(
     active: list[int],
     task: Task,
     cancelled: Callable[[], bool],
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     """One greedy answer per row of the batch, in its order, from the cache of the pass over prompt and reference."""
     cache.crop(-(ids.shape[1] - batch.begin + 1))  # its last token is read again, to be answered
-    collected = _Answers(len(active))
-    rows = generate.Rows(base.tokenizer, [task.stops] * len(active), base.eos, collected.take)
+    answers = [Answer() for _ in active]
+    rows = generate.Rows(base.tokenizer, [task.stops] * len(active), base.eos, partial(protocol.take, answers))
     start = generate.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(active))
     generate.greedy(base.model, adapters, start, rows, task.max_new_tokens, cancelled)
-    collected.ids(rows, range(len(active)))
-    return collected.rows
+    return answers
 
 
 def _read_anew(
@@ -265,46 +261,24 @@ def _read_anew(
     active: list[int],
     task: Task,
     cancelled: Callable[[], bool],
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     """One greedy answer per prompt, in their order; adapter active[i] is active on prompt i."""
-    collected = _Answers(len(active))
+    answers = [Answer() for _ in active]
     for places in generate.group_prompts(dict(enumerate(prompts)), base.reading, task.max_new_tokens):
-        rows = generate.Rows(
-            base.tokenizer, [task.stops] * len(places), base.eos, generate.renumbered(collected.take, places)
-        )
+        emit = generate.renumbered(partial(protocol.take, answers), places)
+        rows = generate.Rows(base.tokenizer, [task.stops] * len(places), base.eos, emit)
         with adapters.activate([active[place] for place in places]):
             generate.run(base, [prompts[place] for place in places], rows, task.max_new_tokens, [], cancelled)
-        collected.ids(rows, places)
-    return collected.rows
+    return answers
 
 
-class _Answers:
-    """Answers of a batch as they come: `text`, `ended` (eos, length or stop string) and `ids` of each."""
-
-    def __init__(self, count: int):
-        self.rows: list[dict[str, Any]] = [{"text": "", "ended": "", "ids": []} for _ in range(count)]
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Take an event of `Rows`."""
-        if event["kind"] == "text":
-            self.rows[event["column"]]["text"] += event["text"]
-        else:
-            self.rows[event["column"]]["ended"] = event["ended"]
-
-    def ids(self, rows: generate.Rows, places: Sequence[int]) -> None:
-        """Take the tokens of rows that stand at these places."""
-        for place, row in zip(places, rows.rows, strict=True):
-            self.rows[place]["ids"] = row.ids
-
-
-def _answer_lists(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row's answers as one list per value, the base's first."""
-    of_base = answers[0]["ids"]
+def _as_lists(answers: Sequence[Answer]) -> dict[str, list[Any]]:
+    """One row's answers as `Measured` has them, one list per value, the base's first."""
     return {
-        "text": [answer["text"] for answer in answers],
-        "ended": [answer["ended"] for answer in answers],
-        "tokens": [len(answer["ids"]) for answer in answers],
-        "differs": [_first_difference(of_base, answer["ids"]) for answer in answers],
+        "text": [answer.text for answer in answers],
+        "ended": [answer.ended for answer in answers],
+        "tokens": [answer.tokens for answer in answers],
+        "differs": [_first_difference(answers[0].ids, answer.ids) for answer in answers],
     }
 
 
@@ -316,16 +290,16 @@ def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None
 
 
 @torch.no_grad()
-def text_loss(base: CleanBase, adapters: RowAdapters, columns: int, text: str, window: int = 256) -> dict[str, Any]:
-    """Mean loss of a text without any template, in nats per token: `loss` has one entry per column, the base first."""
+def text_loss(base: CleanBase, adapters: RowAdapters, columns: int, text: str, window: int = 256) -> protocol.General:
+    """The mean loss of a text without any template, in pieces of so many tokens."""
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = [ids[first : first + window] for first in range(0, len(ids), window)]
     encoded = [Encoded(0, piece, list(piece), True) for piece in pieces if len(piece) > 1]
     sums, tokens = [0.0] * columns, sum(row.supervised for row in encoded)
 
-    def take(event: dict[str, Any]) -> None:
-        for column, value in enumerate(event["loss"]):
+    def take(measured: protocol.Measured) -> None:
+        for column, value in enumerate(measured.loss):
             sums[column] += value
 
     rows(base, adapters, columns, encoded, Task(0), take)
-    return {"loss": [value / max(tokens, 1) if math.isfinite(value) else None for value in sums], "tokens": tokens}
+    return protocol.General([value / max(tokens, 1) if math.isfinite(value) else None for value in sums], tokens)

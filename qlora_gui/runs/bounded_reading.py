@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from qlora_gui.config import RunConfig, make
-from qlora_gui.data import load
+from qlora_gui.data import load, prompts
 from qlora_gui.data.bad_rows import Fault, FaultyRows
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
@@ -122,12 +122,8 @@ def _cut(value: Any) -> Any:
 
 
 def _held_out(config: RunConfig, count: int) -> list[tuple[str, str]]:
-    pairs = []
-    for row in training_rows.rows_of(config).held_out:
-        turns = [turn for turn in row.get("messages", []) if turn["role"] != "system"]
-        if [turn["role"] for turn in turns[:2]] == ["user", "assistant"] and turns[1]["content"].strip():
-            pairs.append((turns[0]["content"], turns[1]["content"]))
-    return pairs
+    exchanges = map(prompts.first_exchange, training_rows.rows_of(config).held_out)
+    return [exchange for exchange in exchanges if exchange is not None]
 
 
 _WAYS = {"check": _check, "first": _first, "held_out": _held_out}

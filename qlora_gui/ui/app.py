@@ -4,8 +4,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 from qlora_gui import hub
 from qlora_gui.formatting import amount
@@ -25,13 +23,13 @@ from starlette.middleware import Middleware
 
 from qlora_gui import hardware
 from qlora_gui.errors import UserError
+from qlora_gui.inference.client import CompareClient
 from qlora_gui.runs import queue, scan, uploads
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import signals
 from qlora_gui.ui import key, links
 from qlora_gui.ui.address import Address
 from qlora_gui.ui.compare import tab as compare_tab
-from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
 from qlora_gui.ui.key import Key
 from qlora_gui.ui.rendering import html
@@ -55,15 +53,9 @@ ENDS_RUNS = "QLORA_GUI_PAGE_ENDS_RUNS"  # set where nothing outlives the page
 _END_SECONDS = 280.0  # compose.yaml gives five minutes
 
 
-def _compare_client() -> Any:
-    from qlora_gui.inference.client import CompareClient
-
-    return CompareClient()
-
-
-def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_client) -> gr.Blocks:
-    """The page over a store of runs. It holds no model and imports no torch."""
-    session = Session(client_factory)
+def build_app(store: RunStore, compare: CompareClient | None = None) -> gr.Blocks:
+    """The page over a store of runs. It holds no model and imports no torch: its one compare worker does."""
+    client = compare or CompareClient()
     swept = (3600, 86400)  # Gradio's copies of uploads and reports: looked at every hour, deleted after a day
     with gr.Blocks(title="QLoRA", analytics_enabled=False, fill_width=True, delete_cache=swept) as app:
         link = gr.State(links.to("train"))
@@ -71,11 +63,11 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
         header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
             with gr.Tab("Train", id="train") as train:
-                train_tab.TrainTab(store, link, session.close).wire()
+                train_tab.TrainTab(store, link, client.close).wire()
             with gr.Tab("Runs", id="runs") as runs:
-                runs_tab.RunsTab(store, link, session.close).wire()
+                runs_tab.RunsTab(store, link, client.close).wire()
             with gr.Tab("Compare", id="compare") as compare:
-                compare_tab.CompareTab(store, session).wire(link)
+                compare_tab.CompareTab(store, client).wire(link)
             with gr.Tab("Report", id="report") as report:
                 report_tab.ReportTab(store).wire(link)
         for name, tab in zip(links.TABS, (train, runs, compare, report), strict=True):
@@ -86,7 +78,7 @@ def build_app(store: RunStore, client_factory: Callable[[], Any] = _compare_clie
         app.load(None, None, None, js=links.IN_PAGE, **QUIET)
         app.load(links.from_request, None, link, **QUIET)
         app.unload(lambda: None)
-    app.close_session = session.close
+    app.close_session = client.close
     return app
 
 

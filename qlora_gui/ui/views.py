@@ -7,6 +7,7 @@ from qlora_gui.config import RunConfig
 from qlora_gui.data import row_stats
 from qlora_gui.data.bad_rows import place
 from qlora_gui.formatting import GB, clock, gigabytes, setting
+from qlora_gui.inference.protocol import Answer
 from qlora_gui.runs.curves import by_step, points
 from qlora_gui.runs.event_text import data_remarks, data_warnings, not_all
 from qlora_gui.runs.events import FINAL, Event, last
@@ -222,12 +223,12 @@ def knobs(config: RunConfig) -> list[list[str]]:
     return [[name, setting(value)] for name, value in config.model_dump().items() if value not in ("", None)]
 
 
-def ending(event: Mapping[str, Any]) -> str:
+def ending(answer: Answer) -> str:
     """How a column's answer ended, as HTML: `41 tokens · 14.2 tokens/s · ended by itself (EOS)`."""
-    word = _ENDINGS.get(event["ended"], str(event["ended"]))
-    style = ' class="limit"' if event["ended"] == "length" else ""
-    rate = number(event.get("tokens_per_second"), 1)
-    return f"{event['tokens']} tokens · {rate} tokens/s · <span{style}>{html.escape(word)}</span>"
+    word = _ENDINGS.get(answer.ended, answer.ended)
+    style = ' class="limit"' if answer.ended == "length" else ""
+    rate = number(answer.tokens_per_second, 1)
+    return f"{answer.tokens} tokens · {rate} tokens/s · <span{style}>{html.escape(word)}</span>"
 
 
 def number(value: float | None, digits: int, style: str = "f") -> str:

@@ -7,48 +7,50 @@ waits for `FOLDER/../go`, unless `wait` is false.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from qlora_gui.inference import client
+from qlora_gui.inference import protocol
+from qlora_gui.inference.client import CompareClient
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import app
 from qlora_gui.ui.address import Address
 
 
-class Scripted:
-    """Stands in for the compare client."""
+class Scripted(CompareClient):
+    """A client without a worker."""
 
     is_loaded = True
 
     def __init__(self, folder: Path):
+        super().__init__()
         self.folder, self.asked = folder, folder / "asked.jsonl"
 
-    def columns(self, base: str, revision: str, adapters: list[Path], say: Any, **kind: Any) -> list[dict[str, Any]]:
-        return [{"name": name, "sha256": None} for name in ("base", *(path.name for path in adapters))]
-
-    def answer(self, conversations: list[Any], decoding: Any) -> Iterator[dict[str, Any]]:
+    def _exchange(self, request: protocol.Request) -> Generator[protocol.Event]:
+        if isinstance(request, protocol.Load):
+            names = ("base", *(Path(folder).name for folder in request.adapters))
+            yield protocol.Loaded([{"name": name, "sha256": None} for name in names])
+            return
+        assert isinstance(request, protocol.Ask)
         with self.asked.open("a") as file:
-            file.write(json.dumps(conversations) + "\n")
+            file.write(json.dumps(request.conversations) + "\n")
         script = json.loads((self.folder / "script.json").read_text())
-        every = range(len(conversations))
+        every = range(len(request.conversations))
         for column in every:
-            yield {"kind": "prompt", "column": column, "prompt": script["prompt"]}
+            yield protocol.Prompt(column, script["prompt"])
         for number, piece in enumerate(script["pieces"]):
             go = self.folder / "go"
             while number and script.get("wait") and not go.exists():
                 time.sleep(0.1)
             go.unlink(missing_ok=True)
             for column in every:
-                yield {"kind": "text", "column": column, "text": piece}
+                yield protocol.Text(column, piece)
             time.sleep(0.2)
-            yield {"kind": "text", "column": 0, "text": ""}  # news after a while: all is drawn
-        ended = {"kind": "column", "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0, "ended": "eos"}
+            yield protocol.Text(0, "")  # news after a while: all is drawn
         for column in every:
-            yield ended | {"column": column}
-        yield {"kind": "done"}
+            yield protocol.Ended(column, 9, 1.0, 9.0, "eos")
+        yield protocol.Done()
 
     def stop(self) -> None: ...
 
@@ -56,5 +58,5 @@ class Scripted:
 
 
 if __name__ == "__main__":
-    client.CompareClient = partial(Scripted, Path(sys.argv[1]).parent)  # type: ignore[misc]
+    app.CompareClient = partial(Scripted, Path(sys.argv[1]).parent)  # type: ignore[misc, attr-defined]
     app.launch_page(RunStore(sys.argv[1]), Address())

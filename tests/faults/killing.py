@@ -11,6 +11,7 @@ import psutil
 
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
+from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs import launch, queue
@@ -77,21 +78,21 @@ def worker(ground: Ground) -> None:
     ground.start(run)
     check(ended(run) == "finished", run.log_tail(5))
     client = CompareClient()
-    asked, dice = [[{"role": "user", "content": "Where is my parcel?"}]] * 2, Decoding(max_new_tokens=200)
+    asked, sampled = [[{"role": "user", "content": "Where is my parcel?"}]] * 2, Decoding(max_new_tokens=200)
     try:
         client.columns(str(ground.base), "", [run.path])
-        whole = [event for event in client.answer(asked, dice) if event["kind"] == "text"]
-        moment = ground.dice.randrange(1, len(whole))
+        whole = list(client.answer(asked, sampled))
+        moment = ground.dice.randrange(1, sum(isinstance(event, protocol.Text) for event in whole))
         try:
-            for number, _ in enumerate(client.answer(asked, dice)):
+            for number, _ in enumerate(client.answer(asked, sampled)):
                 if number == moment:
                     _kill_children("qlora_gui.inference.worker")
         except UserError as error:
             check("killed" in str(error), f"what happened is not said: {error}")
         else:
             check(False, "nobody noticed that the worker was killed")
-        again = [event for event in client.answer(asked, dice) if event["kind"] == "text"]
-        texts = [["".join(e["text"] for e in found if e["column"] == n) for n in (0, 1)] for found in (whole, again)]
+        before, after = protocol.collect(whole, 2), protocol.collect(client.answer(asked, sampled), 2)
+        texts = [[answer.text for answer in answers] for answers in (before, after)]
         check(texts[0] == texts[1], "the new worker answers otherwise")
     finally:
         client.close()

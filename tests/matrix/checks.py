@@ -20,6 +20,7 @@ from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation.job import Settings
 from qlora_gui.evaluation.run import evaluate
+from qlora_gui.inference import protocol
 from qlora_gui.memory import budget, known_models
 from qlora_gui.memory.estimate import plan
 from qlora_gui.runs.store import RunStore
@@ -279,12 +280,9 @@ class Checks:
         return f"losses off by {worst:.1e}, {len(found) * (len(named) + 1)} answers equal"
 
     def _asked(self, conversations: list[Turns], **decoding: Any) -> list[str]:
-        texts = [""] * len(conversations)
         how = product.Decoding(**({"greedy": True, "max_new_tokens": NEW} | decoding))
-        for event in self.client.answer([turns[:-1] for turns in conversations], how):
-            if event["kind"] == "text":
-                texts[event["column"]] += event["text"]
-        return texts
+        events = self.client.answer([turns[:-1] for turns in conversations], how)
+        return [answer.text for answer in protocol.collect(events, len(conversations))]
 
     def greedy(self, named: list[str]) -> str:
         """Every column's answer to one prompt is that of its model alone."""

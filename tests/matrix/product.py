@@ -1,11 +1,9 @@
 """The program as its own processes use it, in this process: a whole run, and the compare worker's requests."""
 
-import copy
 import os
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,10 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qlora_gui.config import make
 from qlora_gui.errors import UserError
-from qlora_gui.inference import evidence
+from qlora_gui.inference import protocol, worker
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.columns import Columns
-from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.run import train
@@ -148,19 +145,12 @@ class InProcess(CompareClient):
     def is_loaded(self) -> bool:
         return True
 
-    def _ask(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any]]:
-        events: list[dict[str, Any]] = []
+    def _exchange(self, request: protocol.Request) -> Generator[protocol.Event]:
+        lines: list[str] = []
         with mock.patch.dict(os.environ, {DTYPE: "float32"}):
-            if request["do"] == "load":
-                key = tuple(request[name] for name in ("base_model", "revision", "quant_type", "double_quant"))
-                folders = [Path(folder) for folder in request["adapters"]]
-                found = self._columns.load(key, folders, lambda text: None)  # type: ignore[arg-type]
-                events.append({"kind": "columns", "columns": found})
-            elif request["do"] == "answer":
-                decoding = Decoding(**request["decoding"])
-                self._columns.answer(request["conversations"], decoding, events.append, lambda: False)
-            else:
-                evidence.evaluate(self._columns, request, events.append, lambda: False)
-        yield from copy.deepcopy(events)
-        if request["do"] != "load":
-            yield {"kind": "done"}
+            request = protocol.to_request(protocol.to_line(request))
+            worker.do(request, self._columns, lambda event: lines.append(protocol.to_line(event)), lambda: False)
+        for line in lines:
+            event = protocol.to_event(line)
+            assert event is not None
+            yield event

@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from qlora_gui.errors import UserError
+from qlora_gui.preferences.blind_session import BlindSession, Plan, Trial, as_text, parse
 from qlora_gui.preferences.votes import BAD, HUMAN, TIE, Choice, VoteLog
 from qlora_gui.runs import bounded_reading
 from qlora_gui.ui import actions
 from qlora_gui.ui.compare import chat, columns, vote_views
 from qlora_gui.ui.compare.blind_panel import EXAMPLES, BlindPanel
-from qlora_gui.ui.compare.blind_session import BlindSession, Plan, Trial, as_text, parse
 from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import RAW
@@ -105,7 +105,7 @@ class BlindVoting:
             if not prompts:
                 raise UserError("Write a prompt first, or add held-out examples.")
             if len(prompts) > MOST_PROMPTS:
-                raise UserError(f"{len(prompts)} prompts are too many for one sitting: give {MOST_PROMPTS} at most.")
+                raise UserError(f"{len(prompts)} prompts are too many for one session: give {MOST_PROMPTS} at most.")
             if not picked and not aa:
                 raise UserError("Choose an adapter to judge against the base, or A/A to test the judge.")
             base, runs = room.asked(given)
@@ -113,7 +113,7 @@ class BlindVoting:
         except UserError as error:
             return {panel.status: html.faults([str(error)])}
         if self.under_way() is None:
-            self.session = BlindSession(room.session, self.log, plan)
+            self.session = BlindSession(room.client, self.log, plan)
         return self.drawn(picked) | {panel.status: chat.busy(room.store), panel.prompts: ""}
 
     def act(self, what: str, at: int, picked: list[str], choice: Choice = TIE) -> dict[Any, Any]:
@@ -220,8 +220,10 @@ def _columns(room: Room, session: BlindSession, trial: Trial) -> dict[Any, Any]:
         updates[view.chat] = columns.messages(trial.messages, answer.text, answer.prompt or None)
         if session.revealed:
             mine = " · your choice" if trial.vote and trial.vote.choice == column else ""
-            updates[view.title] = columns.title(f"{names[place]}: {session.proofs[column]['name']}{mine}", answer.line)
+            updates[view.title] = columns.title(
+                f"{names[place]}: {session.proofs[column]['name']}{mine}", columns.progress(answer)
+            )
             updates[view.proof] = columns.proof(session.proofs[column], answer.prompt, session.decoding(trial, column))
         else:
-            updates[view.title] = columns.title(names[place], columns.length(answer.tokens, answer.reason))
+            updates[view.title] = columns.title(names[place], columns.length(answer))
     return updates

@@ -6,24 +6,28 @@ listener has few outputs, and gives all of them a value each time.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from qlora_gui.config import RunConfig
+from qlora_gui.data import prompts
+from qlora_gui.data.tokenization import with_system
 from qlora_gui.errors import UserError
+from qlora_gui.inference import client, protocol
+from qlora_gui.inference.protocol import Answer, Conversation
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs import bounded_reading
-from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions
-from qlora_gui.ui.compare import asking, columns
+from qlora_gui.ui.compare import columns
 from qlora_gui.ui.compare.columns import Room
-from qlora_gui.ui.compare.session import Messages
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.streaming import streams
 from qlora_gui.ui.theme import RAW
 
+_REDRAW_SECONDS = 0.12
 SMALL: dict[str, Any] = {"size": "md", "min_width": 76, "scale": 0}
 
 
@@ -32,9 +36,8 @@ class Question:
     """What is asked: a conversation for each column, by name, and how it is to be answered."""
 
     names: list[str]
-    histories: list[Messages]
-    base: RunConfig
-    runs: list[Run]
+    histories: list[Conversation]
+    load: protocol.Load
     system: str
     decoding: Decoding
 
@@ -43,7 +46,7 @@ class Question:
 class Answered:
     """What came of a question: its conversations with the answers, and by place the proofs of those that ended."""
 
-    histories: list[Messages]
+    histories: list[Conversation]
     proofs: dict[int, str]
 
 
@@ -74,7 +77,7 @@ class ChatBar:
 
     def emptied(self, count: int) -> dict[Any, Any]:
         """Updates for so many empty conversations."""
-        empties: list[Messages] = [[] for _ in range(count)]
+        empties: list[Conversation] = [[] for _ in range(count)]
         return {self.histories: empties, self.reference: "", self.status: ""}
 
     def emptied_parts(self) -> list[Any]:
@@ -99,7 +102,7 @@ class Chat:
 
     def retry(self, given: dict[Any, Any]) -> Any:
         """Ask the last question again; where answers are sampled, with the next seed."""
-        past = [asking.without_last_answer(history) for history in given[self.bar.histories]]
+        past = [prompts.up_to_last_question(history) for history in given[self.bar.histories]]
         if not past or not past[0]:
             return {self.bar.status: html.faults(["There is nothing to retry yet: send a prompt"])}
         seed = self.room.fields["seed"]
@@ -108,42 +111,47 @@ class Chat:
         given = given | {seed: (given[seed] or 0) + 1}  # the same seed would give the same answers
         return {seed: given[seed]} | self._begin(given, past)
 
-    def _begin(self, given: dict[Any, Any], histories: list[Messages]) -> dict[Any, Any]:
+    def _begin(self, given: dict[Any, Any], histories: list[Conversation]) -> dict[Any, Any]:
         """Updates that lay a question out and have it answered; but one at a time."""
         room, bar = self.room, self.bar
         if given[bar.asked]:
             return {bar.status: gr.skip()}
         try:
             decoding = room.decoding(given)
-            base, runs = room.asked(given)
+            load = client.columns_of(*room.asked(given))
         except UserError as error:
             actions.warn(error)
             return {bar.status: html.faults([str(error)])}
         names = ["base", *given[room.chosen]]
-        question = Question(names, histories, base, runs, (given[room.system] or "").strip(), decoding)
+        question = Question(names, histories, load, (given[room.system] or "").strip(), decoding)
         updates = dict(zip(_lines(room), _written(room, question, []), strict=True))
         updates |= {bar.asked: question, bar.answered: None, bar.turn: given[bar.turn] + 1, bar.prompt: ""}
-        others = room.session.turn.locked()
+        others = room.client.is_busy
         status = "The compare process answers another question first…" if others else "Asking the compare process…"
         return updates | {bar.status: html.hint(status)} | self._mark_busy(True)
 
     @streams
     def stream(self, question: Question) -> Iterator[list[Any]]:
         """Status, Stop, then titles and conversations of all columns; at last what came of it."""
-        room, session = self.room, self.room.session
-        answers: list[asking.Answer] = []
+        room = self.room
+        answers: list[Answer] = []
+        proofs: list[dict[str, Any]] = []
 
-        def drawn(status: str, answers: list[asking.Answer], result: Answered | None = None) -> list[Any]:
+        def drawn(status: str, answers: list[Answer], result: Answered | None = None) -> list[Any]:
             return [status, gr.update(interactive=True), *_written(room, question, answers), result]
 
         try:
-            with session.turn:
-                for stage in session.load(question.base, question.runs):
-                    yield drawn(html.hint(stage + "…"), answers)
+            conversations = [with_system(history, question.system) for history in question.histories]
+            with closing(room.client.ask(question.load, conversations, question.decoding)) as events:
+                for event in events:
+                    if isinstance(event, protocol.Stage):
+                        yield drawn(html.hint(event.text + "…"), answers)
+                    elif isinstance(event, protocol.Loaded):
+                        proofs = event.columns
+                        break
                 warning = busy(room.store)
-                for answers in asking.ask(session, question.histories, question.system, question.decoding):
+                for answers in protocol.growing(events, len(conversations), _REDRAW_SECONDS):
                     yield drawn(warning, answers)
-                proofs = session.columns
             yield drawn("", answers, _result(question, proofs, answers))
         except UserError as error:
             actions.warn(error)
@@ -208,7 +216,7 @@ class Chat:
             [bar.asked, bar.histories, bar.prompt, *(view.proof for view in room.shown), *buttons, *choices],
             **RAW,
         )
-        bar.stop.click(room.session.stop, None, None, **RAW)
+        bar.stop.click(room.client.stop, None, None, **RAW)
         example = [bar.prompt, bar.reference, bar.nth, bar.status]
         bar.example.click(self.give_example, [bar.nth, room.chosen], example, **RAW)
 
@@ -218,14 +226,14 @@ def _lines(room: Room) -> list[Any]:
     return [*(view.title for view in room.shown), *(view.chat for view in room.shown)]
 
 
-def _written(room: Room, question: Question, answers: list[asking.Answer]) -> list[Any]:
+def _written(room: Room, question: Question, answers: list[Answer]) -> list[Any]:
     """The values of `_lines`: what is written so far, nothing in the columns that are not in use."""
     lines: list[str] = []
     texts: list[list[dict[str, Any]]] = []
     for place in range(len(room.shown)):
         if place < len(question.names):
-            answer = answers[place] if answers else asking.Answer()
-            lines.append(columns.title(question.names[place], answer.line))
+            answer = answers[place] if answers else Answer()
+            lines.append(columns.title(question.names[place], columns.progress(answer)))
             written = (answer.text, answer.prompt or None, not answer.ended) if answers else ()
             texts.append(columns.messages(question.histories[place], *written))
         else:
@@ -234,7 +242,7 @@ def _written(room: Room, question: Question, answers: list[asking.Answer]) -> li
     return [*lines, *texts]
 
 
-def _result(question: Question, proofs: list[dict[str, Any]], answers: list[asking.Answer]) -> Answered:
+def _result(question: Question, proofs: list[dict[str, Any]], answers: list[Answer]) -> Answered:
     """What the answers make of a question; `proofs` says of each column what it is."""
     histories = [
         [*history, {"role": "assistant", "content": answer.text}]

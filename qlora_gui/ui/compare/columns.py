@@ -11,10 +11,12 @@ from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
 from qlora_gui.data import reasoning
 from qlora_gui.errors import UserError
+from qlora_gui.inference.client import CompareClient
+from qlora_gui.inference.protocol import Answer
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.runs.store import Run, RunStore, check_base
+from qlora_gui.ui import views
 from qlora_gui.ui.compare import offers
-from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
 
@@ -103,9 +105,17 @@ def title(name: str, line: str = "") -> str:
     return f'<div class="column-line"><b>{escape(name)}</b><br><span>{line or "no answer yet"}</span></div>'
 
 
-def length(tokens: int, reason: str) -> str:
+def progress(answer: Answer) -> str:
+    """How far an answer is, as HTML; once it has ended, its length, speed and end."""
+    if answer.ended:
+        return views.ending(answer)
+    return "writing…" if answer.text else "waiting…"
+
+
+def length(answer: Answer) -> str:
     """An answer's length as HTML, and whether it was cut: what a blind judge may know of it."""
-    return f"{tokens} tokens" + (' · <span class="limit">cut at the length limit!</span>' if reason == "length" else "")
+    cut = ' · <span class="limit">cut at the length limit!</span>' if answer.ended == "length" else ""
+    return f"{answer.tokens} tokens{cut}"
 
 
 def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:
@@ -135,7 +145,7 @@ class Room:
     """The store of runs, the compare worker, and the components that chat and blind votes both read or draw."""
 
     store: RunStore
-    session: Session
+    client: CompareClient
     base: gr.Dropdown
     chosen: gr.Dropdown
     blind: gr.Checkbox

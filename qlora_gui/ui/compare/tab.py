@@ -5,13 +5,13 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import links
 from qlora_gui.ui.compare import blind, blind_panel, chat, columns, offers
 from qlora_gui.ui.compare.columns import Room
-from qlora_gui.ui.compare.session import Session
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
 from qlora_gui.ui.runs.summary import Summary
@@ -24,8 +24,8 @@ _EMPTY = html.empty("No adapters yet. Train one: on the Train tab the demo is fi
 class CompareTab:
     """The tab's components, and what happens when they are used."""
 
-    def __init__(self, store: RunStore, session: Session):
-        self.store, self.session = store, session
+    def __init__(self, store: RunStore, client: CompareClient):
+        self.store, self.client = store, client
         self.log = VoteLog(store.root)
         self.empty = gr.HTML(_EMPTY, elem_id="no-adapters")
         with gr.Column(visible=False, elem_classes="tight") as self.everything:
@@ -38,7 +38,7 @@ class CompareTab:
             with gr.Accordion("Settings", open=False, elem_id="decoding"):
                 self._draw_settings()
         choices = (self.base, self.chosen, self.switch)
-        self.room = Room(store, session, *choices, self.system, self.fields, self.shown)
+        self.room = Room(store, client, *choices, self.system, self.fields, self.shown)
         self.seen, self.laid = gr.State(""), gr.State(None)
         self.chat = chat.Chat(self.room, self.bar)
         self.blind = blind.BlindVoting(self.room, self.panel, self.log)
@@ -166,7 +166,7 @@ class CompareTab:
         self.switch.change(lay_out, **laying)
         self.chat.wire()
         bar.clear.click(lay_out, **laying)
-        self.unload.click(self.session.close, None, None, **RAW)
+        self.unload.click(self.client.close, None, None, **RAW)
 
 
 def _stamp(runs: Sequence[Summary]) -> str:

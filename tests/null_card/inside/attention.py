@@ -53,13 +53,14 @@ def compared(base: str, tokens: int) -> dict[str, float]:
 
 def kernels_of_an_answer(base: str, adapters: list[str]) -> dict[str, Any]:
     """Attention kernels that Compare uses for one answer of every column, and what ran out or mixed devices."""
+    from qlora_gui.inference import protocol
     from qlora_gui.inference.columns import Columns
     from qlora_gui.inference.sampling import Decoding
 
     columns = Columns()
     columns.load((base, "", "nf4", True), [Path(adapter) for adapter in adapters], lambda text: None)
     counts.clear()
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     asked = [[{"role": "user", "content": "Where is my parcel?"}]] * (1 + len(adapters))
     columns.answer(asked, Decoding(max_new_tokens=6, greedy=True), events.append, lambda: False)
-    return {"attention": dict(counts.attention), "answers": sum(event["kind"] == "column" for event in events)}
+    return {"attention": dict(counts.attention), "answers": sum(isinstance(event, protocol.Ended) for event in events)}

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,25 @@ import pytest
 
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.inference import protocol
+from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
+from qlora_gui.preferences.blind_session import BlindSession, Plan, as_text, parse
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import Run
 from qlora_gui.ui.compare import vote_views
-from qlora_gui.ui.compare.blind_session import BlindSession, Plan, as_text, parse
-from qlora_gui.ui.compare.session import Session
 from tests.test_statistics import BASE, LYNX, OTTER, vote
 
 NASTY = "<script>alert('x')</script> & \"q\""
 
 
-class Worker:
-    """Stands in for the compare client: each column says its name, the prompt and the seed."""
+class Worker(CompareClient):
+    """A client without a worker: each column says its name, the prompt and the seed."""
+
+    is_loaded = False
 
     def __init__(self) -> None:
-        self.is_loaded = False
+        super().__init__()
         self.names: list[str] = []
         self.asked: list[tuple[int, int]] = []  # columns, seed
         self.fails: Exception | None = None
@@ -34,32 +37,27 @@ class Worker:
         self.gate.set()
         self.stopped = threading.Event()
 
-    def columns(self, base: str, revision: str, adapters: list[Path], say: Any, **kind: Any) -> list[dict[str, Any]]:
-        say("Loading")
-        self.is_loaded = True
-        self.names = ["base", *(path.name for path in adapters)]
-        return [{"name": name, "sha256": None if name == "base" else name * 8, "base": "b"} for name in self.names]
-
-    def answer(self, conversations: list[Any], decoding: Decoding) -> Iterator[dict[str, Any]]:
+    def _exchange(self, request: protocol.Request) -> Generator[protocol.Event]:
+        if isinstance(request, protocol.Load):
+            yield protocol.Stage("Loading")
+            self.is_loaded = True
+            self.names = ["base", *(Path(folder).name for folder in request.adapters)]
+            shas = [None if name == "base" else name * 8 for name in self.names]
+            yield protocol.Loaded(
+                [{"name": name, "sha256": sha, "base": "b"} for name, sha in zip(self.names, shas, strict=True)]
+            )
+            return
+        assert isinstance(request, protocol.Ask)
         self.stopped.clear()
         while not self.gate.wait(0.01) and not self.stopped.is_set():
             pass
         if self.fails:
             raise self.fails
-        self.asked.append((len(conversations), decoding.seed))
-        for column, turns in enumerate(conversations):
-            text = f"{self.names[column]}: {turns[-1]['content']} {decoding.seed}"
-            yield {"kind": "text", "column": column, "text": text}
-            ended = "stopped" if self.stopped.is_set() else "eos"
-            yield {
-                "kind": "column",
-                "column": column,
-                "tokens": 3,
-                "seconds": 1.0,
-                "tokens_per_second": 3.0,
-                "ended": ended,
-            }
-        yield {"kind": "done"}
+        self.asked.append((len(request.conversations), request.decoding.seed))
+        for column, turns in enumerate(request.conversations):
+            yield protocol.Text(column, f"{self.names[column]}: {turns[-1]['content']} {request.decoding.seed}")
+            yield protocol.Ended(column, 3, 1.0, 3.0, "stopped" if self.stopped.is_set() else "eos")
+        yield protocol.Done()
 
     def stop(self) -> None:
         self.stopped.set()
@@ -72,7 +70,7 @@ def worker() -> Worker:
     return Worker()
 
 
-def seated(
+def started(
     worker: Worker, folder: Path, prompts: int = 3, names: tuple[str, ...] = ("otter",), aa: bool = False, **more: Any
 ) -> BlindSession:
     for name in names:
@@ -86,7 +84,7 @@ def seated(
         Decoding(**{"seed": 7, **more}),
         aa,
     )
-    return BlindSession(Session(lambda: worker), VoteLog(folder), plan)
+    return BlindSession(worker, VoteLog(folder), plan)
 
 
 def until(done: Any) -> None:
@@ -96,129 +94,129 @@ def until(done: Any) -> None:
         time.sleep(0.01)
 
 
-def test_all_prompts_are_answered_ahead_with_dice_of_their_own(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path, names=("otter", "lynx"), system="Be kind.")
-    until(lambda: one.written == 3)
+def test_all_prompts_are_answered_ahead_with_seeds_of_their_own(worker: Worker, tmp_path: Path) -> None:
+    session = started(worker, tmp_path, names=("otter", "lynx"), system="Be kind.")
+    until(lambda: session.written == 3)
     assert worker.asked == [(3, 7), (3, 8), (3, 9)]
-    assert [answer.text for answer in one.trials[1].answers] == ["base: p1 8", "otter: p1 8", "lynx: p1 8"]
-    one.vote(0, 1)
+    assert [answer.text for answer in session.trials[1].answers] == ["base: p1 8", "otter: p1 8", "lynx: p1 8"]
+    session.vote(0, 1)
     (kept,) = VoteLog(tmp_path).read()
     assert kept.messages[0] == {"role": "system", "content": "Be kind."} and kept.decoding["seed"] == 7
 
 
 def test_a_vote_is_for_the_column_at_the_place_and_the_next_prompt_comes(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path, prompts=20)
-    until(lambda: one.written == 20)
+    session = started(worker, tmp_path, prompts=20)
+    until(lambda: session.written == 20)
     for number in range(20):
-        one.vote(number, 0)
-    assert one.revealed
+        session.vote(number, 0)
+    assert session.revealed
     votes = VoteLog(tmp_path).read()
     assert [vote.choice for vote in votes] == [vote.order[0] for vote in votes]
     assert {vote.order for vote in votes} == {(0, 1), (1, 0)}
     assert len({vote.session for vote in votes}) == 1 and all(vote.same_dice for vote in votes)
-    one.vote(19, 1)
+    session.vote(19, 1)
     assert len(VoteLog(tmp_path).read()) == 20, "a vote after the reveal"
 
 
 def test_a_page_that_lags_does_not_vote_on_the_next_prompt(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path)
-    until(lambda: one.written == 3)
+    session = started(worker, tmp_path)
+    until(lambda: session.written == 3)
     for _ in range(3):
-        one.vote(0, 0)
-    assert len(VoteLog(tmp_path).read()) == 1 and one.current == 1
-    one.retry(0)
-    assert one.trials[0].retries == 0
+        session.vote(0, 0)
+    assert len(VoteLog(tmp_path).read()) == 1 and session.current == 1
+    session.retry(0)
+    assert session.trials[0].retries == 0
 
 
 def test_nothing_is_voted_on_before_it_is_written(worker: Worker, tmp_path: Path) -> None:
     worker.gate.clear()
-    one = seated(worker, tmp_path)
+    session = started(worker, tmp_path)
     until(lambda: worker.is_loaded)
-    one.vote(0, 0)
-    one.retry(0)
-    assert VoteLog(tmp_path).read() == [] and one.trials[0].retries == 0
+    session.vote(0, 0)
+    session.retry(0)
+    assert VoteLog(tmp_path).read() == [] and session.trials[0].retries == 0
     worker.gate.set()
-    until(lambda: one.written == 3)
+    until(lambda: session.written == 3)
 
 
 def test_retry_gives_new_answers_and_is_counted(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path)
-    until(lambda: one.written == 3)
-    before = one.trials[0].answers[0].text
-    one.retry(0)
-    until(lambda: one.written == 3)
-    assert one.trials[0].answers[0].text != before and worker.asked[-1] == (2, 10)
-    one.vote(0, "tie")
+    session = started(worker, tmp_path)
+    until(lambda: session.written == 3)
+    before = session.trials[0].answers[0].text
+    session.retry(0)
+    until(lambda: session.written == 3)
+    assert session.trials[0].answers[0].text != before and worker.asked[-1] == (2, 10)
+    session.vote(0, "tie")
     (kept,) = VoteLog(tmp_path).read()
     assert (kept.retries, kept.choice, kept.decoding["seed"]) == (1, "tie", 10)
 
 
 def test_undo_goes_back_before_the_reveal_and_only_uncounts_after_it(worker: Worker, tmp_path: Path) -> None:
-    one, log = seated(worker, tmp_path, prompts=2), VoteLog(tmp_path)
-    until(lambda: one.written == 2)
-    one.undo()
-    one.vote(0, 0)
-    one.undo()
-    assert (one.current, log.read()) == (0, [])
-    one.vote(0, 1)
-    one.vote(1, "bad")
-    assert one.revealed and len(log.read()) == 2
-    one.undo()
-    assert one.revealed and len(log.read()) == 1 and one.shown is one.trials[0]
-    one.vote(1, 0)
+    session, log = started(worker, tmp_path, prompts=2), VoteLog(tmp_path)
+    until(lambda: session.written == 2)
+    session.undo()
+    session.vote(0, 0)
+    session.undo()
+    assert (session.current, log.read()) == (0, [])
+    session.vote(0, 1)
+    session.vote(1, "bad")
+    assert session.revealed and len(log.read()) == 2
+    session.undo()
+    assert session.revealed and len(log.read()) == 1 and session.shown is session.trials[0]
+    session.vote(1, 0)
     assert len(log.read()) == 1
 
 
-def test_aa_asks_the_base_twice_with_different_dice(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path, prompts=1, aa=True)
-    until(lambda: one.written == 1)
+def test_aa_asks_the_base_twice_with_different_seeds(worker: Worker, tmp_path: Path) -> None:
+    session = started(worker, tmp_path, prompts=1, aa=True)
+    until(lambda: session.written == 1)
     assert worker.names == ["base"] and worker.asked == [(1, 7), (1, 7 + 2**31)]
-    one.vote(0, 0)
+    session.vote(0, 0)
     (kept,) = VoteLog(tmp_path).read()
     assert kept.aa and not kept.same_dice and kept.columns[0] == kept.columns[1] and kept.answers[0] != kept.answers[1]
 
 
 def test_an_error_is_told_and_go_on_goes_on(worker: Worker, tmp_path: Path) -> None:
     worker.fails = UserError("No memory.")
-    one = seated(worker, tmp_path)
-    until(lambda: one.error)
-    assert one.error == "No memory." and one.written == 0
+    session = started(worker, tmp_path)
+    until(lambda: session.error)
+    assert session.error == "No memory." and session.written == 0
     worker.fails = None
-    one.write_on()
-    until(lambda: one.written == 3)
-    assert one.error == ""
+    session.write_on()
+    until(lambda: session.written == 3)
+    assert session.error == ""
 
 
 def test_answers_that_somebody_stopped_are_not_judged(worker: Worker, tmp_path: Path) -> None:
     worker.gate.clear()
-    one = seated(worker, tmp_path)
+    session = started(worker, tmp_path)
     until(lambda: worker.is_loaded)
     time.sleep(0.05)
     worker.stop()
-    until(lambda: one.error)
-    assert "stopped" in one.error and one.written == 0
+    until(lambda: session.error)
+    assert "stopped" in session.error and session.written == 0
 
 
 def test_an_early_reveal_ends_the_writing(worker: Worker, tmp_path: Path) -> None:
     worker.gate.clear()
-    one = seated(worker, tmp_path)
+    session = started(worker, tmp_path)
     until(lambda: worker.is_loaded)
     time.sleep(0.05)
-    one.reveal()
+    session.reveal()
     until(lambda: worker.stopped.is_set())
     time.sleep(0.1)
-    assert one.written == 0 and one.error == "" and one.shown is None
-    one.write_on()
-    assert one.written == 0
+    assert session.written == 0 and session.error == "" and session.shown is None
+    session.write_on()
+    assert session.written == 0
 
 
 def test_a_vote_that_cannot_be_kept_changes_nothing(worker: Worker, tmp_path: Path) -> None:
-    one = seated(worker, tmp_path)
-    until(lambda: one.written == 3)
+    session = started(worker, tmp_path)
+    until(lambda: session.written == 3)
     VoteLog(tmp_path).path.mkdir(parents=True)  # in the way
     with pytest.raises(UserError, match="cannot be written"):
-        one.vote(0, 0)
-    assert one.current == 0 and one.trials[0].vote is None
+        session.vote(0, 0)
+    assert session.current == 0 and session.trials[0].vote is None
 
 
 @pytest.mark.parametrize("prompts", [["one", "two"], ["a\nb", "c"], ["only\nthis"], ["x"], []])

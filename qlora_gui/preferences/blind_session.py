@@ -1,20 +1,23 @@
-"""A blind session: prompts answered ahead in a thread, judged one after the other, then revealed."""
+"""A blind session: prompts answered ahead in a thread, judged one after the other, then revealed. No components."""
 
 import random
 import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_gui.config import RunConfig
+from qlora_gui.data.tokenization import with_system
 from qlora_gui.errors import UserError
+from qlora_gui.inference import protocol
+from qlora_gui.inference.client import CompareClient, columns_of
+from qlora_gui.inference.protocol import Answer, Conversation
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.preferences.votes import Choice, Column, Vote, VoteLog
 from qlora_gui.runs.store import Run
-from qlora_gui.ui.compare import asking
-from qlora_gui.ui.compare.session import Messages, Session
 
 SEEDS = 2**32
 _RANDOM = random.SystemRandom()
@@ -42,11 +45,11 @@ class Plan:
 class Trial:
     """One prompt: its answers by column once they are written, the places they are shown at, the vote on them."""
 
-    messages: Messages
+    messages: Conversation
     order: list[int]
     decoding: Decoding
     retries: int = 0
-    answers: list[asking.Answer] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     since: float = 0.0  # when the judge could see them, on the monotonic clock
     vote: Vote | None = None
 
@@ -57,7 +60,7 @@ class BlindSession:
     `version` changes whenever there is something new to draw.
     """
 
-    def __init__(self, session: Session, log: VoteLog, plan: Plan):
+    def __init__(self, client: CompareClient, log: VoteLog, plan: Plan):
         self.id = uuid.uuid4().hex[:12]
         self.plan = plan
         self.trials = [
@@ -68,7 +71,7 @@ class BlindSession:
         self.proofs: list[dict[str, Any]] = []
         self.status, self.error = "", ""
         self.version = 0
-        self._session, self._log = session, log
+        self._client, self._log = client, log
         self._lock = threading.RLock()
         self._working = self._asking = self._over = False
         self.write_on()
@@ -164,7 +167,7 @@ class BlindSession:
             self._over = True
             asking_now = self._asking
         if asking_now:
-            self._session.stop()
+            self._client.stop()
 
     def _shuffled(self, number: int) -> tuple[list[int], Decoding]:
         """Places by chance, and the settings with a seed of their own: prompts must not share sampling noise."""
@@ -198,31 +201,38 @@ class BlindSession:
 
     def _answer(self, trial: Trial) -> None:
         retries, plan = trial.retries, self.plan
-        with self._session.turn:
-            for stage in self._session.load(plan.base, [] if plan.aa else plan.runs):
-                self._set_status(stage)
-            self._set_status("")
-            self._asking = True
-            proofs = self._session.columns * (2 if plan.aa else 1)
-            if plan.aa:  # seeds of their own: with one noise the base would repeat itself word for word
-                answers = [self._ask(trial.messages, 1, self.decoding(trial, column))[0] for column in (0, 1)]
-            else:
-                answers = self._ask(trial.messages, plan.count, trial.decoding)
-            self._asking = False
+        if plan.aa:  # seeds of their own: with shared sampling noise the base would repeat itself word for word
+            asked = [self._ask(trial.messages, self.decoding(trial, column)) for column in (0, 1)]
+            proofs, answers = ([part for parts in both for part in parts] for both in zip(*asked, strict=True))
+        else:
+            proofs, answers = self._ask(trial.messages, trial.decoding)
         with self._lock:
             if trial.retries == retries and not self._over:
                 trial.answers, self.proofs, trial.since = answers, proofs, time.monotonic()
                 self.version += 1
 
-    def _ask(self, messages: Messages, columns: int, decoding: Decoding) -> list[asking.Answer]:
-        answers: list[asking.Answer] = []
-        for grown in asking.ask(self._session, [messages] * columns, self.plan.system, decoding):
-            answers = grown
-            if self._over:
-                break
-        if any(answer.reason in ("", "stopped") for answer in answers) and not self._over:
+    def _ask(self, messages: Conversation, decoding: Decoding) -> tuple[list[dict[str, Any]], list[Answer]]:
+        """The proofs of all columns, of an A/A of the base alone, and their answers. Raises UserError."""
+        plan = self.plan
+        load = columns_of(plan.base, [] if plan.aa else plan.runs)
+        columns, proofs, answers = len(load.adapters) + 1, [], []
+        with closing(self._client.ask(load, [with_system(messages, plan.system)] * columns, decoding)) as events:
+            for event in events:
+                if isinstance(event, protocol.Stage):
+                    self._set_status(event.text)
+                elif isinstance(event, protocol.Loaded):
+                    proofs = event.columns
+                    break
+            self._set_status("")
+            self._asking = True
+            for grown in protocol.growing(events, columns, 0):
+                answers = grown
+                if self._over:
+                    break
+            self._asking = False
+        if any(answer.ended in ("", "stopped") for answer in answers) and not self._over:
             raise UserError("The answers were stopped: press Go on to have them written.")
-        return answers or [asking.Answer() for _ in range(columns)]
+        return proofs, answers
 
     def _set_status(self, status: str, error: str = "") -> None:
         with self._lock:
