@@ -4,16 +4,18 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from qlora_gui import hub, settings_yaml
 from qlora_gui.errors import UserError
+from qlora_gui.optimizers import DEFAULT, OPTIMIZERS
 from qlora_gui.system import files
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -28,8 +30,18 @@ Mark = Literal["path", "rows", "step", "cost", "wide", "hub", "single", "titled"
 _STEP_GROUPS = ("LoRA", "Quantization", "Optimizer", "Memory")
 
 
-def knob(default: Any, help: str, group: str, rare: bool = True, marks: str = "", **bounds: Any) -> Any:
+def knob(
+    default: Any,
+    help: str,
+    group: str,
+    rare: bool = True,
+    marks: str = "",
+    choices: Collection[str] = (),
+    **bounds: Any,
+) -> Any:
     """One line for one knob: its default, one line of help, its group in the form, its bounds, and what else is true of it.
+
+    `choices` are the values of a knob that a table holds, one row each; other fixed values are in its annotation.
 
     `marks` are words: `path` (may name a file or folder: guests may not name all), `rows` (changes which rows there are
     or how they are encoded), `cost` (changes what a run costs, not what it learns; so does all of Logging), `no-step` (of
@@ -37,7 +49,7 @@ def knob(default: Any, help: str, group: str, rare: bool = True, marks: str = ""
     in the form), `hub` (the hub is asked about it), `single` (a sweep cannot vary it), `titled` (reports say it in words of
     their own).
     """
-    extra: dict[str, Any] = {"group": group, "rare": rare, "marks": marks.split()}
+    extra: dict[str, Any] = {"group": group, "rare": rare, "marks": marks.split(), "choices": choices}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -82,7 +94,7 @@ class RunConfig(BaseModel):
 
     weight_decay: float = knob(0.0, "Weight decay of the optimizer.", "Optimizer", marks="no-step", ge=0, le=1)
     max_grad_norm: float = knob(0.3, "Gradients are clipped to this norm; 0 does not clip.", "Optimizer", ge=0, le=10**9)
-    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = knob("adamw_torch_fused", "Optimizer, by its name in transformers.", "Optimizer")
+    optimizer: str = knob(DEFAULT, "Optimizer, by its name in transformers.", "Optimizer", choices=OPTIMIZERS)
     seed: int = knob(42, "Seed of initialization, order and held-out split.", "Optimizer", marks="no-step", ge=0, lt=2**32)
 
     batch_size: int = knob(4, "Rows a forward pass (micro-batch).", "Memory", False, marks="no-step", ge=1, le=1024)
@@ -138,6 +150,16 @@ class RunConfig(BaseModel):
     def _checkpointing(cls, value: Any) -> Any:
         return {True: "all", False: "none"}.get(value, value) if isinstance(value, bool) else value  # as in older runs
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _optimizer(cls, value: Any) -> Any:
+        if not (isinstance(value, str) and value in OPTIMIZERS):
+            *first, last = map(repr, OPTIMIZERS)
+            raise PydanticCustomError(
+                "literal_error", f"Input should be {', '.join(first)} or {last}"
+            )  # as a Literal's
+        return value
+
     @field_validator("target_modules")
     @classmethod
     def _modules(cls, value: str | list[str]) -> str | list[str]:
@@ -191,6 +213,8 @@ def _marks(field: FieldInfo) -> set[str]:
 
 def choices(field: FieldInfo) -> tuple[str, ...] | None:
     """The allowed values of a knob with a fixed set, else None."""
+    if isinstance(field.json_schema_extra, dict) and (table := field.json_schema_extra.get("choices")):
+        return tuple(table)  # type: ignore[arg-type]
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else None
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from qlora_gui.simulation import __main__, client, fake_model
 from qlora_gui.simulation.cuda_emulation import cuda_rules
 from qlora_gui.simulation.live_bytes import LiveBytes
 from qlora_gui.simulation.step import backward, make_optimizer, peak_of_step
+from tests import test_floors
 
 ROWS, LENGTH, LAYERS = 2, 96, 3
 MANY = 9  # layers; few are up to 7
@@ -221,6 +223,31 @@ def test_an_answer_is_kept_by_all_its_inputs(monkeypatch: pytest.MonkeyPatch) ->
     kept.write_text("{")
     assert simulated_step.simulate(base, run_of(), ROWS, LENGTH) == first
     assert json.loads(kept.read_text())["peak"] == first.peak
+
+
+def test_an_answer_is_kept_by_the_code_that_gives_it() -> None:
+    """What the child imports is hashed, but for what only reads the question and refuses it."""
+    waiting, seen = ["qlora_gui.simulation.__main__", client.PARAMETERS], set()
+    while waiting:
+        if (module := waiting.pop()) not in seen:
+            seen.add(module)
+            waiting += test_floors.inner(test_floors.MODULES[module]) if module in test_floors.MODULES else ()
+    beside = "config data errors files hub memory plain_files settings_yaml system".split()
+    parts = {module.split(".")[1] for module in seen} - set(beside)
+    assert parts == {name.removesuffix(".py") for name in client._CODE} - {"training"}
+
+
+def test_another_file_that_decides_gives_another_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "qlora_gui"
+    shutil.copytree(Path(client.__file__).parents[1], package)
+    monkeypatch.setattr(client, "__file__", str(package / "simulation" / "client.py"))
+    keys = {client._libraries.__wrapped__()[-1]}
+    for name in (*client._CODE, "models"):
+        file = package / name
+        with (file if file.suffix else next(file.rglob("*.py"))).open("a") as code:
+            code.write("\n")
+        keys.add(client._libraries.__wrapped__()[-1])
+    assert len(keys) == 2 + len(client._CODE)
 
 
 @pytest.mark.slow

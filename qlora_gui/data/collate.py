@@ -9,7 +9,6 @@ from torch.utils.data import Sampler
 
 from qlora_gui.data.tokenization import IGNORED, Encoded
 
-GPU_MULTIPLE = 8  # tokens to a multiple of which rows are padded on a GPU: 16 bytes in 16 bits
 _SHORTEST_PREFIX = 4  # tokens: below, a shared beginning saves less than its mask costs
 
 

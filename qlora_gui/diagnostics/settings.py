@@ -13,6 +13,7 @@ from qlora_gui.diagnostics.finding import (
     Finding,
     number,
 )
+from qlora_gui.optimizers import OPTIMIZERS
 from qlora_gui.system import kind
 
 USUAL_RATE = 2e-4
@@ -212,16 +213,17 @@ def base_without_template(seen: Seen) -> Finding | None:
 
 def nothing_is_paged(seen: Seen) -> Finding | None:
     """A paged optimizer on a system whose driver moves nothing out of the GPU."""
-    if not seen.config.optimizer.startswith("paged") or kind.can_page_gpu_memory():
+    optimizer = OPTIMIZERS[seen.config.optimizer]
+    if not optimizer.paged or kind.can_page_gpu_memory():
         return None
     return Finding(
         "nothing_is_paged",
         "note",
-        f"The optimizer is {seen.config.optimizer}, and this is {'Windows' if kind.is_windows() else 'WSL'}.",
+        f"The optimizer is {optimizer.name}, and this is {'Windows' if kind.is_windows() else 'WSL'}.",
         "Windows' driver cannot move managed memory out of a full GPU: the optimizer's states stay in it, paged or not.",
         "CUDA on WSL User Guide, known limitations",
         "Take the same optimizer unpaged.",
-        {"optimizer": "adamw_8bit"},
+        {"optimizer": optimizer.unpaged},
     )
 
 

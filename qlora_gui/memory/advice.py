@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_gui import config as configs
+from qlora_gui import optimizers
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.formatting import amount
@@ -82,8 +83,8 @@ def _candidates(config: RunConfig, shape: Shape, budget: Budget) -> Iterator[tup
         yield {"double_quant": True}, "Double quantization", True
     if config.attention == "eager":
         yield {"attention": "sdpa"}, "SDPA attention", True
-    if not config.optimizer.endswith("8bit"):
-        yield {"optimizer": "adamw_8bit"}, "8-bit optimizer", True
+    if leaner := optimizers.leaner(config.optimizer):
+        yield {"optimizer": leaner.name}, "8-bit optimizer" if leaner.eight_bit else f"Optimizer {leaner.name}", True
     for length in _shorter(config, shape, budget):
         yield {"max_length": length}, f"Rows of at most {length} tokens", False
     if config.dropout:
@@ -168,9 +169,9 @@ def _combination(
     if before.fits or any(change.fits for change in harmless):
         return None
     batches = [change for change in harmless if "batch_size" in change.knobs][::-1]  # the largest batch first
-    eight_bit = [change for change in harmless if "optimizer" in change.knobs]
-    always = [change for change in harmless if change not in batches and change not in eight_bit]
-    for last in ([], eight_bit):
+    leaner = [change for change in harmless if "optimizer" in change.knobs]
+    always = [change for change in harmless if change not in batches and change not in leaner]
+    for last in ([], leaner):
         for batch in ([], *([change] for change in batches)):
             parts = [*always, *batch, *last]
             knobs = {name: value for change in parts for name, value in change.knobs.items()}

@@ -11,11 +11,9 @@ from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.calibration import UNCORRECTED, Calibration
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.memory.step_sizes import Way
+from qlora_gui.step_rules import GPU_MULTIPLE
 
 Verdict = Literal["fits", "tight", "does not fit"]
-_GPU_MULTIPLE = (
-    8  # rows are padded to a multiple of it on a GPU, as in data/collate.py, which this side does not import
-)
 TIGHT = 0.9  # of the free memory: above it, fragments and other programs decide
 LEVELS = ("none", "every-4", "every-3", "every-2", "all")  # of checkpointing, the cheapest in time first
 
@@ -124,7 +122,7 @@ def plan(
     """
     rows, length = rows or config.batch_size, length or config.max_length
     if way == "ours" and budget.kind == "cuda":
-        length += -length % _GPU_MULTIPLE
+        length += -length % GPU_MULTIPLE
     wanted = checkpointing or config.gradient_checkpointing
     if way == "stock":
         wanted = "none" if wanted == "none" else "all"  # the usual way knows no other

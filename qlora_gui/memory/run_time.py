@@ -16,6 +16,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.files import write_whole
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.step_rules import checkpoint_interval
 
 CHARACTERS_PER_TOKEN = 3.6  # of English under the vocabularies of today's bases; other languages have fewer
 _MOST_BYTES = 20 << 20  # of a data file that is read only to be counted
@@ -129,9 +130,8 @@ def _seconds_per_weight(speed: Speed, hidden: int, tokens: float) -> float:
 
 def _recomputed(checkpointing: str) -> float:
     """The share of layers that pass forward twice."""
-    if checkpointing in ("none", "auto"):
-        return 0.0
-    return 1 / int(checkpointing.removeprefix("every-")) if checkpointing.startswith("every-") else 1.0
+    every = 0 if checkpointing == "auto" else checkpoint_interval(checkpointing)
+    return 1 / every if every else 0.0
 
 
 def _mean_tokens(config: RunConfig) -> float | None:

@@ -7,6 +7,7 @@ from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.model_shape import Linear, Norm, Shape
+from qlora_gui.step_rules import checkpoint_interval
 
 Way = Literal["ours", "stock"]
 _OWN_LOGITS = frozenset(
@@ -82,9 +83,7 @@ class Step:
     @property
     def every(self) -> int:
         """Layers number every - 1, 2 * every - 1, ... are recomputed; 0: none is."""
-        if self.checkpointing == "none":
-            return 0
-        return 1 if self.checkpointing == "all" else int(self.checkpointing.removeprefix("every-"))
+        return checkpoint_interval(self.checkpointing)
 
     @property
     def recomputed(self) -> int:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 from qlora_gui.memory import activations
 from qlora_gui.memory.step_sizes import Step
+from qlora_gui.optimizers import OPTIMIZERS
 from qlora_gui.runs import several
+from qlora_gui.step_rules import BLOCK, BLOCK2, chunk_rows, keeps_unpacked
 
-# Logits per chunk of the loss: as in models/chunked_loss.py, which this side does not import.
-CHUNK_LOGITS, CHUNK_LOGITS_CPU = 2**25, 2**26
 # Layers that a process holds whole beside its share: one in use, the next being gathered, and its buffer.
 _WHOLE_LAYERS = 3
-_SMALL = 4096  # bitsandbytes keeps states of smaller parameters in fp32 (min_8bit_size)
 MIB = 2**20
 # Assumed: what CUDA and its libraries hold besides tensors (context, kernels), 0.4 to 0.6 GB on current cards.
 CUDA_CONTEXT = 512 * MIB
@@ -51,17 +50,13 @@ class Trained:
 
 
 def trained(step: Step) -> Trained:
-    """Trained parameters and the states of AdamW: 8 bytes each in fp32, 2 and two fp32 per block of 256 in 8 bits."""
+    """Trained parameters and the states of their optimizer."""
     shape, rank = step.shape, step.config.rank
     counts = [rank * size for linear in step.lora for size in (linear.inputs, linear.outputs)] * shape.layers
     inside = [linear.outputs for linear in shape.linears if step.trains_bias(linear)]
     inside += [norm.size for norm in shape.norms if step.trains_bias(norm)]
     biases = inside * shape.layers + [norm.size for norm in shape.outer_norms if step.trains_bias(norm)]
-    eight_bit = step.config.optimizer.endswith("8bit")
-
-    def states(count: int) -> int:
-        return 2 * count + 8 * -(-count // 256) if eight_bit and count >= _SMALL else 8 * count
-
+    states = OPTIMIZERS[step.config.optimizer].state_bytes
     return Trained(sum(counts), sum(biases), sum(map(states, counts)), sum(map(states, biases)))
 
 
@@ -74,9 +69,9 @@ def weights_4bit(step: Step) -> int:
     packed = statistics = 0
     double = step.config.double_quant if step.shape.stored_double is None else step.shape.stored_double
     for linear in step.shape.linears:
-        blocks = -(-linear.weights // 64)
+        blocks = -(-linear.weights // BLOCK)
         packed += -(-linear.weights // 2)
-        statistics += blocks + 4 * -(-blocks // 256) if double else 4 * blocks
+        statistics += blocks + 4 * -(-blocks // BLOCK2) if double else 4 * blocks
     layers, sharers = step.shape.layers, several.sharers(step.config)
     held = layers if sharers == 1 else min(-(-layers // sharers) + _WHOLE_LAYERS, layers + 1)
     size = packed * held + statistics * layers
@@ -139,7 +134,7 @@ def moments(step: Step) -> Iterator[tuple[str, dict[str, int]]]:
 def _unpacked(step: Step) -> int:
     """On a CPU with memory to spare, linears with LoRA are kept unpacked as well (models/lora_kernel.py)."""
     count = step.shape.layers * sum(linear.weights for linear in step.lora)
-    return 0 if step.cuda or step.stock or 4 * count > step.free // 8 else count * step.number
+    return 0 if step.cuda or step.stock or not keeps_unpacked(count, step.free) else count * step.number
 
 
 def _framework(step: Step) -> int:
@@ -186,10 +181,10 @@ def _loss(step: Step) -> dict[str, int]:
 
 def _chunk(step: Step) -> int:
     """Logits of a chunk in fp32, and in the compute dtype where that is another."""
-    rows = max((CHUNK_LOGITS if step.cuda else CHUNK_LOGITS_CPU) // step.shape.vocab // 8 * 8, 16)
+    rows = chunk_rows(step.shape.vocab, "cuda" if step.cuda else "cpu")
     return min(rows, step.tokens) * step.shape.vocab * (4 + (step.number if step.number < 4 else 0))
 
 
 def _optimizer(step: Step, sums: Trained) -> int:
-    """The unfused AdamW on a GPU makes the denominators of all parameters at once."""
-    return 4 * (sums.lora + sums.biases) if step.cuda and step.config.optimizer == "adamw_torch" else 0
+    """What an optimizer makes on a GPU of all parameters at once."""
+    return OPTIMIZERS[step.config.optimizer].scratch * (sums.lora + sums.biases) if step.cuda else 0

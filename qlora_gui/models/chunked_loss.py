@@ -15,16 +15,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from qlora_gui.data.tokenization import IGNORED
 from qlora_gui.models import attention
+from qlora_gui.step_rules import chunk_rows
 
 _PROBE_TOKENS = 8
 # Of the largest number of the hidden states, from one pass to the next; at least one step of their format.
 _ROUNDING = 1e-3
-
-
-def chunk_rows(vocabulary: int, device: str) -> int:
-    """Hidden states per chunk, a multiple of 8: 128 with BLOOM's 250,880 words on a GPU; twice that on a CPU, where it is faster."""
-    logits = 2**26 if device == "cpu" else 2**25
-    return max(logits // vocabulary // 8 * 8, 16)
 
 
 class _SummedLoss(torch.autograd.Function):

@@ -12,6 +12,7 @@ from transformers.models.bloom.modeling_bloom import BloomMLP
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.models import attention, lora_kernel, lora_targets, norms
+from qlora_gui.step_rules import checkpoint_interval
 
 
 class TrainedBiasLinear4bit(bnb.nn.Linear4bit):
@@ -64,10 +65,10 @@ def checkpoint(model: Any, which: str) -> None:
 
     The non-reentrant kind: it needs no gradient on its inputs.
     """
-    if which == "none":
+    every = checkpoint_interval(which)
+    if not every:
         return
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    every = int(which.removeprefix("every-")) if which.startswith("every-") else 1
     layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = number % every == every - 1

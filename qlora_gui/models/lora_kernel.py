@@ -14,6 +14,8 @@ from bitsandbytes import functional as quantized
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch.nn import functional
 
+from qlora_gui.step_rules import keeps_unpacked
+
 
 class _LoraProduct(torch.autograd.Function):
     """y = x W^T + scaling * drop(x) A^T B^T + bias, with W frozen in 4 bits.
@@ -129,11 +131,13 @@ def install(model: torch.nn.Module) -> None:
 def keep_dense(model: torch.nn.Module) -> bool:
     """On a CPU with memory to spare, keep the 4-bit values unpacked: a tenth of a step is spent on unpacking them.
 
-    Only where that takes less than an eighth of the free memory. The values are the very same.
+    The values are the very same.
     """
     linears = [part.base_layer for part in model.modules() if isinstance(part, LoraLinear4bit)]
-    needed = sum(4 * linear.in_features * linear.out_features for linear in linears)
-    if any(linear.weight.device.type != "cpu" for linear in linears) or needed > psutil.virtual_memory().available / 8:
+    weights = sum(linear.in_features * linear.out_features for linear in linears)
+    if any(linear.weight.device.type != "cpu" for linear in linears):
+        return False
+    if not keeps_unpacked(weights, psutil.virtual_memory().available):
         return False
     for linear in linears:
         linear.cached_dense = dense(linear, linear.compute_dtype)

@@ -25,6 +25,7 @@ from qlora_gui.models import chunked_loss, lora
 from qlora_gui.simulation import fake_model
 from qlora_gui.simulation.cuda_emulation import cuda_rules
 from qlora_gui.simulation.step import Peaks, Way, peak_of_step
+from qlora_gui.step_rules import checkpoint_interval
 from qlora_gui.system import processes
 
 _MOST_RAM = 8 * 2**30  # far more than it needs; a base that escapes the fakes must not take the machine with it
@@ -70,8 +71,7 @@ def layer_counts(config: Any, checkpointing: str) -> tuple[int, int]:
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["same"]
     own = next(size for size in range(1, len(kinds) + 1) if all(k == kinds[i % size] for i, k in enumerate(kinds)))
-    every = int(checkpointing.removeprefix("every-")) if checkpointing.startswith("every-") else 1
-    period = math.lcm(own, every)
+    period = math.lcm(own, checkpoint_interval(checkpointing) or 1)
     few = 2 * period + config.num_hidden_layers % period
     return few, few + period
 

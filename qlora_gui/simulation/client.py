@@ -18,7 +18,8 @@ from qlora_gui.system import files
 STEP, PARAMETERS = "qlora_gui.simulation", "qlora_gui.simulation.count_parameters"  # the modules that answer
 PATIENCE_SECONDS = 60
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-_CODE = ("models", "simulation", "training")  # the folders of this package that the simulated step runs
+# Folders and files of this package that decide how the simulated step runs.
+_CODE = ("models", "simulation", "training", "optimizers.py", "step_rules.py")
 
 
 def folder() -> Path:
@@ -36,7 +37,8 @@ def key(question: dict[str, Any]) -> str:
 def _libraries() -> list[str]:
     code = hashlib.sha256()
     for name in _CODE:
-        for file in sorted((Path(__file__).parents[1] / name).glob("*.py")):
+        place = Path(__file__).parents[1] / name
+        for file in [place] if place.suffix else sorted(place.rglob("*.py")):
             code.update(file.read_bytes())
     return [*map(metadata.version, _PACKAGES), code.hexdigest()]
 

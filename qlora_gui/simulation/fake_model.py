@@ -15,9 +15,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.models import chunked_loss, text_part
+from qlora_gui.step_rules import BLOCK, BLOCK2
 
 COMPUTE = torch.bfloat16
-BLOCK, BLOCK2 = 64, 256  # weights that share one absmax, and absmaxes that share one: bitsandbytes' defaults
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 

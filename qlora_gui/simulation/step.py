@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
-import bitsandbytes as bnb
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qlora_gui.config import RunConfig
+from qlora_gui.optimizers import OPTIMIZERS
 from qlora_gui.simulation.fake_model import tensors_of
 from qlora_gui.simulation.live_bytes import CUDA_BLOCK, LiveBytes, Place
 
@@ -61,11 +62,10 @@ def peak_of_step(
 
 def make_optimizer(trained: Iterable[nn.Parameter], run: RunConfig) -> torch.optim.Optimizer:
     """The optimizer as transformers makes it for a GPU."""
-    if run.optimizer.endswith("8bit"):
-        return bnb.optim.AdamW8bit(trained)  # the states of a paged optimizer are counted as always on the GPU
-    if run.optimizer == "adamw_torch_fused":
-        return torch.optim.AdamW(trained, fused=True)
-    return torch.optim.AdamW(trained, foreach=True)
+    row = OPTIMIZERS[run.optimizer]
+    module, _, name = row.implementation.rpartition(".")
+    made: torch.optim.Optimizer = getattr(import_module(module), name)(trained, **row.options)
+    return made
 
 
 def backward(loss: torch.Tensor) -> None:

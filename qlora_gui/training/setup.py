@@ -27,6 +27,7 @@ from qlora_gui.models import (
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 from qlora_gui.runs.events import EventLog
+from qlora_gui.step_rules import GPU_MULTIPLE
 from qlora_gui.training import distributed, fsdp, preflight
 from qlora_gui.training.trainer import arguments
 
@@ -63,7 +64,7 @@ def prepare(
     vocabulary.check(ids, tokenizer, model.get_input_embeddings().num_embeddings, base.name)
     config = preflight.resolve(config, device)
     lora.prepare(model, config)
-    multiple = batches.GPU_MULTIPLE if device.type == "cuda" else 1
+    multiple = GPU_MULTIPLE if device.type == "cuda" else 1
     rows, collate = _rows(config, model, examples, tokenizer.pad_token_id, multiple)
     targets = lora_targets.resolve(model, config.target_modules, config.dropout)
     in_16_bits = lora_targets.weights_in_16_bits(model)

@@ -18,6 +18,7 @@ from qlora_gui.data.tokenization import Encoded
 from qlora_gui.errors import UserError
 from qlora_gui.models import device as devices
 from qlora_gui.models.lora import keep_trained_biases_exact
+from qlora_gui.optimizers import DEFAULT, OPTIMIZERS
 from qlora_gui.runs.checkpoints import mark_whole
 from qlora_gui.runs.event_text import VERY_FEW_STEPS, describe, few_steps
 from qlora_gui.runs.events import EventLog
@@ -34,8 +35,11 @@ def arguments(config: RunConfig, folder: str, device: torch.device, rows_a_batch
     """
     if config.report_to != "none" and find_spec(config.report_to) is None:
         raise UserError(f"report_to is {config.report_to}, which is not installed: pip install {config.report_to}.")
-    if config.optimizer.endswith("8bit") and config.optimizer.startswith("paged") and device.type != "cuda":
-        raise UserError("The paged optimizer needs a CUDA GPU: choose adamw_8bit or adamw_torch_fused.")
+    optimizer = OPTIMIZERS[config.optimizer]
+    if optimizer.needs_cuda and device.type != "cuda":
+        which = "paged optimizer" if optimizer.paged else f"optimizer {optimizer.name}"
+        others = " or ".join(filter(None, (optimizer.unpaged, DEFAULT)))
+        raise UserError(f"The {which} needs a CUDA GPU: choose {others}.")
     made = TrainingArguments(
         output_dir=folder,
         num_train_epochs=config.epochs,

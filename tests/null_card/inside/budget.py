@@ -17,6 +17,7 @@ from qlora_gui.models import device as devices
 from qlora_gui.models import lora_kernel
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
+from qlora_gui.step_rules import GPU_MULTIPLE
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.null_card import native
 from tests.null_card.host import ROOT
@@ -63,7 +64,7 @@ def _ours(folder: Path, model: Any, config: RunConfig, device: torch.device) -> 
         model=model,
         args=arguments(config, str(run.checkpoints), device, ROWS),
         train_dataset=rows,
-        data_collator=collate.Collate(0, LENGTH, collate.GPU_MULTIPLE),
+        data_collator=collate.Collate(0, LENGTH, GPU_MULTIPLE),
     )
 
 

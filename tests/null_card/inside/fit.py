@@ -17,6 +17,7 @@ from qlora_gui.memory import model_shape as shapes  # noqa: E402
 from qlora_gui.memory.estimate import plan  # noqa: E402
 from qlora_gui.memory.step_sizes import Way  # noqa: E402
 from qlora_gui.models import device as devices  # noqa: E402
+from qlora_gui.step_rules import GPU_MULTIPLE  # noqa: E402
 from qlora_gui.training import limit  # noqa: E402
 from qlora_gui.training import preflight as fitting  # noqa: E402
 from qlora_gui.training.trainer import arguments  # noqa: E402
@@ -47,7 +48,7 @@ def preflight(
         "checkpointing": found.checkpointing,
     }
     try:
-        collate = batches.Collate(0, 2 * length if packed else 0, batches.GPU_MULTIPLE)
+        collate = batches.Collate(0, 2 * length if packed else 0, GPU_MULTIPLE)
         # The Trainer runs the usual way under autocast; ours needs none.
         with torch.autocast("cuda", devices.compute_dtype(device), enabled=way == "stock"):
             fitting.two_steps(model, [row] * rows, rows, collate, arguments(config, "unused", device, rows))
