@@ -31,6 +31,7 @@ from transformers.models.bloom import modeling_bloom  # noqa: E402
 
 from qlora_gui.models import attention  # noqa: E402
 from qlora_gui.models import device as devices  # noqa: E402
+from qlora_gui.models.families import bloom  # noqa: E402
 
 SHAPES = {"560m": (1024, 16, 24), "7b1": (4096, 32, 30)}  # width, heads, layers of the whole model
 WHOLE = ("560m",)  # a whole layer of 7B1 is all linears, and takes minutes on a CPU
@@ -100,7 +101,7 @@ def bias_seconds(shape: str, rows: int, length: int, dtype: torch.dtype, mask: t
     took = []
     for _ in range(repeats):
         began = time.perf_counter()
-        attention._Bias(heads, "sdpa").for_query(query, length, mask)
+        bloom.Bias(heads, "sdpa").for_query(query, length, mask)
         _wait(mask)
         took.append(time.perf_counter() - began)
     return statistics.median(took)

@@ -21,6 +21,7 @@ from qlora_gui import settings_yaml
 from qlora_gui.config import make
 from qlora_gui.data import load, turns
 from qlora_gui.errors import UserError
+from qlora_gui.families import config_sizes
 from qlora_gui.inference import adapter_file
 from qlora_gui.memory import model_shape
 from qlora_gui.models import base as bases
@@ -196,7 +197,7 @@ def test_no_number_of_a_config_costs_time_or_memory(
     ):
         try:
             found = model_shape.read(told | {field: value})
-            model_shape.check_limits(told | {field: value})
+            config_sizes.check_limits(told | {field: value})
             attempt(found.parameters < 10**16, f"{field} {value}")
         except UserError as error:
             attempt(field in str(error) or "config.json has no usable" in str(error), error)
@@ -213,8 +214,8 @@ def test_no_number_of_a_config_costs_time_or_memory(
         ("attention_types", [[["global"], 10**9]]),
     ):
         with pytest.raises(UserError, match=r"config\.json"):
-            model_shape.check_limits(told | {field: value})
-    model_shape.check_limits(
+            config_sizes.check_limits(told | {field: value})
+    config_sizes.check_limits(
         told
         | {"attention_types": [[["global", "local"], 12]], "num_labels": 1000, "rope_theta": 10**10, "n_params": 10**12}
     )

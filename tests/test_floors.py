@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a module belongs to the longest matching prefix.
 FLOORS = [
     {"errors"},
-    {"system"},
+    {"families", "system"},
     {"formatting", "hub", "nvidia", "optimizers", "plain_files", "settings_yaml", "step_rules"},
     {"files", "locks", "cache", "torch_view", "config"},
     {"hardware"},
@@ -30,6 +30,7 @@ FLOORS = [
 ]
 FRONT = {
     "errors",
+    "families",
     "system",
     "formatting",
     "hub",

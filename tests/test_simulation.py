@@ -17,6 +17,7 @@ from qlora_gui.memory import simulated_step
 from qlora_gui.models import attention, lora, lora_kernel, norms
 from qlora_gui.models import base as bases
 from qlora_gui.models import chunked_loss as loss
+from qlora_gui.models.families import bloom
 from qlora_gui.simulation import __main__, client, fake_model
 from qlora_gui.simulation.cuda_emulation import cuda_rules
 from qlora_gui.simulation.live_bytes import LiveBytes
@@ -146,7 +147,7 @@ def allocator_reports(run: Callable[[], Iterator[int]]) -> list[int]:
 
 def test_every_choice_by_device_is_made_as_on_a_gpu() -> None:
     """Fake tensors lie on the CPU: a new branch on the device needs its other side in simulation/cuda_emulation.py."""
-    files = [Path(part.__file__) for part in (attention, lora_kernel, loss, lora, norms)]
+    files = [Path(part.__file__) for part in (attention, bloom, lora_kernel, loss, lora, norms)]
     found = [line.strip() for file in files for line in file.read_text().splitlines() if "device.type" in line]
     known = ["hidden.device.type", "query.device.type", "x.device.type", "linear.weight.device.type"]
     known += ["chunk_rows(", "rows.device.type", "key.device.type"]

@@ -2,6 +2,7 @@
 
 from math import sqrt
 
+from qlora_gui import families
 from qlora_gui.diagnostics.evidence import Seen
 from qlora_gui.diagnostics.finding import (
     QLORA,
@@ -79,7 +80,7 @@ def _linears(seen: Seen) -> tuple[int, int] | None:
     wanted, shape = seen.config.target_modules, seen.shape
     if isinstance(wanted, str):
         return None
-    if shape is None or shape.family == "generic":  # whose names of linears are not its own
+    if shape is None or not shape.exact:  # whose names of linears are not its own
         return (1, 4) if tuple(wanted) == _FUSED else None
     matching = sum(any(f".{linear.name}".endswith(f".{name}") for name in wanted) for linear in shape.linears)
     return (matching * shape.layers, len(shape.linears) * shape.layers) if matching else None
@@ -197,7 +198,11 @@ def base_without_template(seen: Seen) -> Finding | None:
     """A base that brings no chat template, so that a plain one is used."""
     of_file = seen.part("adapter_facts")
     known = seen.facts.get("has_template")
-    named = known is None and seen.config.base_model.startswith("bigscience/bloom")
+    named = known is None and any(
+        seen.config.base_model.startswith(family.template_missing)
+        for family in families.FAMILIES.values()
+        if family.template_missing
+    )
     if not (known is False or of_file.get("no_base_template") or named):
         return None
     return Finding(

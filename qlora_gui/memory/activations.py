@@ -8,12 +8,8 @@ the simulated step.
 
 from dataclasses import dataclass
 
-from qlora_gui.memory.model_shape import Linear, Norm
+from qlora_gui.families.family import Linear, Norm
 from qlora_gui.memory.step_sizes import Step
-
-_GELU_TEMPORARIES = (
-    5  # the stock bloom_gelu_back: tanh, its complement, half of x, the inner derivative and its product
-)
 
 
 @dataclass(frozen=True)
@@ -81,14 +77,11 @@ def backward(step: Step, held: Kept) -> list[Moment]:
 
 
 def eager_forward(step: Step, held: Kept) -> int:
-    """Eager attention in the forward pass: scores, with the mask added, in fp32, and their softmax.
-
-    BLOOM's layers also give back their probabilities: those of the layer before stay until the next has its own.
-    """
+    """Eager attention in the forward pass: scores, with the mask added, in fp32, and their softmax."""
     if not step.eager:
         return 0
-    copies = 3 if step.shape.family == "bloom" else 2  # of [rows, heads, tokens, tokens] in the compute dtype
-    return held.attention - _probabilities(step) + _scores(step) * (8 + copies * step.number)
+    in_fp32 = 2 * 4  # [rows, heads, tokens, tokens], twice
+    return held.attention - _probabilities(step) + _scores(step) * (in_fp32 + step.family.eager_copies * step.number)
 
 
 def _on_heads(norm: Norm) -> bool:
@@ -97,8 +90,7 @@ def _on_heads(norm: Norm) -> bool:
 
 def _norm(step: Step, norm: Norm) -> int:
     """A norm keeps its input: as it came, or in fp32 where the stock code widens it first."""
-    own_code = step.stock or step.shape.model_type.startswith("gemma")  # 1 + weight: not replaced by models/norms.py
-    size = 4 if own_code else step.stream
+    size = 4 if step.stock or step.family.own_norms else step.stream
     count = norm.size
     if _on_heads(norm) and norm.size == step.shape.head_dim:
         count *= step.shape.heads if norm.name.endswith("q_norm") else step.shape.kv_heads
@@ -140,15 +132,13 @@ def _attended(step: Step) -> int:
     shape = step.shape
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     numbers = step.tokens * step.number
-    rotary = shape.family != "bloom"
     spread = 3 * queries if step.repeats else queries + 2 * keys
-    # one projection for all of them keeps its output for the values
-    fused = queries + keys if shape.model_type == "phi3" else 0
+    fused = queries + keys if step.family.fused_qkv else 0  # what stands beside the values in the one output
     output = numbers * queries
     if step.eager:
         return numbers * (spread + fused) + output + _probabilities(step)
     sums = 4 * step.rows * shape.heads * step.length  # [rows, heads, tokens] in fp32
-    mask = step.rows * step.length**2 * step.number if rotary and step.stock else 0  # made anew in every layer
+    mask = step.rows * step.length**2 * step.number if step.stock else 0  # made anew in every layer
     return numbers * (spread + fused) + output + sums + mask
 
 
@@ -176,7 +166,7 @@ def _last_linear(step: Step, gradient: int) -> Moment:
 def _activation(step: Step, held: Kept, gradient: int) -> Moment:
     size = 4 if step.stock else step.number
     numbers = step.tokens * step.shape.intermediate * size  # bytes of [tokens, intermediate]
-    plain = _GELU_TEMPORARIES if step.stock and step.shape.family == "bloom" else 1
+    plain = step.family.activation_temporaries if step.stock else 1
     temporaries = 2 if step.shape.gated else plain
     return Moment(gradient + (1 + temporaries) * numbers - held.last_input)
 

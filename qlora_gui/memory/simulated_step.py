@@ -67,7 +67,7 @@ def simulate(
 
 def wanted(closed_form: MemoryPlan, shape: Shape) -> bool:
     """Whether a plan is to be refined: for a GPU and an architecture that the closed form does not know."""
-    return shape.family == "generic" and closed_form.budget.kind == "cuda"
+    return not shape.exact and closed_form.budget.kind == "cuda"
 
 
 def refined(closed_form: MemoryPlan, config: RunConfig, shape: Shape, base: Mapping[str, Any]) -> MemoryPlan:

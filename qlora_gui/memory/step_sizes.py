@@ -5,17 +5,12 @@ from typing import Literal
 
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
+from qlora_gui.families.family import Family, Linear, Norm
 from qlora_gui.memory.budget import Budget
-from qlora_gui.memory.model_shape import Linear, Norm, Shape
+from qlora_gui.memory.model_shape import Shape
 from qlora_gui.step_rules import checkpoint_interval
 
 Way = Literal["ours", "stock"]
-_OWN_LOGITS = frozenset(
-    {"gemma2", "granite"}
-)  # the logits are more than head(hidden): no chunked loss (models/chunked_loss.py)
-_CAPPED = frozenset({"gemma2"})  # a tanh on scores and logits; SDPA knows none, so attention is eager
-# As in models/attention.py, which this side does not import.
-_CPU_EAGER_UP_TO = 128
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,10 @@ class Step:
     free: int
 
     @property
+    def family(self) -> Family:
+        return self.shape.family
+
+    @property
     def tokens(self) -> int:
         return self.rows * self.length
 
@@ -52,12 +51,12 @@ class Step:
     @property
     def own_logits(self) -> bool:
         """Whether all logits of the batch are made at once."""
-        return self.stock or self.shape.model_type in _OWN_LOGITS
+        return self.stock or self.family.own_logits
 
     @property
     def capped(self) -> bool:
         """Whether scores and logits go through a tanh, which keeps its output."""
-        return self.shape.model_type in _CAPPED
+        return self.family.capped
 
     @property
     def masked(self) -> bool:
@@ -71,13 +70,12 @@ class Step:
 
     @property
     def eager(self) -> bool:
-        """Whether attention keeps its scores. transformers' own BLOOM has no other way."""
-        if self.shape.family == "bloom" and self.stock:
+        """Whether attention keeps its scores."""
+        if self.family.own_attention and self.stock:
             return True
         if self.capped and self.config.attention != "sdpa":
             return True
-        on_cpu = self.shape.family == "bloom" and not self.cuda and self.number < 4
-        short = on_cpu and self.length <= _CPU_EAGER_UP_TO
+        short = not self.cuda and self.number < 4 and self.length <= self.family.cpu_eager_up_to
         return self.config.attention == "eager" or (self.config.attention == "auto" and short)
 
     @property

@@ -147,18 +147,18 @@ def _shared(step: Step) -> int:
 
 
 def _mask(step: Step) -> int:
-    """Numbers of the additive mask: BLOOM's has a bias per head, and packed rows have a mask each."""
+    """Numbers of the additive mask: one per head where positions are a bias, and packed rows have a mask each."""
     if step.stock:
         return 0  # made anew in every layer
     square = step.length**2 * (step.rows if step.masked else 1)  # [rows or 1, 1, tokens, tokens]
-    if step.shape.family == "bloom":
+    if step.family.bias_per_head:
         return square * step.shape.heads if step.masked or not step.eager else 0
     return square if step.masked else 0
 
 
 def _making_mask(step: Step, held: activations.Kept) -> int:
-    """BLOOM's bias is made in fp32 from distances, and masked into a second copy before it is cast."""
-    if step.shape.family != "bloom" or not _mask(step):
+    """A bias per head is made in fp32 from distances, and masked into a second copy before it is cast."""
+    if not step.family.bias_per_head or not _mask(step):
         return 0
     square = _mask(step) // step.shape.heads * (8 + 1 + step.number)  # int64 distances, bools, transformers' own mask
     return _mask(step) * 8 + square + held.boundary + held.attention

@@ -3,24 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_gui import families
 from qlora_gui.errors import UserError
-from qlora_gui.memory import model_shape
-
-# Types whose plain 4-bit training fails in transformers itself, or is not possible here, with the reason.
-_REASONS = {
-    "falcon": "its linear layers are of a class of its own, which bitsandbytes does not quantize",
-    "falcon_mamba": "its Mamba layers compute with their weights directly, which 4-bit weights do not allow",
-    "mamba": "its Mamba layers compute with their weights directly, which 4-bit weights do not allow",
-    "gemma3n_text": "it clamps the weights of its linears, which 4-bit weights do not allow",
-    "llama4_text": "transformers lays its experts out in another way once they are quantized",
-    "rwkv": "it rewrites its weights between training and answering, which 4-bit weights do not allow",
-    "phimoe": "its router is a linear layer that it uses in a way which 4-bit weights do not allow",
-}
+from qlora_gui.families import config_sizes
 
 
 def check(config: Mapping[str, Any], named: str) -> None:
     """Raise UserError for a config.json whose base cannot be trained; `named` is how it is called."""
-    model_shape.check_limits(config)
+    config_sizes.check_limits(config)
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) else config
     check_type(str(text.get("model_type")), named)
@@ -46,8 +36,8 @@ def check(config: Mapping[str, Any], named: str) -> None:
 
 def check_type(kind: str, named: str) -> None:
     """Raise UserError for the type of a base's text part where it cannot be trained."""
-    if kind in _REASONS:
+    if reason := families.find(kind).unsupported:
         raise UserError(
-            f"The base model '{named}' cannot be trained in 4 bits: it is of the type '{kind}', and {_REASONS[kind]}. "
+            f"The base model '{named}' cannot be trained in 4 bits: it is of the type '{kind}', and {reason}. "
             "Choose another base."
         )

@@ -1,8 +1,4 @@
-"""Attention of packed rows for every base, and of BLOOM through SDPA with centred ALiBi.
-
-transformers computes BLOOM's attention itself (its class takes no other implementation), with ALiBi as slope * k:
-exact in fp32, but in bf16 a score near slope * 1000 has lost its fraction. ALiBi is relative, so slope * (k - q) is
-the same softmax with small numbers where they matter.
+"""Attention of packed rows for every base; families whose attention is their own have it in models/families/.
 
 Packed rows come with `blocks`, [rows, tokens]: 0 for what examples of the row begin with, n for what the n-th example
 has of its own (data/collate.py). A token sees what precedes it in its own block, and of block 0 what precedes its own
@@ -15,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,18 +18,15 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 from transformers.integrations import sdpa_attention
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, eager_mask, sdpa_mask
-from transformers.models.bloom import modeling_bloom
 
 from qlora_gui.models import device as devices
-from qlora_gui.models import short_rows, supported
+from qlora_gui.models import families, short_rows, supported
 
-# Tokens per row: up to here eager is faster on CPUs in 16 bits, in fp32 never (benchmarks/bloom_attention.py).
-CPU_EAGER_UP_TO = 128
 # Queries at once on a CPU: each such block only reads the keys up to its end, five eighths of them at 1,024 tokens.
 CPU_QUERIES = 256
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where the examples of packed rows are: `blocks`, positions within the example, and the position that each one's
     own block begins at, all [rows, tokens].
     """
@@ -44,7 +36,7 @@ class _Layout(NamedTuple):
     starts: torch.Tensor
 
     @classmethod
-    def from_blocks(cls, blocks: torch.Tensor, positions: torch.Tensor) -> "_Layout":
+    def from_blocks(cls, blocks: torch.Tensor, positions: torch.Tensor) -> "Layout":
         """The layout of rows whose blocks each stand in one piece."""
         places = torch.arange(blocks.shape[1], device=blocks.device)
         begins = functional.pad(blocks[:, 1:] != blocks[:, :-1], (1, 0), value=True)  # [rows, tokens]
@@ -61,8 +53,8 @@ class _Layout(NamedTuple):
         return (keys == self.blocks[row, query]) | shared
 
 
-_handed: ContextVar[_Layout | None] = ContextVar("handed", default=None)  # to the decoder, by `handed_blocks`
-_running: ContextVar[_Layout | None] = ContextVar("running", default=None)  # of the decoder that runs now
+_handed: ContextVar[Layout | None] = ContextVar("handed", default=None)  # to the decoder, by `handed_blocks`
+_running: ContextVar[Layout | None] = ContextVar("running", default=None)  # of the decoder that runs now
 
 
 def _mask(stock: Callable[..., Any], mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:
@@ -87,7 +79,7 @@ AttentionMaskInterface.register("eager", partial(_mask, eager_mask))
 def handed_blocks(kwargs: dict[str, Any]) -> Iterator[None]:
     """Hand `blocks`, if there are any, past a causal LM that does not pass on what it does not know, to its decoder."""
     blocks, positions = kwargs.pop("blocks", None), kwargs.get("position_ids")
-    token = _handed.set(None if blocks is None or positions is None else _Layout.from_blocks(blocks, positions))
+    token = _handed.set(None if blocks is None or positions is None else Layout.from_blocks(blocks, positions))
     try:
         yield
     finally:
@@ -126,23 +118,20 @@ def _takes_groups(key: torch.Tensor, value: torch.Tensor) -> bool:
     return bool(can_use_flash_attention(SDPAParams(key, key, value, None, 0.0, True, True)))
 
 
-def _taken(kwargs: dict[str, Any]) -> _Layout | None:
+def taken(kwargs: dict[str, Any]) -> Layout | None:
+    """The layout of a decoder's arguments, or the one that was handed past its causal LM; `blocks` is taken out."""
     blocks, positions = kwargs.pop("blocks", None), kwargs.get("position_ids")
-    return _handed.get() if blocks is None or positions is None else _Layout.from_blocks(blocks, positions)
+    return _handed.get() if blocks is None or positions is None else Layout.from_blocks(blocks, positions)
 
 
 def install(model: Any, choice: str) -> None:
     """Choose the attention of a causal LM: `sdpa`, `eager`, or `auto`, whichever is faster; make it take `blocks`."""
     choose_kernels()
     short_rows.install()
-    decoder = model.base_model
-    if isinstance(decoder, modeling_bloom.BloomModel):
-        bias = _Bias(decoder.num_heads, choice)
-        decoder.register_forward_pre_hook(bias.begin, with_kwargs=True)
-        for block in decoder.h:
-            attention = block.self_attention
-            attention.forward = MethodType(_bloom_forward(bias, attention.forward), attention)
+    if code := families.code_of(model):
+        code.install_attention(model, choice)
         return
+    decoder = model.base_model
     if choice != "auto":
         supported.check_attention(type(model), choice)
         model.set_attn_implementation(choice)
@@ -151,7 +140,7 @@ def install(model: Any, choice: str) -> None:
 
 
 def _begin(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    layout = _taken(kwargs)
+    layout = taken(kwargs)
     _running.set(layout)
     if layout is not None:
         # declared free of padding: without a mask transformers would look for examples in the positions itself
@@ -202,108 +191,22 @@ def packs(model: Any) -> bool:
     return bool((packed - alone).norm() < (joined - alone).norm() / 8)
 
 
-class _Bias:
-    """BLOOM's additive bias of the running forward pass, [rows or 1, heads, queries, keys], made once for all layers.
-
-    For the eager attention of packed rows it is made too: there stock ALiBi would count places, not positions.
-    """
-
-    def __init__(self, heads: int, choice: str) -> None:
-        self.heads, self.choice = heads, choice
-        self.layout: _Layout | None = None
-        self.made: tuple[Any, torch.Tensor] | None = None
-
-    def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before a forward pass: forget the last bias, and keep the layout that separates the examples."""
-        self.made, self.layout = None, _taken(kwargs)
-        kwargs.pop("position_ids", None)
-        return args, kwargs
-
-    def eager(self, hidden: torch.Tensor, keys: int) -> bool:
-        """Whether eager attention is asked for, or the faster one for such hidden states and so many keys."""
-        faster = hidden.device.type == "cpu" and hidden.dtype != torch.float32 and keys <= CPU_EAGER_UP_TO
-        return self.choice == "eager" or (self.choice == "auto" and faster)
-
-    def for_query(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """The bias for a query [rows, heads, queries, width]; `mask` is additive, [rows, 1, queries, keys], or None."""
-        key = (query.dtype, query.shape[2], keys, None if mask is None else mask.data_ptr())
-        if self.made is None or self.made[0] != key:
-            self.made = (key, self._make(query, keys, mask))
-        return self.made[1]
-
-    def _make(self, query: torch.Tensor, keys: int, mask: torch.Tensor | None) -> torch.Tensor:
-        slopes = modeling_bloom._get_alibi_slopes(self.heads, query.device)
-        places = torch.arange(keys, device=query.device)
-        if self.layout is not None:
-            rows = torch.arange(len(self.layout.blocks), device=query.device)[:, None, None, None]
-            seen = self.layout.seen(rows, places[:, None], places)  # [rows, 1, queries, keys]
-            hidden = ~seen | (places > places[:, None])
-            # [rows, 1, queries, keys]
-            distance = self.layout.positions[:, None, None, :] - self.layout.positions[:, None, :, None]
-        else:
-            distance = places[None, :] - places[keys - query.shape[2] :, None]  # [queries, keys]
-            hidden = (distance > 0)[None, None]  # [1, 1, queries, keys], or [rows, ...] with the mask's padding
-            if mask is not None and not torch.equal(mask < 0, hidden.expand_as(mask)):
-                hidden = hidden | (mask < 0)
-            distance = distance[None, None]
-        # finite, so that a padded query, which sees no key at all, stays finite too
-        # [1 or rows, heads, queries, keys]
-        return torch.where(hidden, torch.finfo(query.dtype).min, slopes[:, None, None] * distance).to(query.dtype)
-
-
-def _bloom_forward(bias: _Bias, eager: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(
-        self: Any,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor,
-        alibi: torch.Tensor,
-        attention_mask: torch.Tensor,
-        layer_past: Any = None,
-        output_attentions: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        keys = attention_mask.shape[-1] if attention_mask is not None else hidden_states.shape[1]
-        if output_attentions or bias.eager(hidden_states, keys):
-            if bias.layout is not None:
-                like = hidden_states.new_empty(1, self.num_heads, keys, 1)
-                alibi, attention_mask = torch.zeros_like(alibi), bias.for_query(like, keys, attention_mask)
-            return eager(
-                hidden_states,
-                residual,
-                alibi,
-                attention_mask,
-                layer_past,
-                output_attentions=output_attentions,
-                **kwargs,
-            )
-        query, key, value = self._reshape(self.query_key_value(hidden_states))  # [rows, heads, tokens, size]
-        if layer_past is not None:
-            key, value = layer_past.update(key, value, self.layer_idx)
-        dropout = self.attention_dropout.p if self.training else 0.0
-        mask = bias.for_query(query, key.shape[2], attention_mask)
-        out = _attend(query, key, value, mask, dropout, self.inv_norm_factor)
-        out = self.dense(out.transpose(1, 2).flatten(2))  # [rows, tokens, heads * size]
-        return modeling_bloom.dropout_add(out, residual, self.hidden_dropout, self.training), None
-
-    return forward
-
-
-def _attend(
+def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float, scale: float
 ) -> torch.Tensor:
     """SDPA of [rows, heads, tokens, width] under an additive mask that hides what comes later.
 
     CUDA's kernels read all keys in one call; a CPU's time goes with the keys it reads.
     """
-    attend = functional.scaled_dot_product_attention
     queries, keys = query.shape[2], key.shape[2]
     if query.device.type != "cpu" or queries != keys or queries <= CPU_QUERIES:
-        return attend(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
     blocks = []
     for first in range(0, queries, CPU_QUERIES):
         end = first + CPU_QUERIES
         seen = mask[..., first:end, :end]  # causal: no query of this block sees a key beyond its end
-        blocks.append(
-            attend(query[:, :, first:end], key[:, :, :end], value[:, :, :end], seen, dropout_p=dropout, scale=scale)
-        )
+        part = query[:, :, first:end], key[:, :, :end], value[:, :, :end]
+        blocks.append(functional.scaled_dot_product_attention(*part, seen, dropout_p=dropout, scale=scale))
     return torch.cat(blocks, dim=2)

@@ -10,7 +10,7 @@ from typing import Any
 from qlora_gui import hub, plain_files
 from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.memory import model_shape
+from qlora_gui.families import config_sizes
 from qlora_gui.models import demo
 from qlora_gui.runs.fingerprints import config_of, fingerprint
 
@@ -94,7 +94,7 @@ def _check_folder(folder: Path) -> None:
             "move its files into a folder of their own."
         )
     config = config_of(folder)
-    model_shape.check_limits(config)
+    config_sizes.check_limits(config)
     named = [str(config.get("transformers_weights") or "")]
     if not (folder / "model.safetensors").is_file():  # which goes before an index, that may be left from something else
         named += _listed_weights(folder / "model.safetensors.index.json")

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qlora_gui import families
 from qlora_gui.data.tokenization import Encoded
 from qlora_gui.errors import UserError
 from qlora_gui.files import json_object
 from qlora_gui.models import rope
 
-# Types whose positions are rows of a table, of learned or of fixed numbers: beyond it transformers has none.
-_TABLES = {"biogpt", "codegen", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "openai-gpt", "opt"}
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -35,6 +34,6 @@ def check(rows: Sequence[Encoded], folder: str | Path, base: str) -> str:
         return ""
     beyond = sum(len(row.input_ids) > room for row in rows)
     sentence = f"{beyond:,} rows are longer than the {room:,} tokens that '{base}' reads, the longest has {longest:,}"
-    if kind in _TABLES:
+    if families.find(kind).position_table:
         raise UserError(f"{sentence}: set max_length to {room}.")
     return f"{sentence}. It was not made for what comes after; max_length {room} cuts it off."

@@ -7,11 +7,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.bloom.modeling_bloom import BloomMLP
 
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.models import attention, lora_kernel, lora_targets, norms
+from qlora_gui.models import attention, families, lora_kernel, lora_targets, norms
 from qlora_gui.step_rules import checkpoint_interval
 
 
@@ -48,16 +47,10 @@ def prepare(model: Any, config: RunConfig) -> None:
     model.requires_grad_(False)
     model.config.use_cache = model.config.get_text_config().use_cache = False
     norms.widen(model)
-    _plain_gelu(model)
+    if code := families.code_of(model):
+        code.prepare(model)
     attention.install(model, config.attention)
     checkpoint(model, config.gradient_checkpointing)
-
-
-def _plain_gelu(model: Any) -> None:
-    """BLOOM writes its gelu out, with five temporaries in the backward pass: torch's is the same function in one."""
-    for part in model.modules():
-        if isinstance(part, BloomMLP):
-            part.gelu_impl = torch.nn.GELU(approximate="tanh")
 
 
 def checkpoint(model: Any, which: str) -> None:

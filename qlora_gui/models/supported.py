@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from qlora_gui import families
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.files import json_object
 from qlora_gui.memory import unsupported
@@ -30,8 +31,9 @@ def check(folder: str | Path, attention: str = "auto") -> None:
 
 
 def check_attention(model_class: type[Any], choice: str) -> None:
-    """Raise UserError where sdpa is chosen and the base has none. BLOOM's is this program's own."""
-    if choice == "sdpa" and not model_class._supports_sdpa and model_class.config_class.model_type != "bloom":
+    """Raise UserError where sdpa is chosen and the base has none, neither transformers' nor this program's own."""
+    own = families.find(model_class.config_class.model_type).own_attention
+    if choice == "sdpa" and not model_class._supports_sdpa and not own:
         raise UserError(
             f"This base ({model_class.__name__}) has no attention through sdpa: set attention to auto or eager."
         )

@@ -19,6 +19,7 @@ from torch._subclasses import FakeTensorMode
 from transformers.utils import logging as chatter
 
 from qlora_gui import config as configs
+from qlora_gui import families
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.models import chunked_loss, lora
@@ -118,7 +119,7 @@ def peaks(config: Any, layers: int, run: RunConfig, rows: int, length: int, way:
 
 def prepared(model: Any, run: RunConfig) -> Any:
     """A loaded base made ready to train, as training/run.py does it for a GPU."""
-    if run.attention == "auto" and model.config.model_type == "bloom":
+    if run.attention == "auto" and families.find(model.config.model_type).cpu_eager_up_to:
         run = run.model_copy(update={"attention": "sdpa"})  # what auto is on a GPU
     lora.prepare(model, run)
     model = lora.attach(model, run)

@@ -19,7 +19,7 @@ STEP, PARAMETERS = "qlora_gui.simulation", "qlora_gui.simulation.count_parameter
 PATIENCE_SECONDS = 60
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 # Folders and files of this package that decide how the simulated step runs.
-_CODE = ("models", "simulation", "training", "optimizers.py", "step_rules.py")
+_CODE = ("families", "models", "simulation", "training", "optimizers.py", "step_rules.py")
 
 
 def folder() -> Path:
