@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from qlora_gui import hub, settings_yaml
+from qlora_gui import settings_yaml
 from qlora_gui.errors import UserError
 from qlora_gui.optimizers import DEFAULT, OPTIMIZERS
+from qlora_gui.references import DEMO, NO_REVISION
 from qlora_gui.system import files
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -173,9 +174,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "RunConfig":
-        folder = hub.local(self.base_model)
-        if self.revision and (self.base_model == "demo" or (folder is not None and folder.is_dir())):
-            raise ValueError("revision belongs to a hub model: leave it empty for demo or a local folder")
+        if self.revision and self.base_model == DEMO:  # of a local folder `ModelRef.check_revision` says it
+            raise ValueError(NO_REVISION)
         if self.gpu and self.gpu != "cpu" and (self.num_processes > 1 or self.accelerate_config):
             raise ValueError("gpu names one GPU for one process: leave it empty, or set num_processes to 1")
         if self.fsdp and self.num_processes == 1 and not self.accelerate_config:

@@ -12,6 +12,7 @@ from qlora_gui.cli import flags
 from qlora_gui.errors import UserError
 from qlora_gui.formatting import amount
 from qlora_gui.inference.sampling import Decoding
+from qlora_gui.references import ModelRef
 from qlora_gui.runs import gpus
 from qlora_gui.runs.store import RunStore
 from qlora_gui.system import console, processes
@@ -47,7 +48,7 @@ def _train(arguments: argparse.Namespace, store: RunStore) -> int:
         return train.train(store, None, arguments.resume, arguments.json, arguments.answers, changed)
     if arguments.resume_changed:
         raise UserError("--resume-changed says how a run is resumed: name the run with --resume.")
-    config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
+    config = _config(arguments)
     if arguments.queue:
         from qlora_gui.cli import sweep as queued
 
@@ -74,12 +75,19 @@ def _knobs(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in configs.fields() if hasattr(arguments, name)}
 
 
+def _config(arguments: argparse.Namespace) -> configs.RunConfig:
+    """The settings of the run that the flags describe. Raises UserError."""
+    knobs = _knobs(arguments)
+    config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
+    ModelRef.find(config.base_model, config.revision).check_revision()
+    return config
+
+
 def _fit(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui.cli import fit
     from qlora_gui.memory import budget
 
-    knobs = _knobs(arguments)
-    config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
+    config = _config(arguments)
     if not arguments.memory:
         hardware.settle(fresh=True)
         gpus.check(config.gpu)
@@ -198,8 +206,7 @@ def _preview(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui.cli import preview
     from qlora_gui.runs import row_preview
 
-    knobs = _knobs(arguments)
-    config = configs.resolve(knobs, arguments.config, preset_of(arguments, knobs))
+    config = _config(arguments)
     return preview.show(config, row_preview.SHOWN if arguments.rows is None else arguments.rows, arguments.json)
 
 

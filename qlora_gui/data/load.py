@@ -20,6 +20,7 @@ from qlora_gui.data.bad_rows import NAMED, Fault, FaultyRows
 from qlora_gui.data.file_readers import RawRow, open_rows, without_nan
 from qlora_gui.data.formats import FORMATS, Example, RowError, example, fits, recognize
 from qlora_gui.errors import UserError, first_line
+from qlora_gui.references import DataRef
 
 DEMO = Path(__file__).parent / "demo"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -98,22 +99,18 @@ class Survey:
 
 def find(dataset: str) -> Source:
     """Resolve a dataset name. Raises UserError when it is no file, no folder of files and no hub id."""
-    if dataset == "demo":
-        return Source("demo", DEMO / "train.jsonl", DEMO / "heldout.jsonl")
-    path = hub.local(dataset)
-    if path is not None and path.is_dir():
-        return _folder(dataset, path)
-    if path is not None and path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
+    ref = DataRef.find(dataset)
+    if ref.is_demo:
+        return Source(dataset, DEMO / "train.jsonl", DEMO / "heldout.jsonl")
+    if ref.path is not None and ref.path.is_dir():
+        return _folder(dataset, ref.path)
+    if ref.path is not None and ref.path.is_file():
+        if ref.path.suffix.lower() not in SUFFIXES:
             raise UserError(
                 f"The data file '{dataset}' is of no kind this program reads: use one of {', '.join(SUFFIXES)}."
             )
-        return Source(dataset, path)
-    if (
-        Path(dataset).suffix.lower() in SUFFIXES
-        or dataset.startswith((".", "/", "~"))
-        or not hub.looks_like_id(dataset)
-    ):
+        return Source(dataset, ref.path)
+    if Path(dataset).suffix.lower() in SUFFIXES or not hub.looks_like_id(dataset):
         raise UserError(
             f"The data file '{dataset}' does not exist: check the path (relative paths start at {Path.cwd()})."
         )

@@ -16,9 +16,10 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference import protocol
 from qlora_gui.inference.protocol import Conversation, Event, Load
 from qlora_gui.inference.sampling import Decoding
+from qlora_gui.references import ModelRef
 from qlora_gui.runs import base_names, gpus
 from qlora_gui.runs.launch import child_environment
-from qlora_gui.runs.store import Run, check_base
+from qlora_gui.runs.store import Run
 from qlora_gui.system import processes
 
 MODULE = "qlora_gui.inference.worker"
@@ -301,7 +302,7 @@ def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "
             f"The adapter '{adapters[0]}' was trained on '{named}', a folder that is not on this machine: name the same "
             "base with --base."
         )
-    check_base(named, arguments["revision"])
+    ModelRef.find(named, arguments["revision"]).check()
     return arguments
 
 

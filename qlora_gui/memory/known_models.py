@@ -13,6 +13,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.memory import model_shape as shapes
 from qlora_gui.memory import unsupported
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.references import ModelRef
 from qlora_gui.simulation import client
 
 DEMO = "HuggingFaceTB/SmolLM2-135M"  # the shape of the demo base
@@ -36,13 +37,12 @@ def config_json(config: RunConfig, ask: bool = True) -> Mapping[str, Any]:
 
     Raises UserError when none can be had.
     """
-    name = config.base_model
-    if name == "demo":
+    name, ref = config.base_model, ModelRef.find(config.base_model)
+    if ref.is_demo:
         return _entry(DEMO)
-    local = hub.local(name)
-    if local is not None and local.is_dir():
-        return _read(local / "config.json", f"The base model folder '{name}'")
-    if not hub.looks_like_id(name):
+    if ref.folder is not None:
+        return _read(ref.folder / "config.json", f"The base model folder '{name}'")
+    if not ref.may_be_on_hub:
         raise UserError(f"The base model folder '{name}' does not exist: check the path.")
     cached = hub.cached_file("models", name, "config.json", config.revision)
     if cached is not None:

@@ -16,6 +16,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.files import write_whole
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.references import DEMO, DataRef
 from qlora_gui.step_rules import checkpoint_interval
 
 CHARACTERS_PER_TOKEN = 3.6  # of English under the vocabularies of today's bases; other languages have fewer
@@ -155,7 +156,7 @@ def _lengths(config: RunConfig) -> tuple[int, ...]:
 
 def _stamp(dataset: str) -> tuple[int, int]:
     """What changes when a data file does."""
-    file = hub.local(dataset)
+    file = DataRef.find(dataset).path
     if file is None or not file.is_file():
         return 0, 0
     status = file.stat()
@@ -165,7 +166,7 @@ def _stamp(dataset: str) -> tuple[int, int]:
 @lru_cache(maxsize=8)
 def _characters(dataset: str, kind: Any, skip_bad_rows: bool, stamp: tuple[int, int]) -> tuple[int, ...]:
     """The characters of each row of the demo or of a file of bounded size; () for others, and for what cannot be read."""
-    if dataset != "demo" and not 0 < stamp[1] <= _MOST_BYTES:
+    if dataset != DEMO and not 0 < stamp[1] <= _MOST_BYTES:
         return ()
     try:
         rows = load.load(dataset, kind, skip_bad_rows=skip_bad_rows).train

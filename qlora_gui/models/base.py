@@ -12,6 +12,7 @@ from qlora_gui.data import chat_template
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.families import config_sizes
 from qlora_gui.models import demo
+from qlora_gui.references import ModelRef
 from qlora_gui.runs.fingerprints import config_of, fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -36,15 +37,15 @@ class Base:
 
 def locate(name: str, revision: str = "", say: Callable[[str], None] = print) -> Base:
     """Find a base, fetching what is missing. Raises UserError when it cannot be had."""
-    if name == "demo":
+    ref = ModelRef.find(name, revision)
+    if ref.is_demo:
         path = demo.ensure(say)
         return Base(name, str(path), None, fingerprint(path))
-    local = hub.local(name)
-    if local is not None and local.is_dir():
-        _refuse_strange_files(local)
-        _refuse_pickles(local)
-        _check_folder(local)
-        return Base(name, str(local.resolve()), None, fingerprint(local))
+    if ref.folder is not None:
+        _refuse_strange_files(ref.folder)
+        _refuse_pickles(ref.folder)
+        _check_folder(ref.folder)
+        return Base(name, str(ref.folder.resolve()), None, fingerprint(ref.folder))
     hub.require("models", name, revision)
     hub.go_offline_if_unreachable()
     return _on_hub(name, revision, say)

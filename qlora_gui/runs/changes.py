@@ -7,9 +7,9 @@ as the model reads them, by the trainer itself (`training.resumed`).
 from pathlib import Path
 from typing import Any
 
-from qlora_gui import hub
 from qlora_gui.data import load
 from qlora_gui.errors import UserError
+from qlora_gui.references import ModelRef
 from qlora_gui.runs import events
 from qlora_gui.runs.fingerprints import fingerprint
 from qlora_gui.runs.store import Run
@@ -53,15 +53,15 @@ def describe_data_changes(run: Run) -> str:
 def describe_base_change(run: Run) -> str:
     """That the base's folder on this machine holds another model than it did, in words; else "". Raises UserError."""
     before = (events.last(run.events()[0], "base") or {}).get("fingerprint")
-    folder = hub.local(run.config().base_model)
-    if not before or folder is None or not folder.is_dir() or run.config().base_model == "demo":
+    base = ModelRef.find(run.config().base_model)
+    if not before or base.folder is None or fingerprint(base.folder) == before:
         return ""
-    return another_base(run.config().base_model) if fingerprint(folder) != before else ""
+    return another_base(base.name)
 
 
 def another_base(name: str) -> str:
     """That a base is another one now."""
-    return f"the base '{Path(name).name if hub.local(name) else name}' has other weights or another shape"
+    return f"the base '{Path(name).name if ModelRef.find(name).folder else name}' has other weights or another shape"
 
 
 def check(run: Run) -> None:

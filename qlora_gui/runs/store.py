@@ -16,12 +16,13 @@ from typing import Any, Literal
 import filelock
 from pydantic import ValidationError
 
-from qlora_gui import hub, locks, plain_files
+from qlora_gui import hub, locks, plain_files, references
 from qlora_gui.config import RunConfig, marked
 from qlora_gui.data import chat_template
 from qlora_gui.data import load as data
 from qlora_gui.errors import UserError
 from qlora_gui.files import write_whole
+from qlora_gui.references import DEMO, ModelRef
 from qlora_gui.runs import bounded_reading, checkpoints, events, scan, seal, several, uploads
 from qlora_gui.system import files
 
@@ -215,7 +216,7 @@ class RunStore:
             with contextlib.suppress(UserError):
                 config = run.manifest().get("config")
                 values = [config.get(knob) for knob in marked("path")] if isinstance(config, dict) else []
-                yield from ((run.id, value) for value in values if isinstance(value, str) and value not in ("", "demo"))
+                yield from ((run.id, value) for value in values if isinstance(value, str) and value not in ("", DEMO))
 
     def get(self, run_id: str) -> Run:
         """The run of this id. Raises UserError when there is none."""
@@ -249,7 +250,9 @@ class RunStore:
         """
         for knob in marked("path"):
             self.check_allowed(getattr(config, knob), knob)
-        check_base(config.base_model, config.revision)
+        base = ModelRef.find(config.base_model, config.revision)
+        base.check_revision()
+        base.check()
         chat_template.check(config.chat_template)
         several.check(config, self.has_guests)
         source = data.find(config.dataset)
@@ -283,7 +286,7 @@ class RunStore:
         It says the same whether that exists or not.
         """
         named = named.strip()  # as a RunConfig does
-        if self.roots is None or named in ("", "demo"):
+        if self.roots is None or named in ("", DEMO):
             return
         path = hub.local(named)
         if knob == "accelerate_config":
@@ -384,22 +387,6 @@ class RunStore:
         )
 
 
-def check_base(base_model: str, revision: str = "") -> None:
-    """Raise UserError unless the base is `demo`, a local model folder, or something the hub has."""
-    path = hub.local(base_model)
-    if base_model == "demo" and (path is None or not path.is_dir()):
-        return
-    if path is not None and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"The base model folder '{base_model}' has no config.json: choose a transformers model folder."
-            )
-        return
-    if base_model.startswith((".", "/", "~")):
-        raise UserError(f"The base model folder '{base_model}' does not exist: check the path.")
-    hub.require("models", base_model, revision)
-
-
 def _is_below(path: Path, roots: Sequence[Path]) -> bool:
     """Whether a file or folder lies in one of these, its links followed."""
     try:
@@ -428,8 +415,7 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     """Local paths made absolute, so that a run can be resumed or replayed from any folder."""
     update = {}
     for knob in marked("path"):
-        value = getattr(config, knob)
-        if value not in ("", "demo") and (path := hub.local(value)):
+        if path := references.local(getattr(config, knob)):
             update[knob] = str(path.resolve())
     return config.model_copy(update=update)
 

@@ -10,6 +10,7 @@ from qlora_gui import settings_yaml
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.formatting import setting
+from qlora_gui.references import ModelRef
 from qlora_gui.runs.store import Run, RunStore, made_up_name
 
 MOST_RUNS = 64
@@ -55,7 +56,9 @@ def expand(values: Mapping[str, Any]) -> Sweep:
     for number, cell in enumerate(itertools.product(*varied.values()), 1):
         mine = dict(zip(varied, cell, strict=True))
         try:
-            made.append(configs.make(fixed | mine | {"name": f"{name}-{number}"}))
+            config = configs.make(fixed | mine | {"name": f"{name}-{number}"})
+            ModelRef.find(config.base_model, config.revision).check_revision()
+            made.append(config)
         except UserError as error:
             raise UserError(f"With {words(mine)}: {error}") from None
     return Sweep(name, tuple(varied), tuple(made))

@@ -14,7 +14,8 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.protocol import Answer
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
-from qlora_gui.runs.store import Run, RunStore, check_base
+from qlora_gui.references import ModelRef
+from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import views
 from qlora_gui.ui.compare import offers
 from qlora_gui.ui.rendering import html
@@ -175,7 +176,7 @@ class Room:
         if not runs or offers.key(runs[0].config()) == base:
             return (runs[0].config() if runs else self._any_config(base)), runs
         self.store.check_allowed(base)
-        check_base(base)
+        ModelRef.find(base).check()
         return runs[0].config().model_copy(update={"base_model": base, "revision": ""}), runs
 
     def _any_config(self, base: str) -> RunConfig:

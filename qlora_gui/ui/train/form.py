@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from qlora_gui import config as configs
-from qlora_gui import hub
 from qlora_gui.config import RunConfig, command_line
 from qlora_gui.data import load
 from qlora_gui.errors import UserError
 from qlora_gui.memory import cpu_guard
+from qlora_gui.references import ModelRef
 from qlora_gui.runs import several
-from qlora_gui.runs.store import RunStore, check_base
+from qlora_gui.runs.store import RunStore
 
 OWN = "own settings"  # the preset picker's word for a form that no preset filled
 _WORDS = {"lr": "learning rate", "rslora": "rsLoRA", "eval": "held-out", "fsdp": "FSDP"}
@@ -169,6 +169,10 @@ def judge(values: Mapping[str, Any], store: RunStore) -> tuple[RunConfig | None,
         return None, configs.faults(error) | _missing(values, store)
     faults = _missing(values, store)
     try:
+        ModelRef.find(config.base_model, config.revision).check_revision()
+    except UserError as error:
+        return None, {"": str(error).rstrip(".")} | faults
+    try:
         several.check(config, store.has_guests)
     except UserError as error:
         several_processes = "num_processes" if config.num_processes > 1 else "gpu"
@@ -185,11 +189,8 @@ def _missing(values: Mapping[str, Any], store: RunStore) -> dict[str, str]:
     faults: dict[str, str] = {}
     base, data, name = (str(values.get(knob) or "").strip() for knob in ("base_model", "dataset", "name"))
     try:
-        path = hub.local(base)
-        if base and (
-            (path is not None and path.is_dir()) or base.startswith((".", "/", "~")) or not hub.looks_like_id(base)
-        ):
-            check_base(base)
+        if base and not (ref := ModelRef.find(base)).may_be_on_hub:
+            ref.check()
     except UserError as error:
         faults["base_model"] = str(error).rstrip(".")
     try:
