@@ -207,6 +207,10 @@ def attend(
     for first in range(0, queries, CPU_QUERIES):
         end = first + CPU_QUERIES
         seen = mask[..., first:end, :end]  # causal: no query of this block sees a key beyond its end
-        part = query[:, :, first:end], key[:, :, :end], value[:, :, :end]
+        part = (
+            query[:, :, first:end],
+            key[:, :, :end],
+            value[:, :, :end],
+        )  # [rows, heads, queries, width], [..., keys, width]
         blocks.append(functional.scaled_dot_product_attention(*part, seen, dropout_p=dropout, scale=scale))
     return torch.cat(blocks, dim=2)

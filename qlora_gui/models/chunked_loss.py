@@ -30,10 +30,10 @@ class _SummedLoss(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> torch.Tensor:
         rows = chunk_rows(weight.shape[0], weight.device.type)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # [tokens, width]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), rows):
-            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
+            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]  # [rows, width], [rows, 1]
             total += _chunk(part, weight, bias, wanted, None if gradient is None else gradient[start : start + rows])
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -41,7 +41,7 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors  # [tokens, width]; grads[0] is that of the sum, one number
         return (gradient * grads[0]).to(gradient.dtype), None, None, None
 
 
@@ -52,7 +52,11 @@ def _chunk(
     wanted: torch.Tensor,
     gradient: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The summed loss of some rows, their gradient written to `gradient`; a call of its own, so that logits are freed."""
+    """The summed loss of some rows, their gradient written to `gradient`; a call of its own, so that logits are freed.
+
+    part and gradient: [rows, width]; weight: [vocabulary, width]; bias: [vocabulary]; wanted: [rows, 1]. The logits are
+    written over, first by their exponentials and then by their gradient: one such tensor in fp32 is the peak of a chunk.
+    """
     logits = functional.linear(part, weight, bias).float()  # [rows, vocabulary]
     largest = logits.amax(-1, keepdim=True)  # [rows, 1], as `losses` and `normalizer`
     losses = largest - logits.gather(1, wanted)
@@ -62,7 +66,7 @@ def _chunk(
     if gradient is not None:
         # softmax - onehot, left unscaled so that fp16 does not underflow
         logits.div_(normalizer).scatter_add_(1, wanted, torch.full_like(normalizer, -1.0))
-        _product(logits.to(part.dtype), weight, gradient)
+        _product(logits.to(part.dtype), weight, gradient)  # a second copy where the model computes in 16 bits
     return losses.sum()
 
 
@@ -132,13 +136,15 @@ def _with_rest(signature: inspect.Signature) -> inspect.Signature:
 
 def _chunked(model: Any, plain_forward: Any, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     head = model.get_output_embeddings()
-    hidden = model.base_model(*args, **kwargs).last_hidden_state
+    hidden = model.base_model(*args, **kwargs).last_hidden_state  # [rows, tokens, width]
     return summed_loss(hidden, head.weight, head.bias, labels)
 
 
 def _of_all_logits(model: Any, plain_forward: Any, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     with attention.handed_blocks(kwargs):
-        logits = plain_forward(*args, **kwargs).logits[:, :-1].flatten(0, 1).float()
+        logits = (
+            plain_forward(*args, **kwargs).logits[:, :-1].flatten(0, 1).float()
+        )  # [rows * (tokens - 1), vocabulary]
     return functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
 
 

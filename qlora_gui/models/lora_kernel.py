@@ -47,16 +47,17 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        x, a, b, inner, mask = ctx.saved_tensors
+        x, a, b, inner, mask = ctx.saved_tensors  # mask: bool, of x's shape, or None
         grad = grads[0]  # [tokens, out]
         to_inner = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)  # [tokens, rank]
         # In this order, for a CPU's kernels are slow where the long side comes first: 1.3 to 1.9 times.
+        # [out, rank] and [rank, in], in fp32 as a and b are
         to_b = (inner.t() @ grad).t().to(torch.float32, memory_format=torch.contiguous_format).mul_(ctx.scaling)
         to_a = (to_inner.t() @ _dropped(x, mask, ctx.dropout)).float()
-        to_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None
+        to_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None  # [out]
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = grad @ dense(ctx.linear, grad.dtype)
+            to_x = grad @ dense(ctx.linear, grad.dtype)  # [tokens, in]
             if mask is None:
                 to_x.addmm_(to_inner, a.to(grad.dtype))
             else:

@@ -96,7 +96,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         query, key, value, mask, out, sums = ctx.saved_tensors
+        # [rows, heads, tokens, size] each, in fp32 only until this layer's gradients are made
         wide = [part.float() for part in (grads[0], query, key, value, out)]
+        # of query, key and value, each of its own shape
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *wide, sums, 0.0, ctx.causal, attn_mask=_added(mask), scale=ctx.scale
         )
