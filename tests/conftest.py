@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ if (
 from qlora_gui import hub
 from qlora_gui.config import make
 from qlora_gui.runs import launch
+from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run, RunStore
 from tests import attacks
 
@@ -126,6 +127,11 @@ def wait_until_ended(run: Run, seconds: float = 120) -> str:
             return run.state()
         time.sleep(0.2)
     raise AssertionError(f"{run.id} is still {run.state()} after {seconds} s:\n{run.log_tail()}")
+
+
+def last(events: Sequence[Event], *kinds: str) -> Event | None:
+    """The latest event of one of these kinds."""
+    return next((event for event in reversed(events) if event["kind"] in kinds), None)
 
 
 def train(store: RunStore, **knobs: object) -> Run:

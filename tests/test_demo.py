@@ -141,7 +141,7 @@ def test_shuffled_answers_are_not_judged_better(tmp_path: Path) -> None:
     assert found["loss"]["rows"] == 100 and found["verdict"]["kind"] in ("worse", "unclear"), found["verdict"]
     assert found["dependence"]["high"] < 0
     run = RunStore(tmp_path / "adapters").get("shuffled")
-    said = " ".join(f"{one.evidence} {one.why}" for one in diagnostics.after(run.config(), run.events()[0], found))
+    said = " ".join(f"{one.evidence} {one.why}" for one in diagnostics.after(run.config(), run.history(), found))
     assert "prompt" in said
     headless(tmp_path, "--headless-report", "--out", "report.md")
     assert "ignores prompts" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -163,4 +163,4 @@ def test_one_epoch_of_the_shared_data_is_judged_better(tmp_path: Path) -> None:
 
 def _bad_findings(folder: Path, name: str, found: dict[str, Any]) -> list[diagnostics.Finding]:
     run = RunStore(folder / "adapters").get(name)
-    return [one for one in diagnostics.after(run.config(), run.events()[0], found) if one.level == "bad"]
+    return [one for one in diagnostics.after(run.config(), run.history(), found) if one.level == "bad"]

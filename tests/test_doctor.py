@@ -15,6 +15,8 @@ from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import card
 from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.runs.events import sound
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, findings
 from qlora_gui.ui import findings as ui_findings
@@ -72,8 +74,25 @@ def healthy_events() -> list[Values]:
     events: list[Values] = [
         {"t": 0.0, "kind": "started"},
         {"t": 0.0, "kind": "stage", "text": "Reading the data"},
-        {"t": 0.0, "kind": "data", "used": 301, "held_out": 44, "truncated": 0, "dropped": 0, "facts": facts()},
-        {"t": 0.0, "kind": "base", "device": "cpu", "dtype": "bfloat16", "revision": None, "template": "3c2d07a8f2b1"},
+        {
+            "t": 0.0,
+            "kind": "data",
+            "used": 301,
+            "held_out": 44,
+            "truncated": 0,
+            "dropped": 0,
+            "dropped_rows": [],
+            "facts": facts(),
+        },
+        {
+            "t": 0.0,
+            "kind": "base",
+            "name": "demo",
+            "device": "cpu",
+            "dtype": "bfloat16",
+            "revision": None,
+            "template": "3c2d07a8f2b1",
+        },
         held_out(0, 1.62),
         step(1, 1.58),
     ]
@@ -82,6 +101,12 @@ def healthy_events() -> list[Values]:
         if number in (38, 76, 114):
             events.append(held_out(number, {38: 0.86, 76: 0.71, 114: 0.69}[number]))
     return [*events, {"t": 200.0, "kind": "saved", "step": 114}, {"t": 201.0, "kind": "finished", "step": 114}]
+
+
+def history(events: list[Values]) -> RunHistory:
+    """As it is read from a file with these events."""
+    read = (event for event, _ in map(sound, events))
+    return RunHistory([event for event in read if event is not None])
 
 
 def texts(**other: Any) -> Values:
@@ -178,7 +203,7 @@ def with_events(change: Callable[[list[Values]], Any]) -> Callable[[], list[Find
     def planted() -> list[Finding]:
         events = healthy_events()
         change(events)
-        return diagnostics.during(DEMO, events)
+        return diagnostics.during(DEMO, history(events))
 
     return planted
 
@@ -188,7 +213,7 @@ def with_evaluation(**parts: Values) -> Callable[[], list[Finding]]:
         evaluation = healthy_evaluation()
         for name, changed in parts.items():
             evaluation[name] |= changed
-        return diagnostics.after(DEMO, healthy_events(), evaluation)
+        return diagnostics.after(DEMO, history(healthy_events()), evaluation)
 
     return planted
 
@@ -434,17 +459,17 @@ def test_a_healthy_run_hears_nothing_at_any_moment() -> None:
     assert before() == [] == before(facts=None, shape=None)
     events = healthy_events()
     for end in range(len(events) + 1):
-        assert diagnostics.during(DEMO, events[:end]) == []
-    assert diagnostics.after(DEMO, events, healthy_evaluation()) == []
+        assert diagnostics.during(DEMO, history(events[:end])) == []
+    assert diagnostics.after(DEMO, history(events), healthy_evaluation()) == []
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
     evaluation = healthy_evaluation() | dict.fromkeys(("texts", "eos", "general", "dependence"))
-    assert diagnostics.after(DEMO, healthy_events(), evaluation) == []
-    assert diagnostics.after(DEMO, healthy_events(), None) == []
+    assert diagnostics.after(DEMO, history(healthy_events()), evaluation) == []
+    assert diagnostics.after(DEMO, history(healthy_events()), None) == []
     of_old_run = [event for event in healthy_events() if event["kind"] != "probe"]
     del of_kind(of_old_run, "data")[0]["facts"]
-    assert diagnostics.after(DEMO, of_old_run, None) == []
+    assert diagnostics.after(DEMO, history(of_old_run), None) == []
 
 
 def shape_of(config: RunConfig) -> Shape:
@@ -515,10 +540,10 @@ def test_halving_a_rate_stays_among_the_usual_rates() -> None:
         config = DEMO.model_copy(update={"learning_rate": rate})
         events = healthy_events()
         one_step(30, loss=9.0)(events)
-        (spike,) = diagnostics.during(config, events)
+        (spike,) = diagnostics.during(config, history(events))
         assert spike.knobs and names(before(configs.make(config.model_dump() | spike.knobs))) == set()
     slow = DEMO.model_copy(update={"learning_rate": 5e-5})
-    (spike,) = diagnostics.during(slow, events)
+    (spike,) = diagnostics.during(slow, history(events))
     assert spike.knobs == {} and "low already" in spike.fix
 
 
@@ -552,7 +577,7 @@ def test_infinite_first_gradients_in_fp16_are_no_fault() -> None:
     events = healthy_events()
     of_kind(events, "base")[0].update(dtype="float16", device="Tesla T4")
     one_step(0, grad_norm=None)(events)
-    assert names(diagnostics.during(DEMO, events)) == {"half_precision"}
+    assert names(diagnostics.during(DEMO, history(events))) == {"half_precision"}
 
 
 def test_biases_alone_are_an_adapter() -> None:
@@ -564,7 +589,10 @@ def test_a_resumed_run_is_judged_by_what_it_did_last() -> None:
     events = healthy_events()
     broken = [step(number, 9.0) for number in range(60, 90, 2)]
     place = events.index(next(event for event in of_kind(events, "step") if event["step"] == 60))
-    assert diagnostics.during(DEMO, events[:place] + broken + [{"t": 90.0, "kind": "started"}] + events[place:]) == []
+    assert (
+        diagnostics.during(DEMO, history([*events[:place], *broken, {"t": 90.0, "kind": "started"}, *events[place:]]))
+        == []
+    )
 
 
 def test_the_worst_comes_first() -> None:
@@ -589,18 +617,18 @@ def test_findings_are_shown_escaped_with_at_most_four_different_changes() -> Non
 def test_damaged_files_are_not_judged_and_stop_nothing(odd: Any) -> None:
     config = DEMO.model_copy(update={"learning_rate": 1e-2})
     for part in healthy_evaluation():
-        found = diagnostics.after(config, healthy_events(), healthy_evaluation() | {part: odd})
+        found = diagnostics.after(config, history(healthy_events()), healthy_evaluation() | {part: odd})
         assert "learning_rate" in names(found)
     for kind in ("data", "base", "step", "eval"):
         events = healthy_events()
         for event in of_kind(events, kind)[:2]:
             for key in event.keys() - {"kind", "t"}:
                 event[key] = odd
-        assert "learning_rate" in names(diagnostics.after(config, events, None))
+        assert "learning_rate" in names(diagnostics.after(config, history(events), None))
         for event in of_kind(events, kind):
             for key in event.keys() - {"kind", "t"}:
                 del event[key]
-        assert names(diagnostics.after(config, events, None)) == {"learning_rate"}
+        assert names(diagnostics.after(config, history(events), None)) == {"learning_rate"}
 
 
 @pytest.mark.slow
@@ -611,9 +639,9 @@ def test_a_real_run_brings_the_facts_of_its_rows(store: RunStore, bloom: Path) -
     assert told["rows"] == 301 and told["eos_supervised"] == 1 and not told["has_template"]
     base = next(event for event in events if event["kind"] == "base")
     assert told["template"] == base["template"]
-    assert names(diagnostics.during(run.config(), events)) == {"few_steps"}
-    assert names(findings.of_run(run, events)) == {"few_steps"}
-    said = names(diagnostics.after(run.config(), events, None))
+    assert names(diagnostics.during(run.config(), history(events))) == {"few_steps"}
+    assert names(findings.of_run(run, run.history())) == {"few_steps"}
+    said = names(diagnostics.after(run.config(), history(events), None))
     assert said == {"few_steps", "learning_rate", "lora_only_biases", "base_without_template"}
 
     mended = actions.again(store, lambda: None, run.id, {"max_steps": 3})

@@ -15,7 +15,7 @@ from qlora_gui.config import make
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
 from qlora_gui.inference import adapter_file
-from qlora_gui.runs import event_shapes, events
+from qlora_gui.runs import event_file, events
 from qlora_gui.runs.event_text import describe
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
@@ -56,7 +56,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BAD_VALUES: list[Any] = [None, True, -1, 1e300, 10**400, "x", [], [[]], {}, {"a": {}}, [3], "x" * 300_000]
-HUGE = b'{"t": 1.0, "kind": "stage", "text": "' + b"x" * (event_shapes.MOST_BYTES + 5) + b'"}'
+HUGE = b'{"t": 1.0, "kind": "stage", "text": "' + b"x" * (events.MOST_BYTES + 5) + b'"}'
 NO_EVENTS = [b"[]", b"3", b"null", b'"text"', b"true", b"{}", b'{"kind": "step"}', b'{"t": "x", "kind": "step"}', b"\xff\xfe",
              b'{"t": 1, "kind": ["step"]}', b'{"t": 1, "kind": "skipped", "count": "x"}', b'{"t": 1, "kind": "thinned"}',
              b"NaN", b"1" * 5000, b"[" * 100_000, HUGE]  # fmt: skip
@@ -85,12 +85,13 @@ def every_reader(store: RunStore, run: Run) -> str:
     [one] = summaries(store)
     now = run_view.Drawing(run, one.state)
     said = [now.head, now.overview, now.data, now.plots, now.probes, now.numbers, *map(describe, found)]
-    said += [views.outcome(one.state, found, "", one.checkpoint, one.adapter), views.stage("running", found)]
-    said += [views.headline(run.id, "running", found), evaluation_views.timeline(found), str(one.row())]
+    history = run.history()
+    said += [views.outcome(one.state, history, "", one.checkpoint, one.adapter), views.stage("running", history)]
+    said += [views.headline(run.id, "running", history), evaluation_views.timeline(history), str(one.row())]
     said += [comparison.render([run, run], [one, one])]
-    if dead := memory_views.find_oom_report(found):
+    if dead := run.history().oom_report:
         said += [memory_views.oom_report(dead), str(memory_views.retries(dead))]
-    findings.of_run(run, found), findings.after_run(run, None), diagnostics.during(run.config(), found)
+    findings.of_run(run, history), findings.after_run(run, None), diagnostics.during(run.config(), history)
     blocks = report.written(store)
     said += [render(blocks) for render in report.RENDERERS.values()]
     sweep._losses(run, "finished")
@@ -140,7 +141,7 @@ def test_no_wrong_field_ends_a_reader(store: RunStore, attempt: Attempts) -> Non
         now = run_view.Drawing(run, one.state)
         _ = now.head, now.overview, now.data, now.plots, now.probes, now.numbers, list(map(describe, found))
         findings.after_run(run, None)
-        if dead := memory_views.find_oom_report(found):
+        if dead := run.history().oom_report:
             memory_views.retries(dead)
         for line in lines[first : first + 12]:
             attempt(True, line[:200])
@@ -181,8 +182,8 @@ def test_who_follows_headless_is_told(store: RunStore, capsys: pytest.CaptureFix
 @pytest.mark.attack("an events.jsonl of 400 MB without a line end")
 def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
     code = (
-        "import sys, tracemalloc\nfrom pathlib import Path\nfrom qlora_gui.runs import events\n"
-        "tracemalloc.start()\nfound, end = events.read(Path(sys.argv[1]))\n"
+        "import sys, tracemalloc\nfrom pathlib import Path\nfrom qlora_gui.runs import event_file\n"
+        "tracemalloc.start()\nfound, end = event_file.read(Path(sys.argv[1]))\n"
         "print(len(found), end, tracemalloc.get_traced_memory()[1])"
     )
     path = tmp_path / "events.jsonl"
@@ -192,4 +193,4 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     count, end, peak = map(int, done.stdout.split())
     assert (count, end) == (1, 41) and peak < 32 << 20, f"{peak >> 20} MB"
-    assert events.read(path)[1] == 41
+    assert event_file.read(path)[1] == 41

@@ -23,10 +23,9 @@ from qlora_gui.evaluation import run as evaluate
 from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from tests import tokenizers
-from tests.conftest import SHARED_DATA, need, train
+from tests.conftest import SHARED_DATA, last, need, train
 
 ROWS = SHARED_DATA.parent / "reports" / "same_answer.jsonl"
 ANSWER = "The parcel never came."

@@ -14,6 +14,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.memory import advice, budget, known_models
 from qlora_gui.memory.calibration import Calibration
 from qlora_gui.memory.estimate import MemoryPlan, plan
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.ui import memory_views, views
 from qlora_gui.ui.runs import cache
 from qlora_gui.ui.train.memory_panel import Shapes
@@ -58,7 +59,7 @@ def test_names_of_devices_and_programs_are_escaped() -> None:
     drawn = plan(config, known_models.find(config), nasty)
     found = {"phase": NASTY, "step": 3, "held_by": [{"pid": 1, "name": NASTY, "bytes": GB}]}
     events = [
-        {"t": 0.0, "kind": "fit", "text": NASTY},
+        {"t": 0.0, "kind": "fit", "text": NASTY, "knobs": {}},
         {"t": 0.0, "kind": "memory", "gpu": NASTY, "predicted": 10, "measured": 10},
     ]
     for said in (
@@ -67,7 +68,7 @@ def test_names_of_devices_and_programs_are_escaped() -> None:
         memory_views.table(drawn),
         memory_views.unknown(NASTY),
         memory_views.oom_report(found),
-        memory_views.summary(events),
+        memory_views.summary(RunHistory(events)),
         cache.listed([Entry(NASTY, Path("/x"), GB)]),
     ):
         assert "<script>" not in said
@@ -98,23 +99,23 @@ def test_at_most_five_changes_the_ones_that_fit_and_only_cost_time_first() -> No
 
 def test_a_prediction_is_held_against_what_was_measured() -> None:
     event = {"t": 0.0, "kind": "memory", "gpu": "RTX", "predicted": 10 * GB, "measured": round(10.3 * GB)}
-    assert "predicted 10.0 GB, measured 10.3 GB (3% off)" in memory_views.summary([event])
-    assert memory_views.summary([]) == ""
+    assert "predicted 10.0 GB, measured 10.3 GB (3% off)" in memory_views.summary(RunHistory([event]))
+    assert memory_views.summary(RunHistory()) == ""
 
 
 def test_an_autopsy_leaves_out_what_nobody_knows_and_a_resumed_run_has_none() -> None:
     bare = {"phase": "in the loss", "step": 2, "predicted": None, "measured": None, "held_by": [], "changes": []}
     failed = {"t": 0.0, "kind": "failed", "message": "out of memory", "bug": False, "autopsy": bare}
-    assert memory_views.find_oom_report([failed]) == bare
+    assert RunHistory([failed]).oom_report == bare
     said = memory_views.oom_report(bare)
     assert "in the loss" in said and "predicted" not in said and "No other program" in said
     assert memory_views.retries(bare) == []
-    assert memory_views.find_oom_report([failed, {"t": 1.0, "kind": "started"}]) is None
+    assert RunHistory([failed, {"t": 1.0, "kind": "started"}]).oom_report is None
     with_changes = bare | {"changes": [{"knobs": {"rank": 8}, "text": "Rank 8", "saves": 1, "fits": False}] * 2}
     assert len(memory_views.retries(with_changes)) == 2
-    told = views.outcome("failed", [failed | {"autopsy": with_changes}], "", False, False)
+    told = views.outcome("failed", RunHistory([failed | {"autopsy": with_changes}]), "", False, False)
     assert "one of the changes below" in told
-    assert "Mend the cause" in views.outcome("failed", [failed], "", False, False)
+    assert "Mend the cause" in views.outcome("failed", RunHistory([failed]), "", False, False)
 
 
 def test_typing_a_base_never_asks_the_hub() -> None:

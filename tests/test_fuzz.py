@@ -30,7 +30,7 @@ from qlora_gui.inference.multi_lora import RowAdapters
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models.base import load_tokenizer
 from qlora_gui.preferences.votes import VoteLog
-from qlora_gui.runs import events, sweep
+from qlora_gui.runs import event_file, sweep
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import train
 
@@ -391,7 +391,7 @@ def test_events_and_votes_that_are_not_ours(tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("lines")
     (folder / "events.jsonl").write_bytes(b"\n".join(lines))
     (folder / "votes.jsonl").write_bytes(b"\n".join(lines))
-    found, _ = events.read(folder / "events.jsonl")
+    found, _ = event_file.read(folder / "events.jsonl")
     assert all(isinstance(event["kind"], str) for event in found)
     VoteLog(folder).read()
     Run(folder).state()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qlora_gui.config import make
-from qlora_gui.runs import derived_cache, events, queue, scan
+from qlora_gui.runs import derived_cache, event_file, queue, scan
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import app
@@ -43,7 +43,7 @@ def runs(many: Path, tmp_path: Path) -> RunStore:
 def anew(store: RunStore) -> list[object]:
     """What a page says that has just been started."""
     index._indexes.clear()
-    events._known.clear()
+    event_file._known.clear()
     found = [one.row() for one in summaries(store)]
     kept(store)  # what the background writes would come in between
     return found
@@ -161,7 +161,7 @@ def test_a_long_run_is_read_in_the_background(runs: RunStore, monkeypatch: pytes
     monkeypatch.setattr(index, "MUCH", 1 << 19)
     run = runs.get(LONG)
     assert run.events_file.stat().st_size > 1 << 19
-    events._known.clear()
+    event_file._known.clear()
     assert not index.summary(run, index.PATIENCE_SECONDS).read
     assert run.state() == "finished", "its end is known without reading it"
     assert "Its events are being read" in index.reading(run)
@@ -173,14 +173,14 @@ def test_a_long_run_is_read_in_the_background(runs: RunStore, monkeypatch: pytes
 
 def test_opening_a_long_run_waits_for_none_of_its_events(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "MUCH", 1 << 19)
-    monkeypatch.setattr(events, "_TAIL", 1 << 16)
-    events._known.clear()
+    monkeypatch.setattr(event_file, "_TAIL", 1 << 16)
+    event_file._known.clear()
     monkeypatch.setattr(index.Index, "read_on", lambda self: None)  # nobody reads it meanwhile either
     opened = next(one.fn for one in build_app(runs).fns.values() if getattr(one.fn, "__name__", "") == "detail")
     values = [part.get("value", "") if isinstance(part, dict) else part for part in opened([LONG], "").values()]
     shown = " ".join(part for part in values if isinstance(part, str))
     assert "Its events are being read: 0%" in shown and "finished" in shown and "Died" not in shown
-    assert events.behind(runs.get(LONG).events_file) > 1 << 19, "something read them all"
+    assert event_file.behind(runs.get(LONG).events_file) > 1 << 19, "something read them all"
 
 
 def test_who_looks_at_once_shares_a_look(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import calibration
 from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.report import collect
-from qlora_gui.runs import events, launch, queue, scan
+from qlora_gui.runs import event_file, launch, queue, scan
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions, app
@@ -178,7 +178,7 @@ def test_a_vote_on_a_full_disk_is_told_and_can_be_given_again(
     (store.root / "ballast").unlink()
     log.add(vote("after"))
     assert [one.prompt for one in log.read()] == ["before", *["meanwhile"] * written, "after"]
-    assert not any(event["kind"] == "skipped" for event in events.read(log.path, whole=True)[0])
+    assert not any(event["kind"] == "skipped" for event in event_file.read(log.path, whole=True)[0])
 
 
 def test_the_queue_on_a_full_disk(store: RunStore, small: Callable[[int], None]) -> None:
@@ -281,7 +281,7 @@ def test_a_line_that_was_written_in_part_is_taken_back(tmp_path: Path, monkeypat
         with pytest.raises(OSError, match="No space left"):
             log.append("stage", text="three")
     log.append("stage", text="four")
-    told, *found = events.read(log.path)[0]
+    told, *found = event_file.read(log.path)[0]
     assert told["count"] == 1 and [event["text"] for event in found] == ["one", "other", "four"]
 
 
@@ -395,7 +395,7 @@ def test_a_lost_write_behind_the_last_line_changes_no_state(store: RunStore) -> 
     with run.events_file.open("ab") as file:
         file.write(b"\0" * (9 << 20))
     assert run.state() == "finished"
-    events.catch_up(run.events_file)
+    event_file.catch_up(run.events_file)
     assert index.reading(run) == "" and run.state() == "finished"
 
 

@@ -15,12 +15,12 @@ from qlora_gui.memory import known_models
 from qlora_gui.memory.budget import GIB, card
 from qlora_gui.memory.estimate import plan
 from qlora_gui.models import device as devices
-from qlora_gui.runs import events, launch
+from qlora_gui.runs import launch
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training import __main__ as program
 from qlora_gui.training import limit, oom, preflight
 from qlora_gui.training.trainer import arguments
-from tests.conftest import TINY, train, wait_until_ended
+from tests.conftest import TINY, last, train, wait_until_ended
 from tests.test_step import config_of, rows_of, trainable
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_a_run_that_is_too_large_goes_on_with_smaller_micro_batches(
     size = (peak_of(llama, 8) + peak_of(llama, 4)) // 2
     run = run_within(store, monkeypatch, size, base_model=str(llama))
     assert run.state() == "finished", run.log_tail()
-    changed = events.last(run.events()[0], "fit")
+    changed = last(run.events()[0], "fit")
     assert changed and changed["knobs"]["batch_size"] == 4 and changed["knobs"]["gradient_accumulation"] == 2
     assert "micro-batch 4, accumulation 2" in changed["text"] and changed["text"] in run.log_tail()
     assert run.config().batch_size == 8  # what was asked for stays as it was

@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 from markdown_it import MarkdownIt
 
+from qlora_gui import diagnostics
 from qlora_gui.cli import evaluate
 from qlora_gui.cli.report import report
 from qlora_gui.config import RunConfig
@@ -456,7 +457,7 @@ def test_steps_done_again_after_a_resume_replace_the_old_ones(store: RunStore) -
     made = Made(store, "r8").trained([2.0, 1.5, 9.0], end="")
     made.log.append("started", pid=2, resumed=True)
     made.log.append("eval", step=40, loss=1.1, tokens=9000)
-    assert [event["loss"] for event in one(store, "r8").held_out()] == [2.0, 1.5, 1.1]
+    assert [loss for _, loss in one(store, "r8").history.held_out()] == [2.0, 1.5, 1.1]
 
 
 def test_only_what_differs_is_listed_beside_the_usual_four(store: RunStore) -> None:
@@ -556,15 +557,16 @@ def test_a_damaged_run_is_told_and_breaks_nothing(store: RunStore, harm: Callabl
     check_page(html.render(written(store)))
 
 
-def test_what_the_doctor_cannot_read_costs_its_findings_alone(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot_read(*seen: Any) -> list[Any]:
+def test_a_bug_inside_a_check_surfaces(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_a_bug(seen: Any) -> None:
         raise KeyError("rows")
 
     Made(store, "odd").trained().evaluated()
-    monkeypatch.setattr(collect.diagnostics, "after", cannot_read)
-    text = in_markdown(store)
-    assert "Not examined: its events or its evaluation lack what the doctor reads." in text
-    assert "not examined" in rows(store, "verdict")[0] and "Better on the task" in text
+    monkeypatch.setattr(diagnostics.curves, "CHECKS", (of_a_bug,))
+    with pytest.raises(KeyError):
+        diagnostics.during(Run(store.root / "odd").config(), Run(store.root / "odd").history())
+    with pytest.raises(KeyError):
+        in_markdown(store)
 
 
 def test_a_running_run_is_told_as_that(store: RunStore) -> None:

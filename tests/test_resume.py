@@ -17,11 +17,11 @@ from qlora_gui.evaluation import job
 from qlora_gui.evaluation import run as evaluate
 from qlora_gui.runs import changes, checkpoints, launch, queue
 from qlora_gui.runs.changes import ChangedError
-from qlora_gui.runs.events import EventLog, last
+from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import run_view
 from qlora_gui.ui.runs import resuming
-from tests.conftest import train, wait_until_ended
+from tests.conftest import last, train, wait_until_ended
 
 ROOT = Path(__file__).parents[1]
 

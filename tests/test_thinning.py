@@ -9,7 +9,9 @@ import pytest
 
 from qlora_gui import diagnostics
 from qlora_gui.config import make
-from qlora_gui.runs import curves, derived_cache, events
+from qlora_gui.runs import curves, derived_cache, event_file
+from qlora_gui.runs.events import Step
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.thinning import PEAK, Thinned
 
 COUNT = 40_000
@@ -32,7 +34,7 @@ def long_run(tmp_path: Path) -> Path:
 
 
 def test_what_is_kept_is_a_sample_with_all_that_stands_out(long_run: Path) -> None:
-    found, end = events.read(long_run)
+    found, end = event_file.read(long_run)
     steps = [event for event in found if event["kind"] == "step"]
     assert end == long_run.stat().st_size and len(steps) < 4000
     assert found[0]["kind"] == "thinned" and found[0]["counts"] == {"step": COUNT}
@@ -40,13 +42,13 @@ def test_what_is_kept_is_a_sample_with_all_that_stands_out(long_run: Path) -> No
     assert [event["step"] for event in steps[-512:]] == list(range(COUNT - 511, COUNT + 1)), "the newest are whole"
     assert {12_345, 23_456, 1} <= {event["step"] for event in steps}
     assert len([event for event in found if event["kind"] == "eval"]) == 40, "few of a kind are all kept"
-    checks = {one.check: one.evidence for one in diagnostics.during(make({}), found)}
+    checks = {one.check: one.evidence for one in diagnostics.during(make({}), RunHistory(found))}
     assert "9.00 at step 12345" in checks["loss_spikes"] and "first at step 23456" in checks["not_a_number"]
 
 
 def test_the_curve_is_that_of_all_points(long_run: Path) -> None:
-    found, _ = events.read(long_run)
-    drawn = curves.thinned(curves.points(found, "step", "loss"))
+    found, _ = event_file.read(long_run)
+    drawn = curves.thinned(RunHistory(found).points(Step, "loss"))
     assert len(drawn) <= curves.MAX_POINTS
     gaps = [right - left for (left, _), (right, _) in itertools.pairwise(drawn)]
     assert max(gaps) < 3 * COUNT / curves.MAX_POINTS, "the newest, of which all are kept, take no more room than others"
@@ -61,26 +63,26 @@ def test_what_is_added_goes_on_from_there_and_bucket_by_bucket_it_is_the_same(lo
     for first in range(0, len(lines), 7001):
         with slowly.open("ab") as file:
             file.writelines(lines[first : first + 7001])
-        events.read(slowly)
-    assert events.read(slowly) == events.read(long_run)
+        event_file.read(slowly)
+    assert event_file.read(slowly) == event_file.read(long_run)
 
 
 def test_the_cache_saves_time_and_is_never_the_truth(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LONG", 1 << 20)
-    whole = events.read(long_run)
+    monkeypatch.setattr(event_file, "_LONG", 1 << 20)
+    whole = event_file.read(long_run)
     name = derived_cache.folder() / derived_cache.name_of("events", long_run)
     assert name.exists()
     read: list[int] = []
-    parsed = events._parsed
-    monkeypatch.setattr(events, "_parsed", lambda line: (read.append(1), parsed(line))[1])
+    parsed = event_file._parsed
+    monkeypatch.setattr(event_file, "_parsed", lambda line: (read.append(1), parsed(line))[1])
 
     def anew() -> object:
-        events._known.clear()
+        event_file._known.clear()
         read.clear()
-        return events.read(long_run)
+        return event_file.read(long_run)
 
     assert anew() == whole and not read, "another process reads nothing again"
-    assert events.behind(long_run) == 0
+    assert event_file.behind(long_run) == 0
     good = name.read_bytes()
     damages = [b"", b"{}", good[:-20], good[:100] + b"X" + good[101:], b"1 00\n{}", good.replace(b'"end"', b'"env"')]
     for damage in damages:
@@ -96,24 +98,24 @@ def test_the_last_mark_is_found_from_the_end(long_run: Path, monkeypatch: pytest
     with long_run.open("a") as file:
         file.write(json.dumps({"t": 1.0, "kind": "stopped", "step": COUNT}) + "\n")
     count: list[int] = []
-    parsed = events._parsed
-    monkeypatch.setattr(events, "_parsed", lambda line: (count.append(1), parsed(line))[1])
-    found = events.mark(long_run)
+    parsed = event_file._parsed
+    monkeypatch.setattr(event_file, "_parsed", lambda line: (count.append(1), parsed(line))[1])
+    found = event_file.mark(long_run)
     assert found and found["kind"] == "stopped" and len(count) < COUNT / 5
 
 
 def test_catching_up_lets_others_ask_how_far_it_is(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_BLOCK", 1 << 16)
+    monkeypatch.setattr(event_file, "_BLOCK", 1 << 16)
     left: list[int] = []
-    advance = events._Known.advance
+    advance = event_file._Known.advance
 
-    def told(known: events._Known, *given: object) -> bool:
+    def told(known: event_file._Known, *given: object) -> bool:
         done = advance(known, *given)  # type: ignore[arg-type]
         left.append(long_run.stat().st_size - known.end)
         return done
 
-    monkeypatch.setattr(events._Known, "advance", told)
-    events.catch_up(long_run)
+    monkeypatch.setattr(event_file._Known, "advance", told)
+    event_file.catch_up(long_run)
     assert len(left) > 20 and left == sorted(left, reverse=True) and left[-1] == 0
 
 

@@ -19,10 +19,11 @@ from qlora_gui.data import chat_template, collate, load, tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.models import base as bases
 from qlora_gui.models import lora
-from qlora_gui.runs import events, launch
+from qlora_gui.runs import event_file, launch
+from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
-from tests.conftest import TINY, train, wait_until_ended
+from tests.conftest import TINY, last, train, wait_until_ended
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,7 @@ def test_a_run_leaves_its_events_in_order(bloom_runs: dict[str, Run]) -> None:
         assert event["loss"] > 0 and event["grad_norm"] > 0 and event["learning_rate"] >= 0
         assert event["tokens_per_second"] > 0 and event["memory"] > 10**8 and event["eta"] >= 0
     assert [event["step"] for event in found if event["kind"] == "eval"] == [0, 3, 6]
-    data = events.last(found, "data")
+    data = last(found, "data")
     assert data and data["used"] + data["dropped"] + data["held_out"] == 345 and data["format"] == "prompt-completion"
     end = found[-1]
     assert end["loss_after"] < end["loss_before"]
@@ -100,7 +101,7 @@ def test_the_reloaded_adapter_equals_the_trained_model(bloom: Path, store: RunSt
     start = {name: part.clone() for name, part in model.named_parameters() if name.endswith(".bias")}
     trainer = RunTrainer(
         run=run,
-        log=events.EventLog(run.events_file),
+        log=EventLog(run.events_file),
         held_out=[],
         model=model,
         args=arguments(config, str(run.checkpoints), CPU, config.batch_size),
@@ -162,7 +163,7 @@ def test_a_packed_run_trains(llama: Path, bloom: Path, store: RunStore) -> None:
     for base in (llama, bloom):
         run = train(store, base_model=str(base), packing=True)
         found = run.events()[0]
-        data, prepared_base = events.last(found, "data"), events.last(found, "base")
+        data, prepared_base = last(found, "data"), last(found, "base")
         assert data and prepared_base and prepared_base["rows"] < data["used"] and prepared_base["chunked_loss"]
 
 
@@ -251,15 +252,15 @@ def test_a_stop_before_the_first_step_leaves_no_adapter(bloom: Path, store: RunS
 
 def test_an_unfinished_line_and_unknown_kinds_do_not_disturb(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    log = events.EventLog(path)
+    log = EventLog(path)
     log.append("step", step=1, max_steps=2, loss=float("nan"))
     log.append("from-the-future", x=1)
     with path.open("a") as file:
         file.write('{"t": 1, "kind": "st')
-    found, offset = events.read(path)
+    found, offset = event_file.read(path)
     assert [event["kind"] for event in found] == ["step", "from-the-future"] and found[0]["loss"] is None
-    assert events.read(path, offset) == ([], offset)
-    events.EventLog(path).append("stopped")
-    found = events.read(path, offset)[0]
+    assert event_file.read(path, offset) == ([], offset)
+    EventLog(path).append("stopped")
+    found = event_file.read(path, offset)[0]
     assert [event["kind"] for event in found] == ["skipped", "stopped"] and found[0]["count"] == 1
     assert json.loads(path.read_text().splitlines()[-1])["kind"] == "stopped"

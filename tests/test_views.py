@@ -22,9 +22,10 @@ from qlora_gui.config import RunConfig, command_line
 from qlora_gui.errors import UserError
 from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient, columns_of
-from qlora_gui.runs import bounded_reading, curves
+from qlora_gui.runs import bounded_reading
 from qlora_gui.runs.event_text import describe
-from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.events import EventLog, Step
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import app, links, run_view, views
 from qlora_gui.ui.address import Address
@@ -58,21 +59,22 @@ def held_out(number: int, loss: float) -> dict[str, Any]:
 
 
 def test_headline_says_state_progress_and_time_in_words() -> None:
-    said = views.headline("calm-lynx", "running", [step(10)])
+    said = views.headline("calm-lynx", "running", RunHistory([step(10)]))
     assert "calm-lynx" in said and "running" in said and "step 10 of 40" in said and "0:30 left" in said
     assert 'aria-valuenow="25"' in said
-    assert "left" not in views.headline("calm-lynx", "died", [step(10)])
+    assert "left" not in views.headline("calm-lynx", "died", RunHistory([step(10)]))
 
 
 def test_steps_that_a_resumed_run_did_again_replace_the_old_ones() -> None:
     events = [step(5, 3.0), step(10, 2.5), step(15, 9.9), {"t": 0.0, "kind": "started"}, step(11, 2.4), step(15, 2.2)]
-    assert curves.points(events, "step", "loss") == [(5, 3.0), (10, 2.5), (11, 2.4), (15, 2.2)]
+    assert RunHistory(events).points(Step, "loss") == [(5, 3.0), (10, 2.5), (11, 2.4), (15, 2.2)]
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap_and_no_error() -> None:
     events = [step(5), step(10, None)]  # type: ignore[arg-type]
-    assert curves.points(events, "step", "loss") == [(5, 2.0)]
-    views.curves(events), views.tiles(events), views.numbers(events)
+    assert RunHistory(events).points(Step, "loss") == [(5, 2.0)]
+    history = RunHistory(events)
+    views.curves(history), views.tiles(history), views.numbers(history)
 
 
 @pytest.mark.parametrize(
@@ -100,18 +102,18 @@ def test_a_loss_that_is_no_number_leaves_a_gap_and_no_error() -> None:
 def test_how_a_run_ended_says_what_to_do_next(
     state: str, events: list[dict[str, Any]], resume: bool, expected: list[str]
 ) -> None:
-    said = views.outcome(state, events, "killed", resume, has_adapter=True)
+    said = views.outcome(state, RunHistory(events), "killed", resume, has_adapter=True)
     assert all(part in said for part in expected), said
 
 
 def test_a_live_run_has_no_outcome() -> None:
-    assert views.outcome("running", [step(3)], "", False, False) == ""
+    assert views.outcome("running", RunHistory([step(3)]), "", False, False) == ""
 
 
 def test_dropped_rows_are_named_with_their_reasons() -> None:
     event = {"t": 0, "kind": "data", "used": 1200, "held_out": 10, "truncated": 3, "dropped": 2}
     event["dropped_rows"] = [{"row": 88, "reason": NASTY}]
-    said = views.data_summary([event])
+    said = views.data_summary(RunHistory([event]))
     assert "1,200 rows to learn from" in said and "3 truncated" in said and "row 88" in said and "and 1 more" in said
     assert "<script>" not in said
 
@@ -121,14 +123,14 @@ def test_rows_left_out_copies_and_what_is_not_used_are_told() -> None:
     event |= {"dropped_rows": [], "skipped": 21, "usable": 110, "duplicates": 11, "known": 2}
     event["skipped_rows"] = [{"row": 8, "line": 12, "file": "a.csv", "reason": NASTY}]
     event["ignored"] = {"images": 3, "id": 110}
-    said, line = views.data_summary([event]), describe(event)
+    said, line = views.data_summary(RunHistory([event])), describe(event)
     for told in (said, line):
         assert "21 rows that cannot be used are left out." in told and "row 8 (line 12)" in told
         assert "11 rows (10.0%) equal an earlier one" in told and "2 held-out rows equal rows to train on" in told
         assert "may change what the rows mean: images (3 rows)." in told and "Not used: id (110 rows)." in told
     assert "and 20 more" in said and "<script>" not in said
     event |= {"skipped": 0, "duplicates": 0, "known": 0, "ignored": {}, "skipped_rows": []}
-    assert "left out" not in views.data_summary([event]) and "\n" not in describe(event)
+    assert "left out" not in views.data_summary(RunHistory([event])) and "\n" not in describe(event)
 
 
 def test_only_knobs_that_differ_are_listed() -> None:
@@ -145,8 +147,8 @@ def test_an_answer_cut_at_the_limit_says_so() -> None:
 
 def test_what_data_models_and_people_write_is_escaped() -> None:
     shown = [
-        views.headline(NASTY, "running", [step(1)]),
-        views.outcome("failed", [{"t": 0, "kind": "failed", "message": NASTY}], NASTY, False, False),
+        views.headline(NASTY, "running", RunHistory([step(1)])),
+        views.outcome("failed", RunHistory([{"t": 0, "kind": "failed", "message": NASTY}]), NASTY, False, False),
         html.marked_row(NASTY, [(NASTY, True)]),
         html.table([NASTY], [[NASTY]]),
         html.log(NASTY),
@@ -532,7 +534,7 @@ def test_a_loss_that_is_no_number_is_said() -> None:
     step = {"step": 3, "max_steps": 9, "loss": None, "learning_rate": 1e-3, "grad_norm": None, "tokens_per_second": 1.0}
     assert "loss not a number" in describe({"kind": "step", "memory": 0, "eta": 5.0, **step})
     assert "held-out loss not a number" in describe({"kind": "eval", "step": 3, "loss": None})
-    assert curves.points([{"kind": "step", **step}], "step", "loss") == []
+    assert RunHistory([{"kind": "step", **step}]).points(Step, "loss") == []
 
 
 def test_one_row_of_a_column_is_not_called_rows() -> None:

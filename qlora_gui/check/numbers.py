@@ -24,7 +24,7 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats, lora
 from qlora_gui.models import device as devices
-from qlora_gui.runs.events import EventLog, Silent, last
+from qlora_gui.runs.events import Base, Eval, EventLog, Fit, Silent, Step
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.training import setup
@@ -98,19 +98,23 @@ def trained(store: RunStore, config: RunConfig) -> Run:
 
 def measured(run: Run, adapter: Path) -> Numbers:
     """What a trained run recorded, and what its base gives with the adapter of `adapter`, loaded anew."""
-    config, events = run.config(), run.events()[0]
+    config, history = run.config(), run.history()
     loss, grads, largest, packed, repeats = _one_batch(config, adapter)
     return Numbers(
-        steps=[event["loss"] for event in events if event["kind"] == "step"],
-        held_out=[event["loss"] for event in events if event["kind"] == "eval"],
+        steps=[_number(event.loss) for event in history.all(Step)],
+        held_out=[_number(event.loss) for event in history.all(Eval)],
         loss=loss,
         grads=grads,
         largest=largest,
         packed=packed,
         answers=answered(config, adapter)[1],
         repeats=repeats,
-        dtype=str((last(events, "base") or {}).get("dtype", "")),
+        dtype=str(base.dtype) if (base := history.latest(Base)) else "",
     )
+
+
+def _number(loss: float | None) -> float:
+    return math.nan if loss is None else loss
 
 
 def _one_batch(
@@ -233,10 +237,10 @@ def survived(store: RunStore, base: Path, data: Path) -> str:
         if torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(1.0)
             devices.keep_on_card(device)
-    fit = last(run.events()[0], "fit")
+    fit = run.history().latest(Fit)
     if fit is None:
         raise UserError("The run was given half of the memory that it needs, and did not run out.")
-    return f"went on with micro-batch {fit['knobs']['batch_size']} of {rows}"
+    return f"went on with micro-batch {fit.knobs['batch_size']} of {rows}"
 
 
 def _silent(text: str) -> None:

@@ -10,7 +10,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.memory import cpu_guard, sweeps
 from qlora_gui.memory.budget import Budget
 from qlora_gui.runs import queue
-from qlora_gui.runs.events import last
+from qlora_gui.runs.events import Ended
 from qlora_gui.runs.store import LIVE, Run, RunStore
 from qlora_gui.runs.sweep import Sweep, create, words
 
@@ -91,7 +91,7 @@ def _followed(definition: Sweep, runs: Sequence[Run]) -> int:
 
 
 def _losses(run: Run, state: str) -> str:
-    end = last(run.events()[0], "finished", "stopped")
-    if state in _GOING or not end or None in (end.get("loss_before"), end.get("loss_after")):
+    end = run.history().latest(Ended)
+    if state in _GOING or end is None or end.loss_before is None or end.loss_after is None:
         return ""  # a loss that was no number is null
-    return f", held-out loss {end['loss_before']:.4f} → {end['loss_after']:.4f}"
+    return f", held-out loss {end.loss_before:.4f} → {end.loss_after:.4f}"

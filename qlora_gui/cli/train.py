@@ -21,7 +21,7 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import cpu_guard
 from qlora_gui.runs import launch
 from qlora_gui.runs.event_text import describe, loss_of, oom_report_lines
-from qlora_gui.runs.events import FINAL, Event
+from qlora_gui.runs.events import FINAL, Event, Step, as_record
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.system import console, signals
@@ -123,7 +123,7 @@ def _remove_if_refused(store: RunStore, run: Run, end: Event) -> None:
     """Remove a new run that its trainer refused before the first step. Raises UserError with the reason."""
     if end["kind"] != "failed" or end.get("bug") or end.get("autopsy"):
         return
-    if not run.has_adapter() and not any(event["kind"] == "step" for event in run.events()[0]):
+    if not run.has_adapter() and not run.history().all(Step):
         store.delete(run)
         raise UserError(end["message"])
 
@@ -199,11 +199,11 @@ class _Bar:
         self.bar: tqdm[Any] | None = None
 
     def __call__(self, event: Event) -> None:
-        if event["kind"] == "step":
+        if isinstance(step := as_record(event), Step):
             if self.bar is None:
-                self.bar = tqdm(total=event["max_steps"], unit="step", dynamic_ncols=True)
-            self.bar.set_postfix_str(f"loss {loss_of(event, 3)}, {clock(event['eta'])} left", refresh=False)
-            self.bar.update(event["step"] - self.bar.n)
+                self.bar = tqdm(total=step.max_steps, unit="step", dynamic_ncols=True)
+            self.bar.set_postfix_str(f"loss {loss_of(step, 3)}, {clock(step.eta or 0)} left", refresh=False)
+            self.bar.update(step.step - self.bar.n)
         elif text := describe(event):
             tqdm.write(console.printable(text), file=sys.stderr)
         if event["kind"] in FINAL and self.bar is not None:

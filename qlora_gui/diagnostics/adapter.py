@@ -3,6 +3,7 @@
 from qlora_gui.diagnostics.evidence import Seen
 from qlora_gui.diagnostics.finding import PEFT_TROUBLES, UNSLOTH_TROUBLES, Check, Finding, number
 from qlora_gui.diagnostics.settings import USUAL_RATE
+from qlora_gui.runs.events import Base
 
 NO_DRIFT = 1e-3  # nats per token
 NO_UPDATE = 1e-4  # of the weights' norm
@@ -75,12 +76,13 @@ def different_base(seen: Seen) -> Finding | None:
     differs = [name for name, set_so in parts.items() if set_so]
     if not differs:
         return None
-    trained, here = seen.event("base"), seen.part("base")
+    trained, here = seen.history.latest(Base), seen.part("base")
     values = []
-    if "revision" in differs and trained.get("revision"):
-        values.append(f"revision {trained['revision']} then, {here.get('revision') or 'unknown'} now")
+    if "revision" in differs and trained and trained.revision:
+        values.append(f"revision {trained.revision} then, {here.get('revision') or 'unknown'} now")
     if "quantization" in differs:
-        kind, double = (trained.get(name, getattr(seen.config, name)) for name in ("quant_type", "double_quant"))
+        in_4_bits = trained if trained and trained.quant_type is not None else seen.config
+        kind, double = in_4_bits.quant_type, in_4_bits.double_quant
         then = f"{kind} {'with' if double else 'without'} double quantization"
         values.append(f"{then} then, {here.get('quantization') or 'another'} now")
     return Finding(
@@ -96,7 +98,8 @@ def different_base(seen: Seen) -> Finding | None:
 
 def template_differs(seen: Seen) -> Finding | None:
     """Another chat template at the chat than in training."""
-    trained, here = seen.event("base").get("template"), seen.part("base").get("template")
+    base, here = seen.history.latest(Base), seen.part("base").get("template")
+    trained = base.template if base else None
     known = bool(trained and here)
     if not seen.part("adapter_facts").get("template_differs") and not (known and trained != here):
         return None

@@ -17,7 +17,9 @@ def eos_not_learned(seen: Seen) -> Finding | None:
     texts, eos = seen.part("texts"), seen.part("eos")
     if not texts:
         return None
-    base, adapter = texts["base"]["ended_by_length"], texts["adapter"]["ended_by_length"]
+    base, adapter = texts["base"].get("ended_by_length"), texts["adapter"].get("ended_by_length")
+    if base is None or adapter is None:  # of an older evaluation
+        return None
     unlikely = bool(eos) and eos["adapter"] < LOW_EOS and adapter > MANY_CUT
     if not unlikely and adapter <= base + MORE:
         return None
@@ -94,7 +96,7 @@ def copies(seen: Seen) -> Finding | None:
 def forgets(seen: Seen) -> Finding | None:
     """A loss on a general text that rose: the price of the task, or a loss without a gain."""
     general, loss = seen.part("general"), seen.part("loss")
-    if not general or general["adapter"] <= (1 + FORGOTTEN) * general["base"]:
+    if not general or not loss or general["adapter"] <= (1 + FORGOTTEN) * general["base"]:
         return None
     better = loss["high"] < 0
     evidence = (

@@ -5,6 +5,7 @@ from statistics import median
 from qlora_gui.diagnostics.evidence import Seen
 from qlora_gui.diagnostics.finding import UNSLOTH_GUIDE, Check, Finding
 from qlora_gui.diagnostics.settings import USUAL_RATE, slower
+from qlora_gui.runs.events import Base, Eval, Step
 
 RISEN = 0.03  # of the best held-out loss: above it, it is no wobble
 SPIKE = 1.0  # nats above the points before, and twice as high
@@ -21,10 +22,12 @@ def not_a_number(seen: Seen) -> Finding | None:
 
     In fp16 the first infinite gradients are how its loss scaling finds its scale.
     """
-    scaled = seen.event("base").get("dtype") == "float16"
-    lost = [event["step"] for kind in ("step", "eval") for event in seen.by_step(kind) if event["loss"] is None]
+    base, steps = seen.history.latest(Base), seen.history.by_step(Step)
+    scaled = base is not None and base.dtype == "float16"
+    lost = [event.step for event in steps if event.loss is None]
+    lost += [event.step for event in seen.history.by_step(Eval) if event.loss is None]
     if not scaled:
-        lost += [event["step"] for event in seen.by_step("step") if event.get("grad_norm", 0.0) is None]
+        lost += [event.step for event in steps if "grad_norm" in event.nulls]
     if not lost:
         return None
     fix, knobs = slower(seen)
@@ -41,13 +44,13 @@ def not_a_number(seen: Seen) -> Finding | None:
 
 def no_gradient(seen: Seen) -> Finding | None:
     """A first step without any gradient."""
-    steps = seen.by_step("step")
-    if not steps or steps[0].get("grad_norm") != 0:
+    steps = seen.history.by_step(Step)
+    if not steps or steps[0].grad_norm != 0:
         return None
     return Finding(
         "no_gradient",
         "bad",
-        f"The gradient norm is 0 in step {steps[0]['step']}.",
+        f"The gradient norm is 0 in step {steps[0].step}.",
         "No gradient reaches the adapter, so it stays what it was: nothing. Reentrant checkpointing without input "
         "gradients does that, and rows without anything to learn.",
         "transformers' documentation of enable_input_require_grads",
@@ -58,16 +61,16 @@ def no_gradient(seen: Seen) -> Finding | None:
 
 def loss_spikes(seen: Seen) -> Finding | None:
     """A training loss that suddenly jumps."""
-    steps = [event for event in seen.by_step("step") if event["loss"] is not None]
+    steps = [(event.step, event.loss) for event in seen.history.by_step(Step) if event.loss is not None]
     for place in range(_BEFORE_SPIKE, len(steps)):
-        usual = median(event["loss"] for event in steps[place - _BEFORE_SPIKE : place])
-        loss = steps[place]["loss"]
+        usual = median(loss for _, loss in steps[place - _BEFORE_SPIKE : place])
+        step, loss = steps[place]
         if loss > max(2 * usual, usual + SPIKE):
             fix, knobs = slower(seen)
             return Finding(
                 "loss_spikes",
                 "warn",
-                f"The training loss jumps to {loss:.2f} at step {steps[place]['step']}, from about {usual:.2f}.",
+                f"The training loss jumps to {loss:.2f} at step {step}, from about {usual:.2f}.",
                 "Such jumps come from steps that are too large, or from rows unlike all others.",
                 UNSLOTH_GUIDE,
                 fix,
@@ -78,13 +81,13 @@ def loss_spikes(seen: Seen) -> Finding | None:
 
 def half_precision(seen: Seen) -> Finding | None:
     """A GPU without bf16, which computes in fp16."""
-    base = seen.event("base")
-    if base.get("dtype") != "float16":
+    base = seen.history.latest(Base)
+    if base is None or base.dtype != "float16":
         return None
     return Finding(
         "half_precision",
         "note",
-        f"{base.get('device', 'The GPU')} has no bf16: the base is computed in fp16.",
+        f"{base.device} has no bf16: the base is computed in fp16.",
         "Numbers in fp16 end at 65,504, and bases trained in bf16 can exceed that: then losses are no numbers. The trained weights "
         "are fp32 here, so small steps are not lost.",
         "torch's is_bf16_supported without emulation; qlora issue 71",
@@ -94,9 +97,9 @@ def half_precision(seen: Seen) -> Finding | None:
 
 def near_overflow(seen: Seen) -> Finding | None:
     """Layers that hand on numbers near the end of fp16."""
-    activations = [event.get("largest_activation") for event in seen.by_step("eval") if "largest_activation" in event]
-    largest = max((value for value in activations if isinstance(value, (int, float))), default=0.0)
-    over = any(value is None for value in activations)  # infinity and NaN have no word in JSON
+    measured = seen.history.by_step(Eval)
+    largest = max((event.largest_activation or 0.0 for event in measured), default=0.0)
+    over = any("largest_activation" in event.nulls for event in measured)
     if not over and largest < NEAR_OVERFLOW * FP16_END:
         return None
     reached = "went beyond it" if over else f"reached {largest:,.0f}"
@@ -113,7 +116,7 @@ def near_overflow(seen: Seen) -> Finding | None:
 
 def does_not_carry_over(seen: Seen) -> Finding | None:
     """The training loss falls, and the held-out loss is no better than the base's."""
-    ends, held = seen.training_ends(), seen.held_out()
+    ends, held = seen.history.training_ends(), seen.history.held_out()
     if ends is None or len(held) < 2 or held[0][0] != 0:
         return None
     (_, base), (step, now) = held[0], held[-1]
@@ -134,7 +137,7 @@ def does_not_carry_over(seen: Seen) -> Finding | None:
 
 def overfit(seen: Seen) -> Finding | None:
     """A held-out loss that rises again, or is far above the training loss."""
-    held, ends = seen.held_out(), seen.training_ends()
+    held, ends = seen.history.held_out(), seen.history.training_ends()
     if len(held) < 2 or does_not_carry_over(seen):
         return None
     best_step, best = min(held, key=lambda point: point[1])
@@ -149,11 +152,11 @@ def overfit(seen: Seen) -> Finding | None:
             f"Train about as long as to step {best_step}.",
             {"max_steps": best_step},
         )
-    if ends and seen.epochs_done() > 1 and now - ends[1] > WIDE_GAP and now > 2 * ends[1]:
+    if ends and seen.history.epochs_done() > 1 and now - ends[1] > WIDE_GAP and now > 2 * ends[1]:
         return Finding(
             "overfit",
             "note",
-            f"The training loss is {ends[1]:.2f}, the held-out loss {now:.2f}, after {seen.epochs_done():.1f} epochs.",
+            f"The training loss is {ends[1]:.2f}, the held-out loss {now:.2f}, after {seen.history.epochs_done():.1f} epochs.",
             "So wide a gap means that rows are learned by heart; while the held-out loss still falls, it does no harm.",
             UNSLOTH_GUIDE,
             "Stop when the held-out loss stops falling; more data helps more than more epochs.",
@@ -163,7 +166,7 @@ def overfit(seen: Seen) -> Finding | None:
 
 def hardly_learns(seen: Seen) -> Finding | None:
     """Neither loss has moved, though half of the run is over."""
-    ends, held, steps = seen.training_ends(), seen.held_out(), seen.optimizer_steps()
+    ends, held, steps = seen.history.training_ends(), seen.history.held_out(), seen.optimizer_steps()
     if ends is None or steps is None or len(held) < 2 or held[-1][0] < steps / 2:
         return None
     moved = abs(held[-1][1] - held[0][1]) / max(held[0][1], 1e-9)

@@ -74,7 +74,7 @@ def answers_not_learned(seen: Seen) -> Finding | None:
     turns = seen.facts.get("turns") or {}
     if not turns.get("lost"):
         return None
-    share = turns["lost"] / turns["present"]
+    share = turns["lost"] / max(turns["present"], 1)
     first = next(iter(seen.facts.get("lost", [])), None)
     reason = f" First: row {first['row']}, {first['reason']}." if first else ""
     return Finding(
@@ -92,7 +92,7 @@ def answers_beyond_max_length(seen: Seen) -> Finding | None:
     turns, config = seen.facts.get("turns") or {}, seen.config
     if not turns.get("cut"):
         return None
-    share, longer = turns["cut"] / turns["present"], min(2 * config.max_length, _LONGEST)
+    share, longer = turns["cut"] / max(turns["present"], 1), min(2 * config.max_length, _LONGEST)
     return Finding(
         "answers_beyond_max_length",
         "warn" if share > MANY_TRUNCATED else "note",
@@ -109,7 +109,7 @@ def reasoning_not_learned(seen: Seen) -> Finding | None:
     """Reasoning in the data that a template does not show, or that is left out."""
     notes, turns = seen.facts.get("notes") or {}, seen.facts.get("turns") or {}
     dropped, off = notes.get("reasoning_dropped", 0), notes.get("reasoning_off", 0)
-    if not dropped and not off:
+    if not turns or not (dropped or off):
         return None
     why = "the chat template does not show it" if dropped else "thinking is off"
     return Finding(
@@ -143,7 +143,7 @@ def truncated_answers(seen: Seen) -> Finding | None:
     facts, config = seen.facts, seen.config
     if not facts or not facts["truncated_answers"]:
         return None
-    share = facts["truncated_answers"] / facts["rows"]
+    share = facts["truncated_answers"] / max(facts["rows"], 1)
     longer = min(2 * config.max_length, _LONGEST)
     return Finding(
         "truncated_answers",

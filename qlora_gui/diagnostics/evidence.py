@@ -1,19 +1,85 @@
 """What the checks look at: settings, data, events and evaluation of one run, as far as they are known."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from qlora_gui.config import RunConfig
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
-from qlora_gui.runs import curves
-from qlora_gui.runs.events import Event, last
-from qlora_gui.runs.thinning import PEAK
+from qlora_gui.runs.history import RunHistory
 
 Values = Mapping[str, Any]
-_ENDS = 3  # logged points at either end of a loss curve that are averaged, for one point is noise
+
+
+class _Sides(TypedDict):
+    base: float
+    adapter: float
+
+
+class _Text(TypedDict):
+    rep4: float
+    copied: float
+    ended_by_length: NotRequired[float | None]
+
+
+class _Texts(TypedDict):
+    base: _Text
+    adapter: _Text
+
+
+class _Difference(_Sides):
+    difference: float
+    low: float
+    high: float
+    rows: int
+
+
+class _General(_Sides):
+    tokens: int
+
+
+class _Drift(TypedDict):
+    kl: float
+
+
+class _AdapterFacts(TypedDict):
+    """As `inference.evidence.facts` has them; those that only say yes or no may be of any kind."""
+
+    b_zero_share: float
+    delta_ratio: float
+    trained_biases: int
+    linears: NotRequired[int]
+    linears_available: NotRequired[int]
+
+
+_PARTS: dict[str, TypeAdapter[Any]] = {
+    "adapter_facts": TypeAdapter(_AdapterFacts),
+    "base": TypeAdapter(dict[str, Any]),
+    "dependence": TypeAdapter(_Difference),
+    "drift": TypeAdapter(_Drift),
+    "eos": TypeAdapter(_Sides),
+    "general": TypeAdapter(_General),
+    "loss": TypeAdapter(_Difference),
+    "texts": TypeAdapter(_Texts),
+}
+
+
+def sound_parts(evaluation: Values) -> dict[str, Values]:
+    """The parts of an evaluation.json that checks look at; those of another shape, by hand or by another version, are
+    left out.
+    """
+    parts: dict[str, Values] = {}
+    for name, check in _PARTS.items():
+        with contextlib.suppress(ValidationError, RecursionError, OverflowError):
+            check.validate_python(evaluation.get(name), strict=True)
+            parts[name] = evaluation[name]
+    return parts
 
 
 @dataclass(frozen=True)
@@ -21,50 +87,19 @@ class Seen:
     """One run. What is not known yet is None or empty; checks that need it say nothing then.
 
     `facts` are those of `data.row_stats`; the preview's also say whether they are of all rows (`whole`) and whether
-    held-out rows will still be split off (`splits`). `evaluation` is what evaluation.json holds.
+    held-out rows will still be split off (`splits`). `parts` are those of its evaluation (`sound_parts`).
     """
 
     config: RunConfig
     shape: Shape | None = None
     facts: Values = field(default_factory=dict)
     memory: MemoryPlan | None = None
-    events: Sequence[Event] = ()
-    evaluation: Values = field(default_factory=dict)
-
-    def event(self, kind: str) -> Values:
-        """The latest event of a kind, or {}."""
-        return last(list(self.events), kind) or {}
-
-    def by_step(self, kind: str) -> list[Event]:
-        """Events of a kind by rising step, with a loss; what a resumed run did again replaces what it had done."""
-        whole = [event for event in self.events if "loss" in event and isinstance(event.get("step"), int)]
-        return curves.by_step(whole, kind)
+    history: RunHistory = field(default_factory=RunHistory)
+    parts: Mapping[str, Values] = field(default_factory=dict)
 
     def part(self, name: str) -> Values:
         """A part of the evaluation, {} where it was not measured."""
-        return self.evaluation.get(name) or {}
-
-    def held_out(self) -> list[tuple[int, float]]:
-        """(step, held-out loss) of every measurement that gave a number."""
-        return [(event["step"], event["loss"]) for event in self.by_step("eval") if event["loss"] is not None]
-
-    def measured_steps(self) -> list[Event]:
-        """The logged steps with a loss, up to the last held-out measurement, which they are held against."""
-        held = self.held_out()
-        steps = [event for event in self.by_step("step") if event["loss"] is not None]
-        return [event for event in steps if event["step"] <= held[-1][0]] if held else steps
-
-    def training_ends(self) -> tuple[float, float] | None:
-        """Mean training loss of the first and of the latest `measured_steps`; None while there are too few."""
-        losses = [event["loss"] for event in self.measured_steps() if PEAK not in event]
-        if len(losses) < 2 * _ENDS:
-            return None
-        return sum(losses[:_ENDS]) / _ENDS, sum(losses[-_ENDS:]) / _ENDS
-
-    def epochs_done(self) -> float:
-        """How often the data had been seen at the latest of `measured_steps`."""
-        steps = self.measured_steps()
-        return float(steps[-1].get("epoch") or 0.0) if steps else 0.0
+        return self.parts.get(name, {})
 
     def rows(self) -> int | None:
         """Rows that are trained on; None where that is not known, or only that there are at least so many."""
@@ -85,9 +120,9 @@ class Seen:
 
     def optimizer_steps(self) -> int | None:
         """Steps of the whole run: as the trainer counted them, or else from the settings and the rows."""
-        steps = self.by_step("step")
-        if steps:
-            return int(steps[-1]["max_steps"])
+        counted = self.history.optimizer_steps()
+        if counted is not None:
+            return counted
         if self.config.max_steps:
             return self.config.max_steps
         each = self.steps_per_epoch()

@@ -40,16 +40,9 @@ Check = Callable[[Seen], Finding | None]
 
 
 def examine(seen: Seen, checks: Iterable[Check]) -> list[Finding]:
-    """What the checks find, worst first and then in their order. A check that meets damaged values says nothing."""
-    findings = [finding for check in checks if (finding := _tried(check, seen)) is not None]
+    """What the checks find, worst first and then in their order."""
+    findings = [finding for check in checks if (finding := check(seen)) is not None]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
-
-
-def _tried(check: Check, seen: Seen) -> Finding | None:
-    try:
-        return check(seen)
-    except (KeyError, TypeError, ValueError, AttributeError):  # files of another version, or edited by hand
-        return None
 
 
 def number(value: float) -> str:

@@ -15,6 +15,7 @@ from qlora_gui.diagnostics.finding import (
     number,
 )
 from qlora_gui.optimizers import OPTIMIZERS
+from qlora_gui.runs.events import Data
 from qlora_gui.system import kind
 
 USUAL_RATE = 2e-4
@@ -164,9 +165,9 @@ def lora_only_biases(seen: Seen) -> Finding | None:
 
 def nothing_held_out(seen: Seen) -> Finding | None:
     """No row to measure on, so that overfitting cannot be seen."""
-    data = seen.event("data")
+    data = seen.history.latest(Data)
     splits_none = bool(seen.facts.get("splits")) and seen.config.eval_fraction == 0
-    if data.get("held_out") != 0 and not splits_none:
+    if (data is None or data.held_out != 0) and not splits_none:
         return None
     return Finding(
         "nothing_held_out",

@@ -11,7 +11,9 @@ from qlora_gui import locks, plain_files
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import results
 from qlora_gui.files import explained
-from qlora_gui.runs import events
+from qlora_gui.runs import event_file
+from qlora_gui.runs.events import EventLog, Failed, Finished, Progress, Saved, Stage, as_record
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.launch import detached, processes_of
 from qlora_gui.runs.store import EVALUATION_LOCK, Run
 
@@ -70,18 +72,16 @@ def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
     log_file = runs[0].path / "evaluate.log"
     with explained("The evaluation's log", runs[0].path), plain_files.open_to_write(log_file) as log:
         (runs[0].path / PROGRESS).unlink(missing_ok=True)
-        events.EventLog(runs[0].path / PROGRESS).append(
-            "stage", text="Starting"
-        )  # a full disk is reported here, not later
+        EventLog(runs[0].path / PROGRESS).append("stage", text="Starting")  # a full disk is reported here, not later
         command = [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), *(str(run.path) for run in runs)]
         child = detached(command, log)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and not _is_locked(runs[0].path):
         if child.poll() is not None:
-            if len(events.read(runs[0].path / PROGRESS)[0]) < 2:
+            if len(event_file.read(runs[0].path / PROGRESS)[0]) < 2:
                 last = plain_files.read_bytes(log_file).decode(errors="replace").strip().splitlines()[-1:]
                 message = f"The evaluation ended at once: {last[0] if last else 'no output'}"
-                events.EventLog(runs[0].path / PROGRESS).append("failed", message=message)
+                EventLog(runs[0].path / PROGRESS).append("failed", message=message)
                 raise UserError(message)
             return
         time.sleep(0.05)
@@ -89,20 +89,21 @@ def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
 
 def state(run: Run) -> State:
     """The progress of the evaluation started from this run."""
-    recorded, _ = events.read(run.path / PROGRESS)
+    recorded, _ = event_file.read(run.path / PROGRESS)
     running = _is_locked(run.path)
     if len(recorded) == 1 and not running:  # written by `start`: its child has not taken the lock yet, or never did
         running = bool(processes_of(MODULE, run))
     if not recorded:
         return State(running, "Starting" if running else "")
-    progress, stage = events.last(recorded, "progress"), events.last(recorded, "stage")
-    share = progress["done"] / progress["of"] if progress else 0.0
-    end = recorded[-1]
+    history = RunHistory(recorded)
+    progress, stage = history.latest(Progress), history.latest(Stage)
     if running:
-        return State(True, str(stage["text"]) if stage else "Starting", share)
-    if end["kind"] == "failed":
-        return State(False, fault=str(end["message"]))
-    if end["kind"] == "finished":
+        share = progress.done / progress.of if progress else 0.0
+        return State(True, stage.text if stage else "Starting", share)
+    end = as_record(recorded[-1])
+    if isinstance(end, Failed):
+        return State(False, fault=end.message)
+    if isinstance(end, Finished):
         return State(False, share=1.0)
     return State(False, fault="The evaluation is gone without a word (killed, or out of memory): evaluate again.")
 
@@ -120,6 +121,6 @@ def result(run: Run) -> results.Evaluation | None:
     known = results.parse(content)
     if known is None:
         return None
-    saved = events.last(events.recent(run.events_file), "saved")
-    stale = saved and saved.get("sha256") not in (None, known.adapter.sha256)
+    saved = RunHistory(event_file.recent(run.events_file)).latest(Saved)
+    stale = saved and saved.sha256 not in (None, known.adapter.sha256)
     return None if stale else known

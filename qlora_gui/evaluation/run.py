@@ -145,7 +145,7 @@ def _question(
                 f"Which rows the run '{folders[0].name}' held out is not known any more, for {change}: put it back, or give "
                 "rows that it did not learn from with --data."
             )
-        held_out = rows_of(first, runs[0].events()[0]).held_out
+        held_out = rows_of(first, runs[0].history()).held_out
         examples = [example for example in held_out if _key(example) not in known]
         source, shared = "held-out rows of the run", len(held_out) - len(examples)
         if not examples:
@@ -168,7 +168,7 @@ def _trained_rows(run: Run | None, say: Callable[[str], None]) -> list[Example]:
     try:
         if change := changes.describe_data_changes(run):
             say(f"{warning}, for {change}.")
-        return rows_of(run.config(), run.events()[0]).train
+        return rows_of(run.config(), run.history()).train
     except UserError as error:
         say(f"{warning}: {error}")
         return []

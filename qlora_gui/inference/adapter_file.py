@@ -22,11 +22,12 @@ from qlora_gui.errors import UserError
 from qlora_gui.formatting import gigabytes
 from qlora_gui.inference import regex_limits
 from qlora_gui.models import chats
-from qlora_gui.runs import events
+from qlora_gui.runs.events import Base, Saved
 from qlora_gui.runs.store import Run
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_OF_BASE = ("name", "revision", "fingerprint", "vocabulary", "quant_type", "double_quant")
 _MOST_HEADER = 16 << 20  # bytes; some hundred per tensor
 _COPIES = 3  # of the weights at a time: as stored, in fp32, and stacked for the rows
 _LEAVES_THE_BASE_ALONE = ("true", "false", "none", "gaussian", "eva", "orthogonal")  # kinds of initialization
@@ -141,8 +142,8 @@ def _sha256(file: BinaryIO) -> str:
 
 def _refuse_damage(folder: Path, tensors: dict[str, torch.Tensor], digest: str) -> None:
     """Raise UserError for weights that are not what training saved, or no numbers."""
-    saved = events.last(Run(folder).events()[0], "saved")
-    if saved and saved.get("sha256") not in (None, digest):
+    saved = Run(folder).history().latest(Saved)
+    if saved and saved.sha256 not in (None, digest):
         raise UserError(
             f"The weights of the adapter '{folder}' are not those that were saved (their checksum differs): train or "
             "copy it again."
@@ -270,12 +271,14 @@ def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _trained_on(folder: Path) -> dict[str, Any]:
-    """The `base` event of the run that made it (name, revision, fingerprint) and its quantization (quant_type,
+    """The base of the run that made it (name, revision, fingerprint, vocabulary) and its quantization (quant_type,
     double_quant): what the base was stored in, else what the run.json asked for; empty for adapters from elsewhere.
     """
-    base = events.last(events.read(folder / "events.jsonl")[0], "base") or {}
+    base = Run(folder).history().latest(Base)
+    values = {name: getattr(base, name) for name in _OF_BASE} if base else {}
+    known = {name: value for name, value in values.items() if value is not None}
     try:
         config = Run(folder).config()
     except UserError:
-        return base
-    return {"quant_type": config.quant_type, "double_quant": config.double_quant} | base
+        return known
+    return {"quant_type": config.quant_type, "double_quant": config.double_quant} | known

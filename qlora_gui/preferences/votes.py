@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui.files import explained
-from qlora_gui.runs import events
+from qlora_gui.runs import event_file
+from qlora_gui.runs.events import EventLog
 
 FILE = "votes.jsonl"
 TIE, BAD = "tie", "bad"
@@ -93,21 +94,21 @@ class VoteLog:
 
     def read(self) -> list[Vote]:
         """The votes that stand, oldest first."""
-        logged, _ = events.read(self.path, whole=True)
+        logged, _ = event_file.read(self.path, whole=True)
         undone = {event["id"] for event in logged if event["kind"] == "undo"}
         read = (_vote(event) for event in logged if event["kind"] == "vote" and event["id"] not in undone)
         return list({vote.id: vote for vote in read if vote is not None}.values())  # the same line twice is one vote
 
     def damaged(self) -> int:
         """How many lines are no whole vote, and so count nowhere."""
-        logged, _ = events.read(self.path, whole=True)
+        logged, _ = event_file.read(self.path, whole=True)
         skipped = sum(event["count"] for event in logged if event["kind"] == "skipped")
         return skipped + sum(event["kind"] == "vote" and _vote(event) is None for event in logged)
 
     def _append(self, kind: str, fields: dict[str, Any]) -> None:
         with explained("The vote", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            events.EventLog(self.path).append(kind, **fields)
+            EventLog(self.path).append(kind, **fields)
 
 
 def _vote(event: Mapping[str, Any]) -> Vote | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_gui import diagnostics, hardware
-from qlora_gui.config import RunConfig, make
+from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import Finding
 from qlora_gui.diagnostics.finding import LEVELS
 from qlora_gui.errors import UserError
@@ -21,8 +21,8 @@ from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.report import votes
 from qlora_gui.report.facts import Experiment, Facts, Figure, Kind
-from qlora_gui.runs.curves import by_step
-from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.runs.events import Base, Memory, Saved, Step, Thinned
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import Run, RunStore
 
 WHAT = "peak memory"
@@ -56,19 +56,21 @@ def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
     experiments = tuple(experiment for experiment in experiments if experiment.id not in gone)
     if not experiments:
         raise UserError(f"All runs of the report were deleted while it was written: {', '.join(gone)}.")
-    checksums = {experiment.id: experiment.event("saved").get("sha256") for experiment in experiments}
-    trained_on = {str(experiment.event("base").get("fingerprint")) for experiment in experiments}
+    saved = {experiment.id: experiment.history.latest(Saved) for experiment in experiments}
+    checksums = {run_id: event.sha256 if event else None for run_id, event in saved.items()}
+    bases_of_runs = [experiment.history.latest(Base) for experiment in experiments]
+    trained_on = {str(base.fingerprint if base else None) for base in bases_of_runs}
     return Facts(experiments, hardware.devices()[0], votes.count_votes(store, checksums, trained_on), time.time(), gone)
 
 
 def _experiment(
     number: int, run: Run, config: RunConfig | None, fault: str, manifest: dict[str, Any], names: tuple[str, str]
 ) -> Experiment:
-    events, _ = run.events()
-    config = _as_it_ran(config, events)
+    history = run.history()
+    config = history.config_as_it_ran(config) if config else None
     shape = shape_of(config)
     evaluation = job.result(run)
-    findings, no_diagnostics = _examined(config, shape, events, evaluation)
+    findings, no_diagnostics = _examined(config, shape, history, evaluation)
     return Experiment(
         number=number,
         id=run.id,
@@ -80,8 +82,8 @@ def _experiment(
         parameters=shape.parameters if shape else None,
         versions=_texts(manifest.get("versions")),
         fingerprint=_texts(manifest.get("dataset")),
-        events=events,
-        memory=figures(config, shape, events),
+        history=history,
+        memory=figures(config, shape, history),
         evaluation=evaluation,
         no_evaluation="" if evaluation else _not_evaluated(run),
         findings=findings,
@@ -106,20 +108,6 @@ def _manifest(run: Run) -> dict[str, Any]:
         return {}
 
 
-def _as_it_ran(config: RunConfig | None, events: Sequence[Event]) -> RunConfig | None:
-    """The config with what preflight changed in it."""
-    if config is None:
-        return None
-    changed, base = last(list(events), "fit") or {}, last(list(events), "base") or {}
-    knobs = changed.get("knobs") or {}
-    if level := base.get("gradient_checkpointing"):
-        knobs = {"gradient_checkpointing": level} | knobs  # preflight reports after the base was loaded
-    try:
-        return make(config.model_dump() | knobs)
-    except (UserError, TypeError):
-        return config
-
-
 def _not_evaluated(run: Run) -> str:
     if (run.path / job.FILE).exists():
         return "Not evaluated: its evaluation.json is damaged, or of an earlier adapter in this folder."
@@ -127,18 +115,14 @@ def _not_evaluated(run: Run) -> str:
 
 
 def _examined(
-    config: RunConfig | None, shape: Shape | None, events: Sequence[Event], evaluation: Evaluation | None
+    config: RunConfig | None, shape: Shape | None, history: RunHistory, evaluation: Evaluation | None
 ) -> tuple[tuple[Finding, ...], str]:
     """The findings on settings, data, curves and adapter, worst first; why there was no diagnosis, else ""."""
     if config is None:
         return (), "Not examined: run.json cannot be read."
-    facts = (last(list(events), "data") or {}).get("facts")
-    try:
-        findings = diagnostics.after(config, events, evaluation.parts() if evaluation else None)
-        names = {finding.check for finding in findings}
-        findings += [finding for finding in diagnostics.before(config, shape, facts) if finding.check not in names]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return (), "Not examined: its events or its evaluation lack what the doctor reads."
+    findings = diagnostics.after(config, history, evaluation.parts() if evaluation else None)
+    names = {finding.check for finding in findings}
+    findings += [finding for finding in diagnostics.before(config, shape, history.facts) if finding.check not in names]
     return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))), ""
 
 
@@ -179,58 +163,53 @@ def shape_of(config: RunConfig | None) -> Shape | None:
         return None
 
 
-def figures(config: RunConfig | None, shape: Shape | None, events: Sequence[Event]) -> tuple[Figure, ...]:
+def figures(config: RunConfig | None, shape: Shape | None, history: RunHistory) -> tuple[Figure, ...]:
     """Predicted and measured memory, the most informative first; either may be missing. `config` is as it ran."""
-    known = [*_died(events), *_tried(events), *_seen(events)]
+    known = [*_died(history), *_tried(history), *_seen(history)]
     if not any(figure.kind == "predicted" for figure in known):
-        known = [*_planned(config, shape, events), *known]
+        known = [*_planned(config, shape, history), *known]
     return tuple(known)
 
 
-def _died(events: Sequence[Event]) -> list[Figure]:
+def _died(history: RunHistory) -> list[Figure]:
     """The peak that was predicted for a run that ran out of memory, and what it held."""
-    autopsy = (last(list(events), "started", *FINAL) or {}).get("autopsy")
-    if not isinstance(autopsy, dict):
-        return []
-    sources: tuple[tuple[Kind, str], ...] = (
-        ("predicted", _CLOSED_FORM),
-        ("measured", "torch's allocator, when it ran out of memory"),
+    report = history.oom_report or {}
+    sources: tuple[tuple[Kind, str, int | None], ...] = (
+        ("predicted", _CLOSED_FORM, report.get("predicted")),
+        ("measured", "torch's allocator, when it ran out of memory", report.get("measured")),
     )
-    return [
-        Figure(WHAT, gigabytes(autopsy[kind]), kind, how) for kind, how in sources if isinstance(autopsy.get(kind), int)
-    ]
+    return [Figure(WHAT, gigabytes(size), kind, how) for kind, how, size in sources if size is not None]
 
 
-def _tried(events: Sequence[Event]) -> list[Figure]:
+def _tried(history: RunHistory) -> list[Figure]:
     """What the longest batch took before the first step, and what had been predicted for it."""
-    event = last(list(events), "memory")
+    event = history.latest(Memory)
     if event is None:
         return []
-    on = f" on {event['gpu']}" if event.get("gpu") else ""
+    on = f" on {event.gpu}" if event.gpu else ""
     return [
-        Figure(WHAT, gigabytes(event["predicted"]), "predicted", "closed form, for the run's own longest batch"),
-        Figure(
-            WHAT, gigabytes(event["measured"]), "measured", f"torch's allocator, two steps on the longest batch{on}"
-        ),
+        Figure(WHAT, gigabytes(event.predicted), "predicted", "closed form, for the run's own longest batch"),
+        Figure(WHAT, gigabytes(event.measured), "measured", f"torch's allocator, two steps on the longest batch{on}"),
     ]
 
 
-def _seen(events: Sequence[Event]) -> list[Figure]:
+def _seen(history: RunHistory) -> list[Figure]:
     """The most that logged steps held."""
-    held = [event["memory"] for event in by_step(events, "step") if isinstance(event.get("memory"), int)]
+    held = [event.memory for event in history.by_step(Step) if event.memory is not None]
     if not held:
         return []
-    sampled = ", a sample of all" if last(list(events), "thinned") else ""
-    on_cpu = (last(list(events), "base") or {}).get("device", "cpu") == "cpu"
+    sampled = ", a sample of all" if history.latest(Thinned) else ""
+    base = history.latest(Base)
+    on_cpu = base is None or base.device == "cpu"
     how = "resident size of the training process" if on_cpu else "torch's allocator, peak of the whole process"
     return [Figure(WHAT, gigabytes(max(held)), "measured", f"{how}, the most of {len(held):,} logged steps{sampled}")]
 
 
-def _planned(config: RunConfig | None, shape: Shape | None, events: Sequence[Event]) -> list[Figure]:
+def _planned(config: RunConfig | None, shape: Shape | None, history: RunHistory) -> list[Figure]:
     """The plan of a run that recorded none."""
     if config is None or shape is None:
         return []
-    budget = _budget(last(list(events), "base") or {})
+    budget = _budget(history.latest(Base))
     try:
         memory_plan = plan(config, shape, budget)
     except UserError:  # its target_modules name no linear of the base
@@ -239,12 +218,12 @@ def _planned(config: RunConfig | None, shape: Shape | None, events: Sequence[Eve
     return [Figure(WHAT, gigabytes(memory_plan.total), "predicted", how)]
 
 
-def _budget(base: Event) -> Budget:
+def _budget(base: Base | None) -> Budget:
     """The device that a run trained on, by its `base` event; this machine's where it never came so far."""
-    here, name = budgets.here(), str(base.get("device", ""))
-    number = 4 if base.get("dtype") == "float32" else 2
-    if not name or name == here.gpu:
+    here = budgets.here()
+    if base is None or base.device == here.gpu:
         return here
-    if name == "cpu":
+    number = 4 if base.dtype == "float32" else 2
+    if base.device == "cpu":
         return replace(here if here.kind == "cpu" else Budget("CPU", 0, 0, "cpu"), number=number)
-    return Budget(name, 0, 0, "cuda", number=number)  # of another machine: only the total is asked for
+    return Budget(base.device, 0, 0, "cuda", number=number)  # of another machine: only the total is asked for

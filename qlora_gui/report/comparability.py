@@ -1,12 +1,12 @@
 """Which losses may be compared: of the same held-out rows, cut into the same tokens; and what differs between runs."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 from qlora_gui import config as configs
 from qlora_gui.config import RunConfig
 from qlora_gui.formatting import setting
 from qlora_gui.report.facts import Experiment
+from qlora_gui.runs.events import Base, Data, Eval
 
 # Knobs that change what a run costs, not what it learns.
 ALWAYS = ("rank", "alpha", "bias", "epochs")
@@ -35,28 +35,32 @@ def differing(experiments: Sequence[Experiment]) -> list[str]:
 
 def rows_of(experiment: Experiment) -> Hashable | None:
     """What stands for the held-out rows a run measured its losses on; None where it measured none."""
-    if experiment.config is None or not experiment.held_out():
+    if experiment.config is None or not experiment.history.held_out():
         return None
     sums = tuple(sorted(value for name, value in experiment.fingerprint.items() if name != "name"))
     where = sums or (experiment.config.dataset, experiment.config.dataset_split)
     # Of two files one is held out.
     split = () if len(sums) > 1 else (experiment.config.eval_fraction, experiment.config.seed)
-    data = experiment.event("data")
-    return where, split, data.get("format"), data.get("held_out"), experiment.config.system_prompt
+    data = experiment.history.latest(Data)
+    counts = (data.format, data.held_out) if data else (None, None)
+    return where, split, *counts, experiment.config.system_prompt
 
 
-def tokens_of(experiment: Experiment) -> tuple[Any, Any]:
+def tokens_of(experiment: Experiment) -> tuple[int | None, int | None]:
     """How the base's tokenizer cuts those rows, as far as its folder tells: supervised tokens, vocabulary."""
-    held_out = experiment.held_out()
-    return held_out[-1].get("tokens") if held_out else None, experiment.event("base").get("vocabulary")
+    base = experiment.history.latest(Base)
+    measured = [event for event in experiment.history.by_step(Eval) if event.loss is not None]
+    return measured[-1].tokens if measured else None, base.vocabulary if base else None
 
 
 def base_of(experiment: Experiment) -> Hashable:
     """What stands for a run's base: its fingerprint, else its name."""
     evaluated_on = experiment.evaluation and experiment.evaluation.base
     quantized = (experiment.config.quant_type, experiment.config.double_quant) if experiment.config else ()
-    fingerprint = evaluated_on and evaluated_on.fingerprint
-    return fingerprint or experiment.event("base").get("fingerprint") or experiment.base, quantized
+    base = experiment.history.latest(Base)
+    return (evaluated_on and evaluated_on.fingerprint) or (
+        base.fingerprint if base else None
+    ) or experiment.base, quantized
 
 
 def same_rows(experiments: Sequence[Experiment]) -> list[list[Experiment]]:

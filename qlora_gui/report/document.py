@@ -10,6 +10,7 @@ from qlora_gui.report.blocks import Block, Bullets, Heading, Paragraph, Table
 from qlora_gui.report.facts import Experiment, Facts
 from qlora_gui.report.sections import section
 from qlora_gui.report.text import and_
+from qlora_gui.runs.events import Base, Data
 
 
 def blocks(facts: Facts) -> list[Block]:
@@ -63,12 +64,11 @@ def _goal(facts: Facts) -> list[Block]:
 def _data(known: Sequence[Experiment]) -> list[Block]:
     lines = []
     for experiment in known:
-        if event := experiment.event("data"):
-            skipped = event.get("skipped")
-            left_out = f", {skipped:,} left out" if skipped else ""
-            rows = f"{event['used']:,} rows to learn from, {event['held_out']:,} held out"
+        if data := experiment.history.latest(Data):
+            left_out = f", {data.skipped:,} left out" if data.skipped else ""
+            rows = f"{data.used:,} rows to learn from, {data.held_out:,} held out"
             lines.append(
-                f"{experiment.data}: {rows}, {event['truncated']:,} truncated, {event['dropped']:,} dropped{left_out} (counted)."
+                f"{experiment.data}: {rows}, {data.truncated:,} truncated, {data.dropped:,} dropped{left_out} (counted)."
             )
     return [Paragraph(" ".join(dict.fromkeys(lines)), "Data.")] if lines else []
 
@@ -77,8 +77,8 @@ def _hardware(facts: Facts) -> list[Block]:
     """The devices that runs record, with this machine's memory where it is the same."""
     used: dict[tuple[str, str], list[str]] = {}
     for experiment in facts.experiments:
-        if base := experiment.event("base"):
-            used.setdefault((base["device"], str(base.get("dtype") or "unknown")), []).append(experiment.id)
+        if base := experiment.history.latest(Base):
+            used.setdefault((base.device, base.dtype or "unknown"), []).append(experiment.id)
     rows = []
     for (device, dtype), ids in used.items():
         name = device.upper() if device == "cpu" else device
@@ -93,12 +93,10 @@ def _hardware(facts: Facts) -> list[Block]:
 
 def _memory_of(device: str, facts: Facts) -> str:
     """A device's memory: of this machine's, or as recorded by a run that ran out of memory on it."""
-    seen = [
-        experiment.autopsy.get("total")
-        for experiment in facts.experiments
-        if experiment.autopsy and experiment.event("base").get("device") == device
-    ]
-    sizes = [facts.machine.total] if device == facts.machine.name else [size for size in seen if isinstance(size, int)]
+    histories = [experiment.history for experiment in facts.experiments]
+    on_it = [history for history in histories if (base := history.latest(Base)) and base.device == device]
+    seen = [(history.oom_report or {}).get("total") for history in on_it]
+    sizes = [facts.machine.total] if device == facts.machine.name else [size for size in seen if size is not None]
     return gigabytes(sizes[0]) if sizes else "not recorded"
 
 

@@ -1,16 +1,15 @@
 """The facts of a report: every experiment as its folder records it, and every number with what it is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from qlora_gui.config import RunConfig
 from qlora_gui.diagnostics import Finding
 from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.hardware import Device
 from qlora_gui.report.votes import Ballots
-from qlora_gui.runs.curves import by_step
-from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.runs.events import Ending, OomReport
+from qlora_gui.runs.history import RunHistory
 
 Kind = Literal["measured", "predicted", "estimated"]
 
@@ -52,7 +51,7 @@ class Experiment:
     parameters: int | None
     versions: dict[str, str]
     fingerprint: dict[str, str]  # of the data, as run.json has it
-    events: Sequence[Event]
+    history: RunHistory
     memory: tuple[Figure, ...]
     evaluation: Evaluation | None
     no_evaluation: str
@@ -62,30 +61,20 @@ class Experiment:
     last_words: str
     sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
 
-    def event(self, kind: str) -> Event:
-        """The latest event of a kind; {} where there is none."""
-        return last(list(self.events), kind) or {}
-
     def of_all(self, count: int, kind: str) -> str:
         """So many events, and of how many where a long run was thinned."""
-        every = (self.event("thinned").get("counts") or {}).get(kind)
+        every = self.history.count_all(kind)
         return f"{count:,} of {every:,}" if every else f"{count:,}"
 
-    def held_out(self) -> list[Event]:
-        """The held-out measurements that gave a number, by rising step."""
-        return [event for event in by_step(self.events, "eval") if event["loss"] is not None]
+    @property
+    def ending(self) -> Ending:
+        """The run's final event; an empty one while there is none since it was last started."""
+        return self.history.ending or Ending()
 
     @property
-    def ending(self) -> Event:
-        """The run's final event; {} while there is none since it was last started."""
-        latest = last(list(self.events), "started", *FINAL) or {}
-        return latest if latest.get("kind") in FINAL else {}
-
-    @property
-    def autopsy(self) -> dict[str, Any] | None:
+    def oom_report(self) -> OomReport | None:
         """What is known of a run that ran out of memory."""
-        report = self.ending.get("autopsy")
-        return report if isinstance(report, dict) else None
+        return self.history.oom_report
 
     @property
     def went_wrong(self) -> bool:

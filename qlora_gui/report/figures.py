@@ -5,8 +5,9 @@ from statistics import median
 
 from qlora_gui import formatting
 from qlora_gui.evaluation.results import Evaluation
+from qlora_gui.report import comparability
 from qlora_gui.report.facts import Experiment, Figure
-from qlora_gui.runs.curves import by_step
+from qlora_gui.runs.events import Step
 
 
 def collect(experiment: Experiment) -> list[Figure]:
@@ -16,11 +17,11 @@ def collect(experiment: Experiment) -> list[Figure]:
 
 
 def _time(experiment: Experiment) -> Iterator[Figure]:
-    seconds = experiment.ending.get("seconds")
-    if isinstance(seconds, (int, float)):
+    seconds = experiment.ending.seconds
+    if seconds is not None:
         yield Figure("time", formatting.clock(seconds), "measured", "from the start of the training process to its end")
-    speeds = [event.get("tokens_per_second") for event in by_step(experiment.events, "step")]
-    rates = sorted(rate for rate in speeds if isinstance(rate, (int, float)))
+    speeds = [event.tokens_per_second for event in experiment.history.by_step(Step)]
+    rates = sorted(rate for rate in speeds if rate is not None)
     if rates:
         yield Figure(
             "tokens a second",
@@ -32,12 +33,12 @@ def _time(experiment: Experiment) -> Iterator[Figure]:
 
 def _held_out(experiment: Experiment) -> Iterator[Figure]:
     """The losses measured while training; an evaluation may have measured fewer rows, and weighs each row the same."""
-    measurements = experiment.held_out()
+    measurements = experiment.history.held_out()
     if measurements:
         ends = [measurements[0], measurements[-1]] if len(measurements) > 1 else measurements
-        values = " → ".join(f"{event['loss']:.3f} (step {event['step']})" for event in ends)
-        tokens = measurements[-1].get("tokens")
-        on = f"{tokens:,} held-out tokens, each weighing the same" if isinstance(tokens, int) else "held-out rows"
+        values = " → ".join(f"{loss:.3f} (step {step})" for step, loss in ends)
+        tokens, _ = comparability.tokens_of(experiment)
+        on = f"{tokens:,} held-out tokens, each weighing the same" if tokens is not None else "held-out rows"
         yield Figure("held-out loss while training", values, "measured", f"nats per token, on {on}")
 
 

@@ -10,6 +10,7 @@ from qlora_gui.formatting import counted, difference
 from qlora_gui.report import comparability, preferences, sweeps
 from qlora_gui.report.facts import Experiment, Facts, Observation
 from qlora_gui.report.text import and_, called, knob, shortened
+from qlora_gui.runs.events import Memory
 
 _REASONS = 2  # findings repeated in an observation
 
@@ -115,17 +116,16 @@ def _while_training(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     for group in comparability.same_rows(experiments):
         if any({experiment.id for experiment in group} <= ids for ids in judged):
             continue
-        ranked = sorted(group, key=lambda experiment: experiment.held_out()[-1]["loss"])
+        ranked = sorted(group, key=lambda experiment: experiment.history.held_out()[-1][1])
         tokens = comparability.tokens_of(group[0])[0]
-        on = f"the same {tokens:,} held-out tokens" if isinstance(tokens, int) else "the same held-out rows"
-        ends = [experiment.held_out()[-1] for experiment in ranked]
+        on = f"the same {tokens:,} held-out tokens" if tokens is not None else "the same held-out rows"
+        ends = [experiment.history.held_out()[-1] for experiment in ranked]
         figures = [
-            f"{experiment.id} {end['loss']:.3f} at step {end['step']}"
-            for experiment, end in zip(ranked, ends, strict=True)
+            f"{experiment.id} {loss:.3f} at step {step}" for experiment, (step, loss) in zip(ranked, ends, strict=True)
         ]
         first, second = (called(*pair) for pair in (ranked[:2], ranked[1::-1]))
         yield Observation(
-            f"On {on}, {first} ended at the lowest loss, {ends[0]['loss']:.3f}; next is {second}, {ends[1]['loss']:.3f}.",
+            f"On {on}, {first} ended at the lowest loss, {ends[0][1]:.3f}; next is {second}, {ends[1][1]:.3f}.",
             f"Nats a token, measured while training: {'; '.join(figures)}. One number each, without an interval: whether they "
             "differ for other rows too is not known.",
         )
@@ -133,10 +133,8 @@ def _while_training(experiments: Sequence[Experiment]) -> Iterator[Observation]:
 
 def _memory(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     """How far memory plans were off where the longest batch was measured."""
-    tried = [(experiment, experiment.event("memory")) for experiment in experiments if experiment.event("memory")]
-    offs = [
-        (experiment, event["measured"] / event["predicted"] - 1) for experiment, event in tried if event["predicted"]
-    ]
+    tried = [(experiment, experiment.history.latest(Memory)) for experiment in experiments]
+    offs = [(experiment, memory.measured / memory.predicted - 1) for experiment, memory in tried if memory]
     if not offs:
         return
     worst, most = max(offs, key=lambda pair: abs(pair[1]))
@@ -152,7 +150,7 @@ def _failures(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     wrong = [experiment for experiment in experiments if experiment.went_wrong]
     if not wrong:
         return
-    of_memory = [experiment.id for experiment in wrong if experiment.autopsy]
+    of_memory = [experiment.id for experiment in wrong if experiment.oom_report]
     statement = (
         f"{len(wrong)} of {len(experiments)} runs did not end well: {and_([experiment.id for experiment in wrong])}."
     )

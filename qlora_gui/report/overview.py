@@ -9,7 +9,8 @@ from qlora_gui.report.facts import Experiment, Facts
 from qlora_gui.report.sections import anchor
 from qlora_gui.report.text import cut, knob
 from qlora_gui.report.votes import is_base
-from qlora_gui.runs.curves import Series, points
+from qlora_gui.runs.curves import Series
+from qlora_gui.runs.events import Eval, Step
 
 _MOST_LINES = 6  # in one chart
 _LONGEST = 60  # characters of a setting
@@ -47,9 +48,9 @@ def blocks(facts: Facts) -> list[Block]:
     ]
     for group in comparability.same_rows(experiments):
         tokens, _ = comparability.tokens_of(group[0])
-        count = f"{tokens:,}" if isinstance(tokens, int) else "the same"
+        count = f"{tokens:,}" if tokens is not None else "the same"
         title = f"Held-out loss on {count} tokens of {group[0].data}, nats per token (measured)"
-        lines = [Series(experiment.id, points(experiment.events, "eval", "loss"), dotted=True) for experiment in group]
+        lines = [Series(experiment.id, experiment.history.points(Eval, "loss"), dotted=True) for experiment in group]
         for first in range(0, len(lines), _MOST_LINES):
             parts.append(Curves(title, lines[first : first + _MOST_LINES]))
     return parts
@@ -65,13 +66,12 @@ def _setting_cells(experiment: Experiment, names: list[str]) -> list[str]:
 
 
 def _run_cells(experiment: Experiment) -> list[str]:
-    step, ending = experiment.event("step"), experiment.ending
-    steps = f"{ending.get('step') or step['step']} of {step['max_steps']}" if step else "none"
-    seconds = ending.get("seconds")
+    step, ending = experiment.history.latest(Step), experiment.ending
+    steps = f"{ending.step or step.step} of {step.max_steps}" if step else "none"
     memory = [
         figure.value if (figure := experiment.remembered(kind)) else "not known" for kind in ("predicted", "measured")
     ]
-    return [experiment.state, steps, clock(seconds) if isinstance(seconds, (int, float)) else "", *memory]
+    return [experiment.state, steps, clock(ending.seconds) if ending.seconds is not None else "", *memory]
 
 
 def _outcome_cells(experiment: Experiment, facts: Facts) -> list[str]:
@@ -86,11 +86,12 @@ def _losses(experiment: Experiment) -> str:
     """Held-out losses of the base and at the end, of the evaluation where there is one."""
     if experiment.evaluation:
         return f"{experiment.evaluation.loss.base:.3f} → {experiment.evaluation.loss.adapter:.3f}"
-    held_out = experiment.held_out()
+    held_out = experiment.history.held_out()
     if not held_out:
         return "none"
-    first = f"{held_out[0]['loss']:.3f} → " if held_out[0]["step"] == 0 and len(held_out) > 1 else ""
-    return f"{first}{held_out[-1]['loss']:.3f}"
+    (step, base), (_, now) = held_out[0], held_out[-1]
+    first = f"{base:.3f} → " if step == 0 and len(held_out) > 1 else ""
+    return f"{first}{now:.3f}"
 
 
 def _votes(experiment: Experiment, facts: Facts) -> str:

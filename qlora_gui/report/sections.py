@@ -1,7 +1,5 @@
 """One experiment as blocks: verdict, settings, curve, figures, votes, findings, answers, autopsy."""
 
-from typing import Any
-
 from qlora_gui.data import reasoning
 from qlora_gui.formatting import gigabytes
 from qlora_gui.report import comparability, figures
@@ -10,8 +8,9 @@ from qlora_gui.report.facts import Experiment, Facts
 from qlora_gui.report.preferences import result
 from qlora_gui.report.text import cut, knob, shortened
 from qlora_gui.report.votes import judge
-from qlora_gui.runs.curves import Series, by_step, points
+from qlora_gui.runs.curves import Series
 from qlora_gui.runs.event_text import not_all, oom_report_lines
+from qlora_gui.runs.events import Base, Eval, Fit, OomReport, Probe, Step
 
 ANSWERS = 3
 _LONGEST, _LONGEST_SETTING = 900, 60  # characters of an answer or a prompt, and of a setting
@@ -51,31 +50,27 @@ def _verdict(experiment: Experiment) -> Box:
 def _ended(experiment: Experiment) -> list[Block]:
     """How a run ended that did not end well, and its autopsy where it ran out of memory."""
     parts: list[Block] = [Paragraph(experiment.fault, "Settings unknown.")] if experiment.fault else []
-    if not experiment.events:
+    if not experiment.history:
         parts.append(Paragraph("The run has written no events.", "Nothing recorded."))
-    parts += [Paragraph(remark, "Not all events.") for remark in not_all(experiment.events)]
-    if message := experiment.ending.get("message"):
-        parts.append(Paragraph(shortened(str(message), experiment), "Its last word."))
-    if experiment.autopsy:
-        parts += _autopsy(experiment.autopsy)
+    parts += [Paragraph(remark, "Not all events.") for remark in not_all(experiment.history)]
+    if message := experiment.ending.message:
+        parts.append(Paragraph(shortened(message, experiment), "Its last word."))
+    if experiment.oom_report is not None:
+        parts += _out_of_memory(experiment.oom_report)
     elif experiment.went_wrong and experiment.last_words:
         parts += [Paragraph("", "The end of its log:"), Verbatim(cut(experiment.last_words, _LONGEST))]
     return parts
 
 
-def _autopsy(autopsy: dict[str, Any]) -> list[Block]:
+def _out_of_memory(report: OomReport) -> list[Block]:
     """When memory ran out, who else held it, and the changes that would have helped."""
-    when = f"after step {autopsy['step']}" if autopsy.get("step") else "before the first step"
-    text = f"It ran out of memory in the stage '{autopsy.get('phase')}', {when}."
-    total, free = autopsy.get("total"), autopsy.get("free")
-    if isinstance(total, int) and isinstance(free, int):
+    when = f"after step {report['step']}" if report.get("step") else "before the first step"
+    text = f"It ran out of memory in the stage '{report.get('phase')}', {when}."
+    total, free = report.get("total"), report.get("free")
+    if total is not None and free is not None:
         text += f" The device has {gigabytes(total)}, {gigabytes(free)} of them free for it (measured)."
-    try:
-        lines = oom_report_lines({"held_by": autopsy.get("held_by") or [], "changes": autopsy.get("changes") or []})
-    except (KeyError, TypeError, AttributeError):
-        lines = []
     parts: list[Block] = [Paragraph(text, "Autopsy.")]
-    if lines:
+    if lines := oom_report_lines(report):
         parts += [Paragraph("Savings are predicted.", "What else held memory, and what would have helped:")]
         parts.append(Verbatim("\n".join(lines)))
     return parts
@@ -92,21 +87,17 @@ def _settings(experiment: Experiment, facts: Facts) -> list[Block]:
         for name in dict.fromkeys(names)
         if name not in ("base_model", "dataset")
     ]
-    base = experiment.event("base")
-    dtype = f", computed in {base['dtype']} on {base['device']}" if base.get("dtype") else ""
-    trained = f"; {base['trained']:,} parameters trained (counted)" if isinstance(base.get("trained"), int) else ""
+    base = experiment.history.latest(Base)
+    dtype = f", computed in {base.dtype} on {base.device}" if base and base.dtype else ""
+    trained = f"; {base.trained:,} parameters trained (counted)" if base and base.trained is not None else ""
     return [
         Paragraph(f"{experiment.model} on {experiment.data}: {', '.join(listed)}{dtype}{trained}.", "Settings."),
-        *(
-            Paragraph(str(event.get("text", "")), "Changed by preflight.")
-            for event in experiment.events
-            if event["kind"] == "fit"
-        ),
+        *(Paragraph(event.text, "Changed by preflight.") for event in experiment.history.all(Fit)),
     ]
 
 
 def _curve(experiment: Experiment) -> list[Block]:
-    training, held_out = points(experiment.events, "step", "loss"), points(experiment.events, "eval", "loss")
+    training, held_out = experiment.history.points(Step, "loss"), experiment.history.points(Eval, "loss")
     if not training and not held_out:
         return []
     lines = [Series("training", training), Series("held-out", held_out, dashed=True, dotted=True)]
@@ -152,16 +143,15 @@ def _answers(experiment: Experiment) -> list[Block]:
             _side_by_side(number, example.prompt, example.base, example.adapter, example.reference)
             for number, example in enumerate(experiment.evaluation.examples[:ANSWERS], 1)
         ]
-    probes = [event for event in by_step(experiment.events, "probe") if isinstance(event.get("answers"), list)]
-    if len(probes) < 2 or probes[0]["step"] != 0:
+    probes = experiment.history.by_step(Probe)
+    if len(probes) < 2 or probes[0].step != 0:
         return []
-    pairs = zip(probes[0]["answers"], probes[-1]["answers"], strict=False)
+    pairs = zip(probes[0].answers, probes[-1].answers, strict=False)
     sides = [
-        _side_by_side(number, str(first["prompt"]), str(first["answer"]), str(later["answer"]), "")
+        _side_by_side(number, first["prompt"], first["answer"], later["answer"], "")
         for number, (first, later) in enumerate(pairs, 1)
-        if isinstance(first, dict) and isinstance(later, dict)
     ]
-    note = f"Short greedy answers to probes while training, of the base and at step {probes[-1]['step']}."
+    note = f"Short greedy answers to probes while training, of the base and at step {probes[-1].step}."
     return [Paragraph(note, "Answers."), *sides[:ANSWERS]] if sides else []
 
 

@@ -86,9 +86,9 @@ def _setting_cells(experiment: Experiment, varies: Sequence[str]) -> list[str]:
 
 def _loss(experiment: Experiment) -> float | None:
     """The last held-out loss; None of a run that did not end well or measured none after its base's."""
-    held_out = experiment.held_out()
+    held_out = experiment.history.held_out()
     ended = experiment.state in ("finished", "stopped") and len(held_out) > 1
-    return float(held_out[-1]["loss"]) if ended else None
+    return held_out[-1][1] if ended else None
 
 
 def _outcome_cells(experiment: Experiment) -> list[str]:

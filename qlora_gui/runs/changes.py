@@ -10,7 +10,7 @@ from typing import Any
 from qlora_gui.data import load
 from qlora_gui.errors import UserError
 from qlora_gui.references import ModelRef
-from qlora_gui.runs import events
+from qlora_gui.runs.events import Base, Data
 from qlora_gui.runs.fingerprints import fingerprint
 from qlora_gui.runs.store import Run
 
@@ -30,9 +30,9 @@ class ChangedError(UserError):
 
 def files_of(run: Run) -> dict[str, str]:
     """The SHA-256 of each of the data's files when the run was last started, else when it was made; by name."""
-    event = events.last(run.events()[0], "data") or {}
+    data = run.history().latest(Data)
     try:
-        files: Any = event.get("files") or run.manifest().get("dataset")
+        files: Any = (data and data.files) or run.manifest().get("dataset")
     except UserError:
         return {}
     return {name: value for name, value in files.items() if name != "name"} if isinstance(files, dict) else {}
@@ -52,9 +52,13 @@ def describe_data_changes(run: Run) -> str:
 
 def describe_base_change(run: Run) -> str:
     """That the base's folder on this machine holds another model than it did, in words; else "". Raises UserError."""
-    before = (events.last(run.events()[0], "base") or {}).get("fingerprint")
-    base = ModelRef.find(run.config().base_model)
-    if not before or base.folder is None or fingerprint(base.folder) == before:
+    recorded, base = run.history().latest(Base), ModelRef.find(run.config().base_model)
+    if (
+        not recorded
+        or not recorded.fingerprint
+        or base.folder is None
+        or fingerprint(base.folder) == recorded.fingerprint
+    ):
         return ""
     return another_base(base.name)
 

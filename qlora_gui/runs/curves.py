@@ -1,11 +1,8 @@
-"""The curves of a run: its points by rising step, thinned for drawing, with round numbers for the axes."""
+"""Curves: points by rising x, thinned for drawing, with round numbers for the axes."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from qlora_gui.runs.events import Event
-from qlora_gui.runs.thinning import PEAK
 
 MAX_POINTS = 160
 
@@ -18,24 +15,6 @@ class Series:
     points: Sequence[tuple[float, float]]
     dashed: bool = False
     dotted: bool = False
-
-
-def by_step(events: Sequence[Event], kind: str) -> list[Event]:
-    """Events of one kind by rising step; what a resumed run did again replaces what it had done."""
-    result: list[Event] = []
-    for event in events:
-        if event["kind"] != kind:
-            continue
-        while result and result[-1]["step"] >= event["step"]:
-            result.pop()
-        result.append(event)
-    return result
-
-
-def points(events: Sequence[Event], kind: str, value: str) -> list[tuple[float, float]]:
-    """(step, value) of the events that have the value; of a thinned run those of its even sample."""
-    measured = [event for event in by_step(events, kind) if event.get(value) is not None]
-    return [(event["step"], event[value]) for event in measured if PEAK not in event]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ import xxhash
 from qlora_gui import hub
 from qlora_gui.files import write_whole
 
-_VERSION = "1"
+_VERSION = "2"
 
 
 def folder() -> Path:

@@ -1,69 +1,94 @@
 """Events in words: the same line in the log, on a terminal and on the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qlora_gui.data import row_stats
 from qlora_gui.data.bad_rows import place
 from qlora_gui.data.formats import changes_meaning
 from qlora_gui.formatting import clock, gigabytes
-from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.events import (
+    Base,
+    Data,
+    Eval,
+    Event,
+    Memory,
+    Note,
+    OomReport,
+    Skipped,
+    Stage,
+    Step,
+    Thinned,
+    as_record,
+)
+from qlora_gui.runs.history import RunHistory
 
 VERY_FEW_STEPS = 30  # of the optimizer: a run of fewer hardly learns
 
 
 def describe(event: Event) -> str:
     """One line for one event; empty for those that need none."""
-    kind = event["kind"]
-    if kind in ("stage", "note"):
-        return str(event["text"])
-    if kind == "data":
-        return (
-            f"Data: {event['used']} rows to learn from, {event['held_out']} held out, {event['truncated']} truncated, "
-            f"{event['dropped']} dropped"
-            + "".join(f"\n  row {row['row']} dropped: {row['reason']}" for row in event["dropped_rows"])
-            + "".join(f"\n  {place(row)} left out: {row['reason']}" for row in event.get("skipped_rows", ()))
-            + "".join(f"\n  {sentence}" for sentence in (*data_warnings(event), *data_remarks(event)))
-            + "".join(f"\n  {sentence}" for sentence in row_stats.sentences(event.get("facts") or {}))
-        )
-    if kind == "base":
-        return (
-            f"Base {event['name']} on {event['device']} in {event.get('dtype')}: {event.get('trained') or 0:,} parameters "
-            "to train"
-        )
-    if kind == "step":
-        return (
-            f"step {event['step']}/{event['max_steps']}  loss {loss_of(event)}  lr {event.get('learning_rate') or 0:.2e}  "
-            f"grad {event.get('grad_norm') or 0:.2f}  {event.get('tokens_per_second') or 0:.0f} tok/s  "
-            f"{gigabytes(event.get('memory') or 0)}  {clock(event.get('eta') or 0)} left"
-        )
-    if kind == "eval":
-        base = " (the base)" if event["step"] == 0 else ""
-        return f"step {event['step']}: held-out loss {loss_of(event)}{base}"
-    if kind == "memory":
-        return f"Longest batch: {predicted_and_measured(event)}"
-    return "\n".join(not_all([event]))
+    match as_record(event):
+        case Stage(text=text) | Note(text=text):
+            return text
+        case Data() as data:
+            return _describe_data(data)
+        case Base() as base:
+            return f"Base {base.name} on {base.device} in {base.dtype}: {base.trained or 0:,} parameters to train"
+        case Step() as step:
+            return (
+                f"step {step.step}/{step.max_steps}  loss {loss_of(step)}  lr {step.learning_rate or 0:.2e}  "
+                f"grad {step.grad_norm or 0:.2f}  {step.tokens_per_second or 0:.0f} tok/s  "
+                f"{gigabytes(step.memory or 0)}  {clock(step.eta or 0)} left"
+            )
+        case Eval() as held_out:
+            base_alone = " (the base)" if held_out.step == 0 else ""
+            return f"step {held_out.step}: held-out loss {loss_of(held_out)}{base_alone}"
+        case Memory() as memory:
+            return f"Longest batch: {predicted_and_measured(memory)}"
+    return "\n".join(not_all(RunHistory([event])))
 
 
-def not_all(events: Sequence[Event]) -> list[str]:
+def _describe_data(data: Data) -> str:
+    return (
+        f"Data: {data.used} rows to learn from, {data.held_out} held out, {data.truncated} truncated, {data.dropped} dropped"
+        + "".join(f"\n  row {row['row']} dropped: {row['reason']}" for row in data.dropped_rows)
+        + "".join(f"\n  {place(row)} left out: {row['reason']}" for row in data.skipped_rows)
+        + "".join(f"\n  {sentence}" for sentence in (*data_warnings(vars(data)), *data_remarks(vars(data))))
+        + "".join(f"\n  {sentence}" for sentence in row_stats.sentences(data.facts or {}))
+    )
+
+
+def not_all(history: RunHistory) -> list[str]:
     """Notes where the events are not all that the file holds: skipped lines, and a long run thinned."""
-    lines = []
-    if skipped := last(list(events), "skipped"):
-        count = skipped["count"]
-        which = (
-            "1 line of its events is skipped, in whole or in part"
-            if count == 1
-            else (f"{count:,} lines of its events are skipped, in whole or in part")
-        )
-        why = "; ".join(dict.fromkeys(skipped["why"]))
-        them = "it cannot be read as one" if count == 1 else "they cannot be read as such"
-        lines.append(f"{which}, for {them} ({why}); what was said there is missing here.")
-    if thinned := last(list(events), "thinned"):
-        counts = ", ".join(f"{count:,} of '{kind}'" for kind, count in sorted(thinned["counts"].items()))
-        lines.append(
-            f"A long run ({counts}): shown are the newest and an even sample of the others, with the lowest and highest loss."
-        )
-    return lines
+    return [*skipped_lines(history), *thinned_kinds(history)]
+
+
+def skipped_lines(history: RunHistory) -> list[str]:
+    """A note where lines of the file were skipped."""
+    skipped = history.latest(Skipped)
+    if skipped is None:
+        return []
+    count = skipped.count
+    which = (
+        "1 line of its events is skipped, in whole or in part"
+        if count == 1
+        else f"{count:,} lines of its events are skipped, in whole or in part"
+    )
+    why = "; ".join(dict.fromkeys(skipped.why))
+    them = "it cannot be read as one" if count == 1 else "they cannot be read as such"
+    return [f"{which}, for {them} ({why}); what was said there is missing here."]
+
+
+def thinned_kinds(history: RunHistory) -> list[str]:
+    """A note where of a long run not all events are kept."""
+    thinned = history.latest(Thinned)
+    if thinned is None:
+        return []
+    counts = ", ".join(f"{count:,} of '{kind}'" for kind, count in sorted(thinned.counts.items()))
+    return [
+        f"A long run ({counts}): shown are the newest and an even sample of the others, with the lowest and highest loss."
+    ]
 
 
 def few_steps(steps: int) -> str:
@@ -111,25 +136,29 @@ def _fields(data: Mapping[str, Any], loud: bool) -> str:
     )
 
 
-def loss_of(event: Event, digits: int = 4) -> str:
+def loss_of(event: Step | Eval, digits: int = 4) -> str:
     """The loss of a step or of a held-out measurement; JSON has no NaN, so an event has null."""
-    return "not a number" if event["loss"] is None else f"{event['loss']:.{digits}f}"
+    return "not a number" if event.loss is None else f"{event.loss:.{digits}f}"
 
 
-def predicted_and_measured(event: Event) -> str:
+def predicted_and_measured(memory: Memory) -> str:
     """`predicted 9.8 GB, measured 10.1 GB (3% more)`, of a `memory` event."""
-    predicted, measured = event["predicted"], event["measured"]
+    predicted, measured = memory.predicted, memory.measured
     off = measured / predicted - 1
     sides = f"predicted {gigabytes(predicted)}, measured {gigabytes(measured)}"
     return f"{sides} ({abs(off):.0%} {'more' if off >= 0 else 'less'})"
 
 
-def oom_report_lines(report: Mapping[str, Any]) -> list[str]:
+def oom_report_lines(report: OomReport) -> list[str]:
     """The report of a run that ran out of memory, beyond its message: who else held the GPU, and what would help."""
-    lines = [f"  {held['name']} (process {held['pid']}) held {gigabytes(held['bytes'])}" for held in report["held_by"]]
-    if report["changes"]:
+    lines = [
+        f"  {held['name']} (process {held['pid']}) held {gigabytes(held['bytes'])}"
+        for held in report.get("held_by") or []
+    ]
+    changes = report.get("changes") or []
+    if changes:
         lines.append("Changes that make it smaller:")
-    for change in report["changes"]:
+    for change in changes:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change["knobs"].items())
         lines.append(f"  {change['text']}{' · fits then' if change['fits'] else ''}   ({flags})")
     return lines

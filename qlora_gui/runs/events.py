@@ -1,28 +1,430 @@
-"""events.jsonl: one JSON object per line, append only. The trainer writes; everybody else follows from an offset.
+"""events.jsonl: its kinds of events with their fields, declared once, and what writes and checks a line.
 
-Kinds: started, stage, note, data, base, fit, memory, step, eval, probe, saved, then finished | stopped | failed. Readers ignore kinds
-they do not know and a last line that is not finished; lines that are no event (`event_shapes`) are skipped, which is
-reported by an event that `read` puts before the others. A long run is read from its end, or by what was added.
+One JSON object per line, append only: `t` (seconds since the epoch), `kind`, and the fields of the class in `KINDS`. Readers
+ignore kinds they do not know and fields that are not declared. A line of the wrong shape, in a stranger's folder say, is no
+event (`sound`), and a field that readers can do without, one with a default here, is taken out of it.
+
+A run begins with `started` and ends with finished, stopped or failed. evaluate.jsonl and votes.jsonl are written and read by
+the same code. An event stays a dict where there are many of them, in the file's readers and in `thinning`; `RunHistory` gives
+instances of these classes.
 """
 
-import contextlib
 import json
 import math
 import os
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, get_type_hints
+
+from annotated_types import Ge, Len, Lt
+from pydantic import AllowInfNan, StringConstraints, TypeAdapter, ValidationError
+from pydantic.types import Strict
+from typing_extensions import TypedDict
 
 from qlora_gui import plain_files
 from qlora_gui.files import append_line
-from qlora_gui.runs import derived_cache, event_shapes
-from qlora_gui.runs.thinning import Thinned
 
 Event = dict[str, Any]
 FINAL = ("finished", "stopped", "failed")
+SYNTHETIC = ("skipped", "thinned")  # kinds that readers make themselves (`event_file.read`); no file has them
+MOST_BYTES = 4 << 20  # of one line
+_MOST = 2**53  # beyond it a whole number is no exact float
+
+Whole = Annotated[int, Strict(), Ge(0), Lt(_MOST)]
+Number = Annotated[float, Strict(), AllowInfNan(False), Ge(-1e40), Lt(1e40)]  # fp32 ends at 3.4e38
+Seconds = Annotated[float, Strict(), AllowInfNan(False), Ge(0), Lt(1e12)]
+Word = Annotated[str, Strict(), StringConstraints(max_length=100_000)]
+Text = Annotated[str, Strict(), StringConstraints(max_length=2_000_000)]
+Flag = Annotated[bool, Strict()]
+Loss = Number | None  # None: it was no finite number, for which JSON has no word
+
+
+class Row(TypedDict):
+    """A row that is not used, by its 1-based number, and why."""
+
+    row: Whole
+    reason: Word
+    line: NotRequired[Whole | None]
+    file: NotRequired[Word | None]
+
+
+class Turns(TypedDict):
+    """Counts of answers, as `data.row_stats` has them."""
+
+    learned: Whole
+    present: Whole
+    context_only: Whole
+    cut: Whole
+    lost: Whole
+    split: Whole
+    unended: NotRequired[Whole]
+
+
+class Facts(TypedDict):
+    """What `data.row_stats` says of the rows that are trained on."""
+
+    rows: Whole
+    supervised_share: Number
+    eos_supervised: Number
+    truncated_answers: Whole
+    pad_is_eos: Flag
+    spelled: NotRequired[Whole]
+    turns: NotRequired[Turns | Annotated[dict[str, Any], Len(0, 0)] | None]
+    lost: NotRequired[list[Row]]
+    notes: NotRequired[dict[str, Whole]]
+    end: NotRequired[Word | None]
+    end_from: NotRequired[Word | None]
+    refuses: NotRequired[Word | None]
+    thinking_by_first: NotRequired[Whole | None]
+
+
+class Answer(TypedDict):
+    """A probe's answer, and whether it ended by itself."""
+
+    prompt: Text
+    answer: Text
+    ended: Any
+
+
+class FittedKnobs(TypedDict):
+    """What preflight may change in a run's config, as it is then."""
+
+    batch_size: NotRequired[Whole]
+    gradient_accumulation: NotRequired[Whole]
+    gradient_checkpointing: NotRequired[Word]
+
+
+class Change(TypedDict):
+    """A change of settings that saves memory (`memory.advice.Change`)."""
+
+    text: Word
+    knobs: dict[str, Any]
+    fits: bool
+    saves: Annotated[int, Strict(), Ge(-_MOST), Lt(_MOST)]
+
+
+class Holder(TypedDict):
+    """Another process that held memory of the GPU."""
+
+    name: Word
+    pid: Whole
+    bytes: Whole
+
+
+class OomReport(TypedDict):
+    """What is known of a run that ran out of memory, in bytes: see `training.oom`."""
+
+    phase: NotRequired[Word | None]
+    step: NotRequired[Whole | None]
+    predicted: NotRequired[Whole | None]
+    measured: NotRequired[Whole | None]
+    total: NotRequired[Whole | None]
+    free: NotRequired[Whole | None]
+    held_by: NotRequired[list[Holder] | None]
+    changes: NotRequired[list[Change] | None]
+
+
+class Candidate(TypedDict):
+    """A column that was voted on."""
+
+    name: Word
+    sha256: Word | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An event; `nulls` are the fields that it has as null: of a measured number, that it was not finite."""
+
+    nulls: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Record):
+    pid: Whole | None = None
+    resumed: bool | None = None
+    card: Any = None  # the address of the one GPU that it may use
+    adapters: list[Word] | None = None  # of an evaluation: the folders' names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Record):
+    text: Word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Record):
+    text: Word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Record):
+    used: Whole
+    held_out: Whole
+    truncated: Whole
+    dropped: Whole
+    dropped_rows: list[Row]
+    format: Word | None = None
+    tokens: Whole | None = None
+    supervised: Whole | None = None
+    skipped: Whole | None = None
+    skipped_rows: list[Row] = field(default_factory=list)
+    ignored: dict[str, Whole] | None = None
+    usable: Whole = 0
+    duplicates: Whole | None = None
+    known: Whole | None = None
+    unused_files: list[Word] | None = None
+    facts: Facts | None = None
+    files: dict[str, Word] | None = None  # SHA-256 by name
+    digest: Word | None = None  # of the rows as the model reads them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Record):
+    name: Word
+    device: Word
+    dtype: Word | None = None
+    revision: Word | None = None
+    fingerprint: Word | None = None
+    template: Word | None = None
+    vocabulary: Whole | None = None
+    quant_type: Word | None = None
+    double_quant: bool | None = None
+    gradient_checkpointing: Word | None = None  # as settled where the config says auto
+    processes: Whole = 1
+    rows: Whole | None = None
+    rows_a_batch: Whole | None = None
+    chunked_loss: bool | None = None
+    without_lora: list[Word] | None = None
+    weights_16bit: Whole | None = None  # bytes
+    weights_16bit_share: Number | None = None
+    trained: Whole | None = None  # parameters, and of them biases
+    biases: Whole | None = None
+    frozen_biases: Whole | None = None
+    layers: Whole | None = None
+    weights_4bit: Whole | None = None  # bytes, and of them this process's share
+    share: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Record):
+    knobs: FittedKnobs
+    text: Word = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(Record):
+    """Of the longest batch, in bytes."""
+
+    predicted: Annotated[float, Strict(), AllowInfNan(False), Ge(1), Lt(1e18)]
+    measured: Annotated[float, Strict(), AllowInfNan(False), Ge(0), Lt(1e18)]
+    gpu: Word | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Record):
+    step: Whole
+    max_steps: Whole
+    loss: Loss
+    epoch: Number | None = None
+    learning_rate: Number | None = None
+    grad_norm: Number | None = None
+    tokens_per_second: Number | None = None
+    memory: Whole | None = None  # bytes
+    eta: Number | None = None  # seconds
+    peak: Any = False  # set by `thinning`: kept for its loss, no part of the even sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Record):
+    step: Whole
+    loss: Loss
+    tokens: Whole | None = None
+    largest_activation: Number | None = None
+    peak: Any = False  # as a step's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Record):
+    step: Whole
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Record):
+    step: Whole = 0
+    sha256: Word | None = None
+    bytes: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending(Record):
+    """The final event of a start."""
+
+    step: Whole = 0
+    message: Word | None = None
+    seconds: Seconds | None = None
+    loss_before: Loss = None
+    loss_after: Loss = None
+    bug: bool | None = None
+    changed: bool = False  # data or base are others than those it was begun with
+    autopsy: OomReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Ending):
+    """Well: finished, or stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Ended):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Ended):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Ending):
+    message: Word = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Record):
+    """Of an evaluation."""
+
+    done: Whole
+    of: Annotated[int, Strict(), Ge(1), Lt(_MOST)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote(Record):
+    """A line of votes.jsonl, as far as `preferences.votes` does not check it itself."""
+
+    id: Word
+    columns: list[Candidate]
+    order: list[Whole]
+    answers: list[Text]
+    tokens: list[Whole]
+    seconds: Number | None
+    retries: Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undo(Record):
+    id: Word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped(Record):
+    """How many lines are no event or had a field taken out, and the first reasons."""
+
+    count: int
+    why: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thinned(Record):
+    """How many events there were of each kind of which not all are kept."""
+
+    counts: dict[str, int]
+
+
+KINDS: dict[str, type[Record]] = {
+    "started": Started,
+    "stage": Stage,
+    "note": Note,
+    "data": Data,
+    "base": Base,
+    "fit": Fit,
+    "memory": Memory,
+    "step": Step,
+    "eval": Eval,
+    "probe": Probe,
+    "saved": Saved,
+    "finished": Finished,
+    "stopped": Stopped,
+    "failed": Failed,
+    "progress": Progress,
+    "vote": Vote,
+    "undo": Undo,
+    "skipped": Skipped,
+    "thinned": Thinned,
+}
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def names(kind: type[Record]) -> list[str]:
+    """The fields of a class of events, as lines have them; beside `t` and `kind`."""
+    return [name for name in kind.__dataclass_fields__ if name != "nulls"]
+
+
+def _check_of(kind: type[Record]) -> tuple[Any, frozenset[str]]:
+    """What validates a line of a class of events, and the fields that it can do without."""
+    hints = get_type_hints(kind, include_extras=True)
+    known = [part for part in fields(kind) if part.name != "nulls"]
+    optional = {part.name for part in known if (part.default, part.default_factory) != (MISSING, MISSING)}
+    shape = {name: NotRequired[hints[name]] if name in optional else hints[name] for name in names(kind)}
+    short = Annotated[str, Strict(), StringConstraints(max_length=100)]
+    line: Any = TypedDict(kind.__name__, {"t": Seconds, "kind": short} | shape)  # type: ignore[operator, misc]
+    return TypeAdapter(line), frozenset(optional)
+
+
+_CHECKS = {kind: _check_of(record) for kind, record in KINDS.items() if kind not in SYNTHETIC}
+_OTHER = _check_of(Record)
+
+
+def sound(value: Any) -> tuple[Event | None, str]:
+    """The event that a line's JSON value is, and what is wrong with it in a few words, or "".
+
+    A field that readers can do without is taken out where it is of the wrong kind; without one that they need, or where
+    the value is no object, there is no event.
+    """
+    if not isinstance(value, dict):
+        return None, f"a JSON {_kind_of(value)} and no object"
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind in SYNTHETIC:
+        return None, "a kind that no run writes"
+    check, optional = _CHECKS.get(kind, _OTHER)
+    why = ""
+    for _ in range(len(optional) + 1):
+        try:
+            check.validate_python(value)
+            return value, why
+        except ValidationError as error:
+            name = str(error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0])
+        except (RecursionError, OverflowError):
+            return None, "nested too deeply, or with a number too large"
+        why = why or f"the event '{kind[:40]}' with a field '{name[:40]}' of the wrong kind"
+        if name not in optional:
+            break
+        value = {key: part for key, part in value.items() if key != name}
+    return None, why
+
+
+def _kind_of(value: Any) -> Literal["list", "text", "number", "null"]:
+    if value is None:
+        return "null"
+    return "list" if isinstance(value, list) else "text" if isinstance(value, str) else "number"
+
+
+def as_record(event: Event) -> Record | None:
+    """A sound event as an instance of its class; None of a kind that is not declared."""
+    kind = KINDS.get(event["kind"])
+    return None if kind is None else read_as(kind, event)
+
+
+def read_as(kind: type[AnyRecord], event: Event) -> AnyRecord:
+    """A sound event as an instance of its class."""
+    values = {name: event[name] for name in names(kind) if name in event}
+    return kind(**values, nulls=frozenset(name for name, value in values.items() if value is None))
+
+
+def kinds_of(record: type[Record]) -> frozenset[str]:
+    """The kinds whose events are instances of a class."""
+    return frozenset(kind for kind, declared in KINDS.items() if issubclass(declared, record))
 
 
 class EventLog:
@@ -71,241 +473,6 @@ class Silent(EventLog):
     def append(self, kind: str, **fields: Any) -> Event:
         """The event, as it would have been written."""
         return {"t": round(time.time(), 3), "kind": kind, **fields}
-
-
-class _Known:
-    """What was read of one file up to `end`, as long as its first and last bytes are these. Used under its `lock`. It was
-    looked at up to `looked`: behind `end` a last line may have no end.
-
-    `whole` keeps every event, else a long run is thinned (`thinning`). `skipped` counts lines with a fault.
-    """
-
-    def __init__(self, whole: bool = False):
-        self.lock = threading.Lock()
-        self.whole = whole
-        self._forget()
-
-    def _forget(self) -> None:
-        self.end = self.looked = self.skipped = self._kept_to = 0
-        self.marks = (b"", b"")
-        self.seen = (0, 0)  # size and time of change when it was read last
-        self.mark: Event | None = None  # the latest of `started` and the final ones
-        self._why: list[str] = []
-        self._whole: list[Event] = []
-        self._thin = Thinned()
-        self._given: list[Event] | None = None
-
-    def check(self, path: Path, file: BinaryIO) -> None:
-        """Forget all where another file has taken this one's place, or it was changed without growing; take over what the
-        cache knows of a long one."""
-        stat = os.fstat(file.fileno())
-        edited = stat.st_size == self.seen[0] and stat.st_mtime_ns != self.seen[1]
-        if self.end and (edited or _marks(file, self.end) != self.marks):
-            self._forget()
-        if not self.end and not self.whole and os.fstat(file.fileno()).st_size > _LONG:
-            self._take_over(derived_cache.load(derived_cache.name_of("events", path)), file)
-
-    def advance(self, file: BinaryIO, most: int | None = None) -> bool:
-        """Read on from `end`, about `most` bytes or all there are; returns whether something was read."""
-        lines = _lines(file, self.end, most)
-        before = self.end
-        for line, end in lines:
-            self.end = end
-            if line is None or line.strip():
-                self._take(line)
-        stat = os.fstat(file.fileno())
-        self.seen = stat.st_size, stat.st_mtime_ns
-        if most is None or self.end - before < most:
-            self.looked = stat.st_size
-        if self.end != before:
-            self.marks, self._given = _marks(file, self.end), None
-        return self.end != before
-
-    def all(self) -> list[Event]:
-        """The events, led by notes on them: that lines were skipped, or that not all events are kept."""
-        if self._given is None:
-            head: list[Event] = []
-            if self.skipped:
-                head.append({"t": 0.0, "kind": "skipped", "count": self.skipped, "why": list(self._why)})
-            if counts := {} if self.whole else self._thin.thinned():
-                head.append({"t": 0.0, "kind": "thinned", "counts": counts})
-            self._given = head + (self._whole if self.whole else self._thin.all())
-        return list(self._given)
-
-    def keep(self, path: Path) -> None:
-        """Store what is known of a long file in the cache, now and then."""
-        if self.whole or self.end - self._kept_to < _LONG:
-            return
-        self._kept_to = self.end
-        snapshot = {"end": self.end, "marks": [mark.hex() for mark in self.marks], "mark": self.mark, "why": self._why}
-        snapshot |= {"seen": self.seen, "skipped": self.skipped, "events": self._thin.plain()}
-        derived_cache.keep(derived_cache.name_of("events", path), snapshot)
-
-    def _take_over(self, snapshot: Any, file: BinaryIO) -> None:
-        try:
-            marks = bytes.fromhex(snapshot["marks"][0]), bytes.fromhex(snapshot["marks"][1])
-            stat, (size, changed) = os.fstat(file.fileno()), snapshot["seen"]
-            if _marks(file, snapshot["end"]) != marks or (stat.st_size == size and stat.st_mtime_ns != changed):
-                return
-            thin = Thinned.from_plain(snapshot["events"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-            return
-        self.seen = size, changed
-        self.end, self.marks, self.mark, self._why = snapshot["end"], marks, snapshot["mark"], snapshot["why"]
-        self.skipped, self._thin, self._kept_to, self._given = snapshot["skipped"], thin, snapshot["end"], None
-
-    def _take(self, line: bytes | None) -> None:
-        event, why = _parsed(line)
-        if why:
-            self.skipped += 1
-            if len(self._why) < _MOST_WHY:
-                self._why.append(why)
-        if event is None:
-            return
-        if event["kind"] in ("started", *FINAL):
-            self.mark = event
-        if self.whole:
-            self._whole.append(event)
-        else:
-            self._thin.add(event)
-
-
-_known: OrderedDict[tuple[Path, bool], _Known] = OrderedDict()  # a page asks for the same many times per second
-_keeping = threading.Lock()
-_MOST_KNOWN, _MARK = 32, 256  # files; bytes
-_BLOCK, _LONG, _TAIL = 1 << 20, 8 << 20, 1 << 20  # bytes
-_MOST_WHY = 3
-
-
-def read(path: Path, offset: int = 0, whole: bool = False) -> tuple[list[Event], int]:
-    """The events after byte `offset`, and the offset to go on from. A file that is not there has none.
-
-    Without an offset those of a run of more than a few thousand are thinned, unless `whole`. What is no event is left out.
-    Both are reported by an event at the beginning: `skipped` with `count` and the first reasons `why`, `thinned` with the
-    `counts` that there were of each kind. They are shared with whoever else reads this file: not to be changed.
-    """
-    try:
-        with plain_files.open_to_read(path) as file:
-            known = _Known(whole=True) if offset else _get_known(path, whole)
-            known.end = offset or known.end
-            with known.lock:
-                if not offset:
-                    known.check(path, file)
-                known.advance(file)
-                known.keep(path)
-                return known.all(), known.end
-    except OSError:  # there is none, or what is there is no file
-        return [], offset
-
-
-def behind(path: Path) -> int:
-    """How many bytes of a file `read` would have to parse; of what is known already, or by the cache, none."""
-    try:
-        with plain_files.open_to_read(path) as file:
-            known = _get_known(path)
-            if not known.lock.acquire(blocking=False):  # being read just now
-                return max(os.fstat(file.fileno()).st_size - known.end, 1)
-            try:
-                known.check(path, file)
-                return os.fstat(file.fileno()).st_size - max(known.end, known.looked)
-            finally:
-                known.lock.release()
-    except OSError:
-        return 0
-
-
-def catch_up(path: Path) -> None:
-    """Read a long file piece by piece, so that others can ask in between how far it is (`behind`)."""
-    with contextlib.suppress(OSError), plain_files.open_to_read(path) as file:
-        known, more = _get_known(path), True
-        while more:
-            with known.lock:
-                known.check(path, file)
-                more = known.advance(file, 4 * _BLOCK)
-                known.keep(path)
-
-
-def mark(path: Path) -> Event | None:
-    """The latest of `started` and the final events, found from the file's end; None where there is none near it."""
-    if behind(path) <= _TAIL:
-        read(path)
-        return _get_known(path).mark
-    newest = tail(path)
-    if not newest:  # a lost write may leave megabytes of nothing behind the last line
-        read(path)
-        return _get_known(path).mark
-    return last(newest, "started", *FINAL)
-
-
-def recent(path: Path) -> list[Event]:
-    """The events as far as they can be had at once: of a long file that nobody has read yet those of its end."""
-    return read(path)[0] if behind(path) <= _TAIL else tail(path)
-
-
-def tail(path: Path) -> list[Event]:
-    """The events of a file's last megabyte."""
-    try:
-        with plain_files.open_to_read(path) as file:
-            start = max(os.fstat(file.fileno()).st_size - _TAIL, 0)
-            lines = [line for line, _ in _lines(file, start, None)]
-    except OSError:
-        return []
-    events = [_parsed(line)[0] for line in (lines[1:] if start else lines)]
-    return [event for event in events if event is not None]
-
-
-def _get_known(path: Path, whole: bool = False) -> _Known:
-    with _keeping:
-        known = _known.setdefault((path, whole), _Known(whole))
-        _known.move_to_end((path, whole))
-        while len(_known) > _MOST_KNOWN:
-            _known.popitem(last=False)
-        return known
-
-
-def _marks(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
-    file.seek(0)
-    begins = file.read(min(_MARK, end))
-    file.seek(max(end - _MARK, 0))
-    return begins, file.read(min(_MARK, end))
-
-
-def _lines(file: BinaryIO, start: int, most: int | None) -> Iterator[tuple[bytes | None, int]]:
-    """Whole lines from a byte on, each with the byte after it, until about `most` bytes were read.
-
-    A line that is too long to be an event comes as None: it is never held in memory.
-    """
-    file.seek(start)
-    end, held, dropped = start, b"", 0
-    while block := file.read(_BLOCK):
-        first, *more = block.split(b"\n")
-        rest = held + first if not dropped else b""
-        dropped += len(first) if dropped else 0
-        for part in more:
-            end += (dropped or len(rest)) + 1
-            yield (None if dropped else rest), end
-            dropped, rest = 0, part
-        if len(rest) > event_shapes.MOST_BYTES:
-            dropped, rest = len(rest), b""
-        held = rest
-        if most is not None and end - start >= most:
-            return
-
-
-def _parsed(line: bytes | None) -> tuple[Event | None, str]:
-    """The event of a line, None where it is none, and what is wrong with it."""
-    if line is None or len(line) > event_shapes.MOST_BYTES:
-        return None, "a line of more than 4 MB"
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None, "a line that is no JSON"
-    return event_shapes.sound(event)
-
-
-def last(events: list[Event], *kinds: str) -> Event | None:
-    """The latest event of one of these kinds."""
-    return next((event for event in reversed(events) if event["kind"] in kinds), None)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from qlora_gui import hub, plain_files, torch_view
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.runs import changes, checkpoints, gpus, scan, several
-from qlora_gui.runs.events import last
+from qlora_gui.runs.events import Started
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.system import processes
 
@@ -90,7 +90,8 @@ def has_room(store: RunStore, run: Run) -> bool:
 
 def _card_of(run: Run) -> str | None:
     """The address of the one card that a live run was given; None where it may use all."""
-    card = (last(run.events()[0], "started") or {}).get("card")
+    started = run.history().latest(Started)
+    card = started.card if started else None
     return card if isinstance(card, str) else None
 
 

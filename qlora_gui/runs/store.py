@@ -23,7 +23,9 @@ from qlora_gui.data import load as data
 from qlora_gui.errors import UserError
 from qlora_gui.files import write_whole
 from qlora_gui.references import DEMO, ModelRef
-from qlora_gui.runs import bounded_reading, checkpoints, events, scan, seal, several, uploads
+from qlora_gui.runs import bounded_reading, checkpoints, event_file, scan, seal, several, uploads
+from qlora_gui.runs.events import Event
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.system import files
 
 _ADJECTIVES = """
@@ -126,9 +128,13 @@ class Run:
         except (KeyError, TypeError, UserError):
             return None
 
-    def events(self, offset: int = 0) -> tuple[list[events.Event], int]:
+    def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """Events after a byte offset, and the offset to go on from."""
-        return events.read(self.events_file, offset)
+        return event_file.read(self.events_file, offset)
+
+    def history(self) -> RunHistory:
+        """What it has done so far."""
+        return RunHistory(self.events()[0])
 
     def created(self) -> float:
         """When the run was made, in seconds since the epoch."""
@@ -147,7 +153,7 @@ class Run:
             return "stopping" if self.stop_file.exists() else "running"
         if self.queue_file.exists():
             return "queued"
-        mark = events.mark(self.events_file)
+        mark = event_file.mark(self.events_file)
         if mark is not None and mark["kind"] != "started":
             kind: State = mark["kind"]
             return kind

@@ -1,6 +1,5 @@
 """The rows of a run: what it learns from and what it is measured on, the same for every reader."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +7,8 @@ from qlora_gui.config import RunConfig
 from qlora_gui.data import load, splits
 from qlora_gui.data.bad_rows import Fault
 from qlora_gui.data.formats import Example
-from qlora_gui.runs.events import Event, last
+from qlora_gui.runs.events import Data
+from qlora_gui.runs.history import RunHistory
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Rows:
         }
 
 
-def rows_of(config: RunConfig, events: Sequence[Event] = ()) -> Rows:
+def rows_of(config: RunConfig, history: RunHistory | None = None) -> Rows:
     """Read a run's data and hold rows out, unless the data brings held-out rows; none of them is trained on.
 
-    Of a run that was trained (`events`) before copies went to one side, they are the rows that it had. Raises UserError.
+    Of a run that was trained (`history`) before copies went to one side, they are the rows that it had. Raises UserError.
     """
-    together = "duplicates" in (last(list(events), "data") or {"duplicates": 0})
+    trained = history.latest(Data) if history else None
+    together = trained is None or trained.duplicates is not None or "duplicates" in trained.nulls
     dataset = load.load(config.dataset, config.dataset_format, config.dataset_split, skip_bad_rows=config.skip_bad_rows)
     return divided(dataset, config, together)
 

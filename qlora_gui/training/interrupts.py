@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from qlora_gui.runs.events import EventLog, last
+from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
 from qlora_gui.system import signals
 from qlora_gui.training import distributed
@@ -91,9 +91,8 @@ class StopWatch:
             return
         if self._saving and not self._stays(_SAVING_SECONDS):
             return
-        step = (last(self.run.events()[0], "step") or {}).get("step", 0)
         message = "Ended at once, for it did not stop by itself; what was not saved is lost."
-        self.log.append("stopped", step=step, message=message)
+        self.log.append("stopped", step=self.run.history().logged_step, message=message)
         os._exit(1)
 
     def _stays(self, seconds: float) -> bool:

@@ -4,25 +4,23 @@ import os
 from typing import Any
 
 from qlora_gui import hardware
-from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.formatting import gigabytes
 from qlora_gui.memory import advice, known_models
 from qlora_gui.memory.estimate import plan
 from qlora_gui.models import device as devices
-from qlora_gui.runs import events
+from qlora_gui.runs.events import Stage
 from qlora_gui.runs.store import Run
 from qlora_gui.training import limit
 
 
 def describe(run: Run) -> dict[str, Any]:
     """The fields of the `failed` event of a run that ran out of memory: message, bug, autopsy."""
-    config, device = _as_it_ran(run), devices.pick()
-    past, _ = run.events()
-    stage, step = events.last(past, "stage"), events.last(past, "step")
+    history, device = run.history(), devices.pick()
+    config, stage = history.config_as_it_ran(run.config()), history.latest(Stage)
     details: dict[str, Any] = {
-        "phase": stage["text"] if stage else "Starting",
-        "step": step["step"] if step else 0,
+        "phase": stage.text if stage else "Starting",
+        "step": history.logged_step,
         "measured": limit.peak(device),
         "held_by": [holder.as_dict() for holder in hardware.holders() if holder.pid != os.getpid()],
         "predicted": None,
@@ -37,12 +35,6 @@ def describe(run: Run) -> dict[str, Any]:
     except UserError:
         pass  # the base's shape is not known: then there is no plan and no advice
     return {"message": _sentence(details), "bug": False, "autopsy": details}
-
-
-def _as_it_ran(run: Run) -> RunConfig:
-    """The run's config with what the preflight changed in it."""
-    config, changed = run.config(), events.last(run.events()[0], "fit")
-    return config.model_copy(update=changed["knobs"]) if changed else config
 
 
 def _sentence(details: dict[str, Any]) -> str:

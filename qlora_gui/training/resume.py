@@ -10,7 +10,9 @@ from qlora_gui.errors import UserError
 from qlora_gui.models.base import Base
 from qlora_gui.runs import changes, checkpoints
 from qlora_gui.runs.event_text import describe
-from qlora_gui.runs.events import EventLog, last
+from qlora_gui.runs.events import Base as BaseEvent
+from qlora_gui.runs.events import Data, EventLog
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import Run
 from qlora_gui.training import distributed
 
@@ -32,22 +34,24 @@ class Before:
 
     def __init__(self, run: Run, log: EventLog, resume: bool, allowed: bool):
         self.run, self.log, self.allowed = run, log, allowed
-        past = run.events()[0] if resume else []
-        self.base, self.data = last(past, "base") or {}, last(past, "data") or {}
+        past = run.history() if resume else RunHistory()
+        self.base, self.data = past.latest(BaseEvent), past.latest(Data)
 
     def check_base(self, base: Base) -> None:
         """Raise ChangedError for a base of other weights, or of another revision, than before."""
-        if self.base.get("fingerprint") not in (None, base.fingerprint):
+        if self.base is None:
+            return
+        if self.base.fingerprint not in (None, base.fingerprint):
             self._tell(changes.another_base(base.name))
-        elif self.base.get("revision") not in (None, base.revision):
-            self._tell(f"the base '{base.name}' is of revision {base.revision} and was of {self.base['revision']}")
+        elif self.base.revision not in (None, base.revision):
+            self._tell(f"the base '{base.name}' is of revision {base.revision} and was of {self.base.revision}")
 
     def check_rows(self, files: dict[str, str], rows: str) -> None:
         """Raise ChangedError for rows, as the model reads them, that are others than before: `rows` is their digest."""
-        if self.data.get("digest") in (None, rows):
+        if self.data is None or self.data.digest in (None, rows):
             return
         now = {name: value for name, value in files.items() if name != "name"}
-        then = {name: value for name, value in (self.data.get("files") or {}).items() if name != "name"}
+        then = {name: value for name, value in (self.data.files or {}).items() if name != "name"}
         if now != then:
             self._tell("its data has other rows")
         else:
@@ -58,7 +62,7 @@ class Before:
         intact, wrong = checkpoints.sound(self.run.checkpoints)
         if intact is None:
             raise UserError(changes.no_checkpoint(self.run.id, wrong))
-        processes = self.base.get("processes", 1) if self.base else distributed.world()
+        processes = self.base.processes if self.base else distributed.world()
         if processes != distributed.world():
             raise UserError(
                 f"The run '{self.run.id}' was begun with {processes} processes and cannot go on with {distributed.world()}: "

@@ -20,7 +20,7 @@ from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 from qlora_gui.runs import gpus
 from qlora_gui.runs.event_text import describe
-from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.events import EventLog, Step
 from qlora_gui.runs.store import Run
 from qlora_gui.runs.training_rows import Rows, rows_of
 from qlora_gui.training import distributed, limit, preflight, probes, setup
@@ -190,7 +190,7 @@ def _steps(trainer: RunTrainer, stage: "_Stages", checkpoint: str | None) -> boo
 
 
 def _last_step(run: Run) -> int:
-    return max((event["step"] for event in run.events()[0] if event["kind"] == "step"), default=0)
+    return max((event.step for event in run.history().all(Step)), default=0)
 
 
 class _Stages:

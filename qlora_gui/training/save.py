@@ -10,6 +10,7 @@ from qlora_gui.data.chat import Chat
 from qlora_gui.models import chats
 from qlora_gui.models.base import Base
 from qlora_gui.runs.event_text import loss_of
+from qlora_gui.runs.events import Eval
 from qlora_gui.runs.store import Run
 from qlora_gui.system import files
 from qlora_gui.training import distributed
@@ -44,8 +45,8 @@ def save_adapter(run: Run, config: RunConfig, base: Base, model: Any, chat: Chat
 
 def model_card(run: Run, config: RunConfig, base: Base) -> str:
     """The card, in the hub's format: YAML header, then Markdown. Losses come from the run's events."""
-    evals = [event for event in run.events()[0] if event["kind"] == "eval"]
-    rows = "\n".join(f"| {event['step']} | {loss_of(event)} |" for event in evals)
+    evals = run.history().all(Eval)
+    rows = "\n".join(f"| {event.step} | {loss_of(event)} |" for event in evals)
     measured = f"| step | held-out loss |\n|---|---|\n{rows}" if evals else "No rows were held out."
     knobs = "\n".join(f"| {name} | {value} |" for name, value in config.model_dump().items() if value not in ("", None))
     name = base.name if base.revision is not None else base.path

@@ -21,7 +21,7 @@ from qlora_gui.models.lora import keep_trained_biases_exact
 from qlora_gui.optimizers import DEFAULT, OPTIMIZERS
 from qlora_gui.runs.checkpoints import mark_whole
 from qlora_gui.runs.event_text import VERY_FEW_STEPS, describe, few_steps
-from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.events import Eval, EventLog
 from qlora_gui.runs.store import Run
 from qlora_gui.training import distributed, fsdp, overflow
 from qlora_gui.training.interrupts import StopWatch
@@ -197,7 +197,7 @@ class RunTrainer(Trainer):
 
     def losses(self) -> dict[str, float | None]:
         """Held-out loss before the first and after the last step, as far as measured, over the whole run."""
-        past = [event["loss"] for event in self.run.events()[0] if event["kind"] == "eval"]
+        past = [event.loss for event in self.run.history().all(Eval)]
         return {"loss_before": past[0], "loss_after": past[-1]} if past else {"loss_before": None, "loss_after": None}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

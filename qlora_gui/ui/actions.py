@@ -11,7 +11,6 @@ from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.files import explained
 from qlora_gui.runs import launch, queue
-from qlora_gui.runs.events import last
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import links
 
@@ -97,8 +96,8 @@ def again(store: RunStore, before_start: Callable[[], None], run_id: str, knobs:
     """
     try:
         run = store.get(run_id)
-        as_it_ran = (last(run.events()[0], "fit") or {}).get("knobs", {})  # what the preflight had made of it
-        config = configs.make(run.config().model_dump() | as_it_ran | knobs | {"name": ""})
+        as_it_ran = run.history().config_as_it_ran(run.config())
+        config = configs.make(as_it_ran.model_dump() | {**knobs, "name": ""})
         before_start()
         return links.to("train", start(store, config).id)
     except UserError as error:

@@ -1,14 +1,13 @@
 """Pure functions: evaluations and probe answers -> HTML."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from qlora_gui import formatting
 from qlora_gui.evaluation import results, verdict
 from qlora_gui.evaluation.job import State
 from qlora_gui.evaluation.results import Evaluation, Example
-from qlora_gui.runs.curves import by_step
-from qlora_gui.runs.events import Event
+from qlora_gui.runs.events import Answer, Probe
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.ui.rendering import html
 
 _STYLE = {"better": "good", "worse": "bad", "unclear": ""}
@@ -86,22 +85,22 @@ def several(evaluations: Mapping[str, Evaluation | None]) -> str:
     return '<h3 class="part">Are they better than their base?</h3>' + html.table(head, lines, numbers=(3, 4))
 
 
-def timeline(events: Sequence[Event]) -> str:
+def timeline(history: RunHistory) -> str:
     """Probe answers over the steps of a run: when they got better, or broke. "" where none were asked."""
-    probes = by_step(events, "probe")
+    probes = history.by_step(Probe)
     if not probes:
         return ""
     parts = []
-    for number, first in enumerate(probes[0]["answers"]):
+    for number, first in enumerate(probes[0].answers):
         lines = [
-            (_step(event["step"]), html.answer(event["answers"][number]["answer"]), _ending(event["answers"][number]))
+            (_step(event.step), html.answer(event.answers[number]["answer"]), _ending(event.answers[number]))
             for event in probes
-            if number < len(event["answers"])
+            if number < len(event.answers)
         ]
         parts.append(html.folded(_cut(first["prompt"]), html.table(("step", "answer", "end"), lines)))
     ends = [probes[0], *probes[1:][-1:]]
     counts = ", ".join(
-        f"{sum(bool(answer['ended']) for answer in event['answers'])} of {len(event['answers'])} at {_step(event['step'])}"
+        f"{sum(bool(answer['ended']) for answer in event.answers)} of {len(event.answers)} at {_step(event.step)}"
         for event in ends
     )
     head = f'<h3 class="part">Probe answers over time</h3>{html.hint(f"Answers that end by themselves: {counts}.")}'
@@ -112,7 +111,7 @@ def _step(step: int) -> str:
     return "the base" if step == 0 else f"step {step}"
 
 
-def _ending(answer: Mapping[str, Any]) -> str:
+def _ending(answer: Answer) -> str:
     return "by itself" if answer["ended"] else "cut"
 
 

@@ -16,7 +16,7 @@ from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.formatting import setting
 from qlora_gui.memory import budget, known_models
 from qlora_gui.memory.estimate import plan
-from qlora_gui.runs.events import Event
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
 from qlora_gui.ui.rendering import html
@@ -121,10 +121,10 @@ def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]
     return diagnostics.before(config, shape, facts, memory)
 
 
-def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
+def of_run(run: Run, history: RunHistory) -> list[Finding]:
     """The findings on a run's events; nothing of a run whose run.json is damaged."""
     try:
-        return diagnostics.during(run.config(), events)
+        return diagnostics.during(run.config(), history)
     except UserError:
         return []
 
@@ -132,6 +132,6 @@ def of_run(run: Run, events: Sequence[Event]) -> list[Finding]:
 def after_run(run: Run, evaluation: Evaluation | None) -> list[Finding]:
     """The findings on a run that ended and, if there is one, in its evaluation; nothing where run.json is damaged."""
     try:
-        return diagnostics.after(run.config(), run.events()[0], evaluation.parts() if evaluation else None)
+        return diagnostics.after(run.config(), run.history(), evaluation.parts() if evaluation else None)
     except UserError:
         return []

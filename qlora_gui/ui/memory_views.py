@@ -1,12 +1,13 @@
 """Pure functions: a memory plan, its changes and an OOM report -> HTML. Everything from outside is escaped here."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, NamedTuple
 
 from qlora_gui.formatting import GB, gigabytes
 from qlora_gui.memory.estimate import MemoryPlan
-from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.runs.events import Fit, Memory, OomReport
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.ui.rendering import html
 
 MOST_CHANGES, MOST_RETRIES = 5, 3
@@ -120,39 +121,33 @@ def table(plan: MemoryPlan) -> str:
     )
 
 
-def summary(events: Sequence[Event]) -> str:
+def summary(history: RunHistory) -> str:
     """What a run reported on its memory: what preflight changed, and how far the prediction was off."""
-    changes = dict.fromkeys(str(event.get("text", "")) for event in events if event["kind"] == "fit")
+    changes = dict.fromkeys(event.text for event in history.all(Fit))
     body = html.note(*changes)
-    event = last(list(events), "memory")
-    if event and event.get("predicted") and event.get("measured"):
-        off = abs(event["measured"] - event["predicted"]) / event["predicted"]
-        on = f" on {event['gpu']}" if event.get("gpu") else ""
-        numbers = f"predicted {gigabytes(event['predicted'])}, measured {gigabytes(event['measured'])}"
+    memory = history.latest(Memory)
+    if memory and memory.measured:
+        off = abs(memory.measured - memory.predicted) / memory.predicted
+        on = f" on {memory.gpu}" if memory.gpu else ""
+        numbers = f"predicted {gigabytes(memory.predicted)}, measured {gigabytes(memory.measured)}"
         body += html.hint(f"Memory{on}: {numbers} ({off:.0%} off).")
     return body
 
 
-def find_oom_report(events: Sequence[Event]) -> dict[str, Any] | None:
-    """What is known of a run that died of memory, where its last word says so."""
-    report = (last(list(events), "started", *FINAL) or {}).get("autopsy")
-    return report if isinstance(report, dict) else None
-
-
-def oom_report(report: Mapping[str, Any]) -> str:
+def oom_report(report: OomReport) -> str:
     """Why a run died of memory: when, how much was expected and taken, and who else held the GPU."""
     values = [("when", str(report.get("phase") or "")), ("step", _plain(report.get("step")))]
-    values += [(key, _size(report.get(key))) for key in ("predicted", "measured")]
+    values += [("predicted", _size(report.get("predicted"))), ("measured", _size(report.get("measured")))]
     values += [("the card has", _size(report.get("total"))), ("free at the end", _size(report.get("free")))]
     body = '<h3 class="part">Out of memory: what happened</h3>' + html.tiles([value for value in values if value[1]])
-    holders = [holder for holder in report.get("held_by") or [] if isinstance(holder, dict)]
+    holders = report.get("held_by") or []
     if not holders:
         return body + html.hint("No other program was seen holding memory of the GPU.")
-    rows = [(holder.get("name", ""), holder.get("pid", ""), _size(holder.get("bytes"))) for holder in holders]
+    rows = [(holder["name"], holder["pid"], _size(holder["bytes"])) for holder in holders]
     return body + html.hint("What else held the GPU:") + html.table(("program", "pid", "memory"), rows, numbers=(1, 2))
 
 
-def retries(report: Mapping[str, Any]) -> list[Offer]:
+def retries(report: OomReport) -> list[Offer]:
     """The changes of an OOM report to show, best first."""
     return offers(report.get("changes") or [], MOST_RETRIES)
 
@@ -161,8 +156,8 @@ def _style(plan: MemoryPlan) -> str:
     return {"fits": "fits", "tight": "tight", "does not fit": "over"}[plan.verdict]
 
 
-def _size(value: Any) -> str:
-    return gigabytes(value) if isinstance(value, int) and value > 0 else ""
+def _size(value: int | None) -> str:
+    return gigabytes(value) if value else ""
 
 
 def _plain(value: Any) -> str:

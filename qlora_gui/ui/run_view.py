@@ -1,20 +1,19 @@
 """What the panel of a run shows, as HTML: drawn once a second at most, for all pages that follow the run."""
 
 import time
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from qlora_gui.diagnostics import Finding
 from qlora_gui.errors import UserError
-from qlora_gui.runs import events
-from qlora_gui.runs.events import Event
+from qlora_gui.runs import event_file
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import Run
 from qlora_gui.ui import evaluation_views, findings, memory_views, views
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
 
-_LOG_LINES = 40
+_LOG_LINES = 60
 _MOST_RUNS = 8
 
 
@@ -35,8 +34,8 @@ class Drawing:
         self.has_adapter = run.has_adapter()
 
     @cached_property
-    def events(self) -> Sequence[Event]:
-        return events.tail(self.run.events_file) if self.reading else self.run.events()[0]
+    def history(self) -> RunHistory:
+        return RunHistory(event_file.tail(self.run.events_file)) if self.reading else self.run.history()
 
     @cached_property
     def log(self) -> str:
@@ -44,40 +43,40 @@ class Drawing:
 
     @cached_property
     def head(self) -> str:
-        return views.headline(self.run.id, self.state, self.events)
+        return views.headline(self.run.id, self.state, self.history)
 
     @cached_property
     def overview(self) -> str:
         """What it does or how it ended, whether it fits, its latest numbers."""
-        doing = html.hint(views.stage(self.state, self.events)) if self.live else self._outcome()
+        doing = html.hint(views.stage(self.state, self.history)) if self.live else self._outcome()
         remarks = (
             html.hint(self.reading)
-            + memory_views.summary(self.events)
-            + views.notes(self.events)
-            + views.skipped_lines(self.events)
+            + memory_views.summary(self.history)
+            + views.notes(self.history)
+            + views.skipped_lines(self.history)
         )
-        return self._strange() + doing + remarks + views.tiles(self.events)
+        return self._strange() + doing + remarks + views.tiles(self.history)
 
     @cached_property
     def data(self) -> str:
-        return views.data_summary(self.events)
+        return views.data_summary(self.history)
 
     @cached_property
     def plots(self) -> str:
-        return views.curves(self.events)
+        return views.curves(self.history)
 
     @cached_property
     def probes(self) -> str:
-        return evaluation_views.timeline(self.events)
+        return evaluation_views.timeline(self.history)
 
     @cached_property
     def numbers(self) -> str:
-        return views.numbers(self.events)
+        return views.numbers(self.history)
 
     @cached_property
     def diagnosis(self) -> list[Finding]:
         """What the doctor says."""
-        return [] if self.reading else findings.of_run(self.run, self.events)
+        return [] if self.reading else findings.of_run(self.run, self.history)
 
     def _strange(self) -> str:
         """Why nothing is written into this run, and perhaps not all of it is read."""
@@ -89,7 +88,7 @@ class Drawing:
 
     def _outcome(self) -> str:
         return views.outcome(
-            self.state, self.events, self.run.log_tail(1), self.can_resume, self.has_adapter, self.run.is_held_back()
+            self.state, self.history, self.run.log_tail(1), self.can_resume, self.has_adapter, self.run.is_held_back()
         )
 
 

@@ -8,9 +8,10 @@ from qlora_gui.data import row_stats
 from qlora_gui.data.bad_rows import place
 from qlora_gui.formatting import GB, clock, gigabytes, setting
 from qlora_gui.inference.protocol import Answer
-from qlora_gui.runs.curves import by_step, points
-from qlora_gui.runs.event_text import data_remarks, data_warnings, not_all
-from qlora_gui.runs.events import FINAL, Event, last
+from qlora_gui.runs import event_text
+from qlora_gui.runs.event_text import data_remarks, data_warnings
+from qlora_gui.runs.events import Data, Ending, Eval, Stage, Step
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import LIVE
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.rendering.chart import Series, line_chart
@@ -23,106 +24,104 @@ _ENDINGS = {
 }
 
 
-def headline(run_id: str, state: str, events: Sequence[Event]) -> str:
+def headline(run_id: str, state: str, history: RunHistory) -> str:
     """`brave-otter · running · step 120 of 480 · 6:12 left`, as HTML with a progress bar."""
-    step = last(list(events), "step")
+    step, end = history.latest(Step), history.latest(Ending)
     words, done = [state], 0
     if step:
-        done = max(step["step"], (last(list(events), *FINAL) or {}).get("step", 0) if state not in LIVE else 0)
-        words.append(f"step {done} of {step['max_steps']}")
-    if step and state == "running" and done < step["max_steps"]:
-        words.append(f"{clock(step.get('eta') or 0)} left")
+        done = max(step.step, end.step if end and state not in LIVE else 0)
+        words.append(f"step {done} of {step.max_steps}")
+    if step and state == "running" and done < step.max_steps:
+        words.append(f"{clock(step.eta or 0)} left")
     line = " · ".join(html.escape(word) for word in words)
-    share = 1.0 if state == "finished" else done / max(step["max_steps"], 1) if step else 0.0
+    share = 1.0 if state == "finished" else done / max(step.max_steps, 1) if step else 0.0
     return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {line}</span></div>{html.bar(share)}'
 
 
-def stage(state: str, events: Sequence[Event]) -> str:
+def stage(state: str, history: RunHistory) -> str:
     """What a live run is doing right now, in words."""
     if state == "stopping":
         return "Stopping: this step is finished, then the adapter is saved."
-    event = last(list(events), "stage")
+    event = history.latest(Stage)
     if state not in LIVE:
         return ""
-    return str(event["text"]) + "…" if event else "Starting the training process…"
+    return f"{event.text}…" if event else "Starting the training process…"
 
 
-def tiles(events: Sequence[Event]) -> str:
+def tiles(history: RunHistory) -> str:
     """The latest numbers of a run."""
-    step, held = last(list(events), "step"), last(list(events), "eval")
+    step, held = history.latest(Step), history.latest(Eval)
     if not step:
         return ""
-    values = [("training loss", number(step["loss"], 3))]
+    values = [("training loss", number(step.loss, 3))]
     if held:
-        values.append((f"held-out loss, step {held['step']}", number(held["loss"], 3)))
-    values.append(("learning rate", number(step.get("learning_rate"), 1, "e")))
-    values.append(("tokens/s", number(step.get("tokens_per_second"), 0)))
-    values.append(("memory", gigabytes(step.get("memory") or 0)))
+        values.append((f"held-out loss, step {held.step}", number(held.loss, 3)))
+    values.append(("learning rate", number(step.learning_rate, 1, "e")))
+    values.append(("tokens/s", number(step.tokens_per_second, 0)))
+    values.append(("memory", gigabytes(step.memory or 0)))
     return html.tiles(values)
 
 
-def notes(events: Sequence[Event]) -> str:
+def notes(history: RunHistory) -> str:
     """What a run has remarked since it was last started."""
-    since = max((place for place, event in enumerate(events) if event["kind"] == "started"), default=0)
-    return "".join(html.hint(event["text"]) for event in events[since:] if event["kind"] == "note")
+    return "".join(html.hint(note.text) for note in history.notes)
 
 
-def skipped_lines(events: Sequence[Event]) -> str:
+def skipped_lines(history: RunHistory) -> str:
     """That lines of the run's events were skipped, as a box; that they are a sample, in small print."""
-    skipped = [event for event in events if event["kind"] == "skipped"]
-    thinned = [event for event in events if event["kind"] == "thinned"]
-    return html.note(*not_all(skipped), bad=True) * bool(skipped) + "".join(map(html.hint, not_all(thinned)))
+    skipped, thinned = event_text.skipped_lines(history), event_text.thinned_kinds(history)
+    return html.note(*skipped, bad=True) * bool(skipped) + "".join(map(html.hint, thinned))
 
 
-def curves(events: Sequence[Event]) -> str:
+def curves(history: RunHistory) -> str:
     """Loss, learning rate and memory of one run."""
     loss = line_chart(
         "Loss",
         [
-            Series("training", points(events, "step", "loss")),
-            Series("held-out", points(events, "eval", "loss"), dashed=True, dotted=True),
+            Series("training", history.points(Step, "loss")),
+            Series("held-out", history.points(Eval, "loss"), dashed=True, dotted=True),
         ],
         height=190,
     )
-    rate = line_chart("Learning rate", [Series("", points(events, "step", "learning_rate"))], height=70)
-    memory = [(step, value / GB) for step, value in points(events, "step", "memory")]
+    rate = line_chart("Learning rate", [Series("", history.points(Step, "learning_rate"))], height=70)
+    memory = [(step, value / GB) for step, value in history.points(Step, "memory")]
     return f'{loss}<div class="two">{rate}{line_chart("Memory, GB", [Series("", memory)], height=70)}</div>'
 
 
-def numbers(events: Sequence[Event]) -> str:
+def numbers(history: RunHistory) -> str:
     """The numbers of the charts as a table, newest first."""
-    held = {event["step"]: event["loss"] for event in by_step(events, "eval")}
-    steps = {event["step"]: event for event in by_step(events, "step")}
+    held = {event.step: event.loss for event in history.by_step(Eval)}
+    steps = {event.step: event for event in history.by_step(Step)}
     rows = []
     for step in sorted(held.keys() | steps.keys(), reverse=True)[:200]:
-        event = steps.get(step, {})
+        event = steps.get(step) or Step(step=step, max_steps=0, loss=None)  # measured, and not logged
         rows.append(
             (
                 step,
-                number(event.get("loss"), 4),
+                number(event.loss, 4),
                 number(held.get(step), 4),
-                number(event.get("learning_rate"), 2, "e"),
-                number(event.get("grad_norm"), 2),
-                number(event.get("tokens_per_second"), 0),
-                f"{event['memory'] / GB:.2f}" if event.get("memory") else "",
+                number(event.learning_rate, 2, "e"),
+                number(event.grad_norm, 2),
+                number(event.tokens_per_second, 0),
+                f"{event.memory / GB:.2f}" if event.memory else "",
             )
         )
     head = ("step", "loss", "held-out loss", "learning rate", "gradient", "tokens/s", "memory, GB")
     return html.table(head, rows, numbers=range(7)) if rows else html.hint("No step has been logged yet.")
 
 
-def data_summary(events: Sequence[Event]) -> str:
+def data_summary(history: RunHistory) -> str:
     """What became of the rows, with the dropped ones by number and reason."""
-    event = last(list(events), "data")
-    if event is None:
+    data = history.latest(Data)
+    if data is None:
         return ""
     counts = (
-        f"Data: {event['used']:,} rows to learn from · {event['held_out']:,} held out · "
-        f"{event['truncated']:,} truncated · {event['dropped']:,} dropped"
+        f"Data: {data.used:,} rows to learn from · {data.held_out:,} held out · "
+        f"{data.truncated:,} truncated · {data.dropped:,} dropped"
     )
-    body = html.hint(counts) + dropped(event["dropped"], event["dropped_rows"])
-    body += html.hint(" · ".join(row_stats.sentences(event.get("facts") or {})))
-    return body + row_remarks(event) + left_out(event.get("skipped", 0), event.get("skipped_rows", ()))
+    body = html.hint(counts) + dropped(data.dropped, data.dropped_rows)
+    body += html.hint(" · ".join(row_stats.sentences(data.facts or {})))
+    return body + row_remarks(vars(data)) + left_out(data.skipped or 0, data.skipped_rows)
 
 
 def row_remarks(event: Mapping[str, Any]) -> str:
@@ -161,7 +160,7 @@ def dropped(count: int, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def outcome(
-    state: str, events: Sequence[Event], log_end: str, can_resume: bool, has_adapter: bool, held_back: bool = False
+    state: str, history: RunHistory, log_end: str, can_resume: bool, has_adapter: bool, held_back: bool = False
 ) -> str:
     """A run that is over: how it ended, what it gained, and what to do next."""
     if state in LIVE:
@@ -171,21 +170,19 @@ def outcome(
         return html.note(what, "Take it out of the queue, and train its settings yourself if you trust them.", bad=True)
     if state == "queued":
         return html.note("It waits for the GPU and starts by itself, also with this page closed.")
-    end = last(list(events), *FINAL) or {}
+    end = history.ending or Ending()
     resume = "Press Resume to go on from the last checkpoint." if can_resume else ""
     if state in ("finished", "stopped"):
-        after = f" at step {end['step']}" if state == "stopped" and end.get("step") else ""
-        took = f" in {clock(end['seconds'])}" if end.get("seconds") else ""
+        after = f" at step {end.step}" if state == "stopped" and end.step else ""
+        took = f" in {clock(end.seconds)}" if end.seconds else ""
         next_step = "Compare it with the base to read the difference." if has_adapter else ""
-        return html.note(f"{state.capitalize()}{after}{took}. {end.get('message') or gain(end)}", resume or next_step)
+        return html.note(f"{state.capitalize()}{after}{took}. {end.message or gain(end)}", resume or next_step)
     if state == "failed":
-        cause = str(end.get("message", "no reason was recorded"))
-        if (end.get("autopsy") or {}).get("changes"):
+        cause = end.message or "no reason was recorded"
+        if (end.autopsy or {}).get("changes"):
             return html.note(f"Failed: {cause}", "Retry it with one of the changes below.", bad=True)
         hint = resume or "Mend the cause, then train again: Runs has this run's settings."
-        return html.note(
-            f"Failed: {cause}", "" if end.get("bug") is False else "The log below says more.", hint, bad=True
-        )
+        return html.note(f"Failed: {cause}", "" if end.bug is False else "The log below says more.", hint, bad=True)
     tail = f"Its last words: {log_end}" if log_end else "It left no words in its log."
     hint = resume or "It had no checkpoint yet: train again."
     return html.note(
@@ -197,9 +194,9 @@ def outcome(
     )
 
 
-def gain(end: Mapping[str, Any]) -> str:
+def gain(end: Ending) -> str:
     """Losses before and after in a sentence."""
-    before, after = end.get("loss_before"), end.get("loss_after")
+    before, after = end.loss_before, end.loss_after
     if before is None or after is None:
         return "No rows were held out, so there is no loss to compare."
     change = 100 * (after - before) / before if before else 0.0

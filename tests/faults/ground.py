@@ -84,11 +84,11 @@ def check_readable(store: RunStore) -> None:
     """Whatever is in the folders, everything that reads them says something, and nothing raises but UserErrors."""
     for one in summaries(store):
         run = store.get(one.id)
-        events, _ = run.events()
-        views.headline(run.id, one.state, events)
-        views.outcome(one.state, events, run.log_tail(1), one.checkpoint, one.adapter)
-        views.curves(events)
-        views.numbers(events)
+        history = run.history()
+        views.headline(run.id, one.state, history)
+        views.outcome(one.state, history, run.log_tail(1), one.checkpoint, one.adapter)
+        views.curves(history)
+        views.numbers(history)
     if store.all():
         blocks = report.written(store)
         for render in report.RENDERERS.values():

@@ -5,8 +5,9 @@ from typing import Any
 
 from qlora_gui.formatting import setting
 from qlora_gui.runs import sweep
-from qlora_gui.runs.curves import Series, points
+from qlora_gui.runs.curves import Series
 from qlora_gui.runs.event_text import not_all
+from qlora_gui.runs.events import Eval, Step
 from qlora_gui.runs.store import Run
 from qlora_gui.ui import views
 from qlora_gui.ui.rendering import html
@@ -23,11 +24,11 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     swept = _sweep_of(summaries)
     names = {summary.id: sweep.words(cell) for summary, cell in swept} or {run.id: run.id for run in runs}
     reading = {run.id: progress for run in runs if (progress := index.reading(run))}
-    events = {run.id: run.events()[0] for run in runs if run.id not in reading}
-    held = [Series(names[key], points(of_run, "eval", "loss"), dotted=True) for key, of_run in events.items()]
-    loss = [Series(names[key], points(of_run, "step", "loss")) for key, of_run in events.items()]
+    histories = {run.id: run.history() for run in runs if run.id not in reading}
+    held = [Series(names[key], history.points(Eval, "loss"), dotted=True) for key, history in histories.items()]
+    loss = [Series(names[key], history.points(Step, "loss")) for key, history in histories.items()]
     curves = line_chart("Held-out loss", held, height=200) + line_chart("Training loss", loss, height=200)
-    curves += "".join(html.hint(f"{key}: {text}") for key, of_run in events.items() for text in not_all(of_run))
+    curves += "".join(html.hint(f"{key}: {text}") for key, history in histories.items() for text in not_all(history))
     curves += "".join(html.hint(f"{key}: {text}") for key, text in reading.items())
     return _grid(swept) + curves if swept else curves + _differences(summaries) + _ends(summaries)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from qlora_gui.config import RunConfig
 from qlora_gui.formatting import amount
-from qlora_gui.runs import derived_cache, events, scan
+from qlora_gui.runs import derived_cache, event_file, scan
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import YOUNG_SECONDS, Run, RunStore
 from qlora_gui.ui.runs.summary import Summary, read, unread
@@ -85,7 +85,7 @@ class Index:
         known = self._known.get(seen.id)
         if known is not None and known[0] == _stamp(seen):
             return known[1]
-        late = until is not None and (time.monotonic() > until or events.behind(seen.path / "events.jsonl") > MUCH)
+        late = until is not None and (time.monotonic() > until or event_file.behind(seen.path / "events.jsonl") > MUCH)
         if late:
             return known[1] if known is not None and not seen.locked else unread(seen)
         return self._read(seen)
@@ -109,8 +109,8 @@ class Index:
     def _read_all(self) -> None:
         """Read what is not known, a run at a time, so that others get their turn; the long ones last."""
         missing = [seen for seen in scan.scan(self.root) if not self._is_known(seen)]
-        for seen in sorted(missing, key=lambda seen: events.behind(seen.path / "events.jsonl") > MUCH):
-            events.catch_up(seen.path / "events.jsonl")
+        for seen in sorted(missing, key=lambda seen: event_file.behind(seen.path / "events.jsonl") > MUCH):
+            event_file.catch_up(seen.path / "events.jsonl")
             with self._turn:
                 if not self._is_known(seen):
                     self._read(seen)
@@ -144,7 +144,7 @@ _making = threading.Lock()
 
 def reading(run: Run) -> str:
     """How far the events of a long run are that is being read in the background; "" for one that can be drawn."""
-    left = events.behind(run.events_file)
+    left = event_file.behind(run.events_file)
     if left <= MUCH:
         return ""
     get_index(RunStore(run.path.parent)).read_on()

@@ -7,7 +7,7 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
 from qlora_gui.runs.changes import ChangedError
-from qlora_gui.runs.events import mark
+from qlora_gui.runs.event_file import mark
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions
 from qlora_gui.ui.rendering import html

@@ -9,7 +9,7 @@ from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
 from qlora_gui.evaluation.verdict import LABELS
-from qlora_gui.runs.events import last
+from qlora_gui.runs.events import Eval
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import Run
 
@@ -83,21 +83,20 @@ def _made(seconds: float) -> str:
 
 def read(run: Run, seen: Seen) -> Summary:
     """One run, read from its folder."""
-    events, _ = run.events()
+    history = run.history()
     try:
         config = run.config()
     except UserError:
         config = None
-    evals = [event for event in events if event["kind"] == "eval"]
-    step = last(events, "step", "finished", "stopped")
+    evals = history.all(Eval)
     evaluated = job.result(run)
     return Summary(
         id=run.id,
         state=run.state(),
         config=config,
-        step=step.get("step", 0) if step else 0,
-        before=evals[0]["loss"] if evals else None,
-        after=evals[-1]["loss"] if len(evals) > 1 else None,
+        step=history.step_reached,
+        before=evals[0].loss if evals else None,
+        after=evals[-1].loss if len(evals) > 1 else None,
         adapter=run.has_adapter(),
         checkpoint=run.last_checkpoint() is not None,
         place=0,

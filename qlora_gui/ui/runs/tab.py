@@ -11,9 +11,8 @@ from qlora_gui.evaluation import job
 from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import queue
-from qlora_gui.runs.events import tail
 from qlora_gui.runs.store import Run, RunStore
-from qlora_gui.ui import actions, evaluation_views, findings, links, memory_views, views
+from qlora_gui.ui import actions, evaluation_views, findings, links, run_view, views
 from qlora_gui.ui.compare import offers
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import cache, comparison, index, resuming
@@ -141,26 +140,16 @@ class _Details:
         return {self.overview: "", self.data: "", self.plots: plots, self.more: hidden, self.retry.box: hidden}
 
     def _one_run(self, run: Run, summary: Summary) -> dict[Any, Any]:
-        reading = index.reading(run)
-        events = tail(run.events_file) if reading else run.events()[0]
-        can_resume = _can_resume(run, summary)
-        outcome = views.outcome(summary.state, events, run.log_tail(1), can_resume, summary.adapter, run.is_held_back())
-        doing = html.hint(views.stage(summary.state, events)) if summary.state in views.LIVE else outcome
+        now = run_view.Drawing(run, summary.state)
         return {
-            self.overview: views.headline(run.id, summary.state, events)
-            + doing
-            + html.hint(reading)
-            + memory_views.summary(events)
-            + views.notes(events)
-            + views.skipped_lines(events)
-            + views.tiles(events),
-            **self.retry.updates(run.id, summary.state, events),
-            self.data: views.data_summary(events),
-            self.plots: views.curves(events) + evaluation_views.timeline(events),
+            self.overview: now.head + now.overview,
+            **self.retry.updates(run.id, now.state, now.history),
+            self.data: now.data,
+            self.plots: now.plots + now.probes,
             self.more: gr.update(visible=True),
-            self.numbers: views.numbers(events),
+            self.numbers: now.numbers,
             self.settings: html.table(("setting", "value"), views.knobs(summary.config)) if summary.config else "",
-            self.log: html.log(run.log_tail(60)),
+            self.log: now.log,
         }
 
     def evaluation_updates(

@@ -82,7 +82,7 @@ class LivePanel:
             self._idle: _shown(False),
             self.head: now.head,
             self.overview: now.overview,
-            **self.retry.updates(run.id, now.state, now.events),
+            **self.retry.updates(run.id, now.state, now.history),
             **self.doctor.updates(now.diagnosis, offer=not now.live),
             self.data: now.data,
             self.stop: _shown(now.state in ("starting", "running")),

@@ -1,12 +1,12 @@
 """A run that died of memory: what happened, and a button a change that trains it again with that change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from qlora_gui.runs.events import Event
+from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions, memory_views
 from qlora_gui.ui.rendering import html
@@ -41,9 +41,9 @@ class Retry:
         """What `updates` may change."""
         return [self.box, self.report, *self.buttons, self.offered]
 
-    def updates(self, run_id: str, state: str, events: Sequence[Event]) -> dict[Any, Any]:
+    def updates(self, run_id: str, state: str, history: RunHistory) -> dict[Any, Any]:
         """What to show of a run: nothing, unless it died of memory."""
-        oom = memory_views.find_oom_report(events) if state == "failed" else None
+        oom = history.oom_report if state == "failed" else None
         if oom is None:
             return {self.box: gr.update(visible=False)}
         offers = memory_views.retries(oom)
