@@ -20,7 +20,7 @@ from qlora_gui.data.chat import Chat
 from qlora_gui.models import base as bases
 from qlora_gui.models import lora
 from qlora_gui.runs import event_file, launch
-from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.events import KINDS, EventLog, names
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.conftest import TINY, last, train, wait_until_ended
@@ -44,6 +44,8 @@ def test_a_run_leaves_its_events_in_order(bloom_runs: dict[str, Run]) -> None:
         assert event["loss"] > 0 and event["grad_norm"] > 0 and event["learning_rate"] >= 0
         assert event["tokens_per_second"] > 0 and event["memory"] > 10**8 and event["eta"] >= 0
     assert [event["step"] for event in found if event["kind"] == "eval"] == [0, 3, 6]
+    for event in found:
+        assert set(event) - {"t", "kind"} <= set(names(KINDS[event["kind"]])), event["kind"]
     data = last(found, "data")
     assert data and data["used"] + data["dropped"] + data["held_out"] == 345 and data["format"] == "prompt-completion"
     end = found[-1]
