@@ -5,6 +5,7 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +105,7 @@ def test_a_strangers_fit_changes_nothing_but_the_size_of_a_step(store: RunStore)
     assert RunHistory([event]).config_as_it_ran(config) == config.model_copy(update={"batch_size": 2})
 
 
+ODD: list[Any] = [None, True, 0, -1, 10**400, 1e300, "x", [], [3], {}, {"adapter": None}]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -122,6 +124,24 @@ def changed(value: Any, draw: Any) -> Any:
     else:
         value[place] = changed(value[place], draw)
     return value
+
+
+def each_changed(value: Any) -> Iterator[Any]:
+    """A JSON value with each of its parts gone, and replaced by each odd value; these too."""
+    yield from ODD
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield {key: other for key, other in value.items() if key != name}
+            yield from (value | {name: other} for other in each_changed(part))
+
+
+def test_no_odd_evaluation_ends_the_diagnostics() -> None:
+    config, history, tried = make({"bias": "lora_only"}), RunHistory(), 0
+    for part, value in healthy_evaluation().items():
+        for odd in each_changed(value):
+            diagnostics.after(config, history, healthy_evaluation() | {part: odd})
+            tried += 1
+    assert tried > 900
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from qlora_gui.config import RunConfig
 from qlora_gui.memory.estimate import MemoryPlan
 from qlora_gui.memory.model_shape import Shape
+from qlora_gui.runs.events import Whole
 from qlora_gui.runs.history import RunHistory
 
 Values = Mapping[str, Any]
@@ -37,11 +38,11 @@ class _Difference(_Sides):
     difference: float
     low: float
     high: float
-    rows: int
+    rows: Whole
 
 
 class _General(_Sides):
-    tokens: int
+    tokens: Whole
 
 
 class _Drift(TypedDict):
@@ -53,9 +54,9 @@ class _AdapterFacts(TypedDict):
 
     b_zero_share: float
     delta_ratio: float
-    trained_biases: int
-    linears: NotRequired[int]
-    linears_available: NotRequired[int]
+    trained_biases: Whole
+    linears: Whole
+    linears_available: Whole
 
 
 _PARTS: dict[str, TypeAdapter[Any]] = {
