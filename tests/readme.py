@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlora_gui import config as configs
+from qlora_gui.evaluation import metrics
 from qlora_gui.memory import estimate, known_models
 from qlora_gui.memory.budget import card
 from tests import on_null_card
@@ -110,11 +111,21 @@ def _first_sentence(path: Path) -> str:
     return " ".join(first.split()).replace("|", "\\|")
 
 
+def metrics_table() -> str:
+    """Every metric of an evaluation, its unit, and which of two values is better."""
+    lines = ["| metric | key | unit | better |", "|---|---|---|---|"]
+    for metric in metrics.METRICS:
+        unit = metric.unit or ("share" if metric.format.endswith("%") else "")
+        lines.append(f"| {metric.label} | `{metric.key}` | {unit} | {metric.better} |")
+    return "\n".join(lines)
+
+
 # Every generated part: the page it stands in, and what makes it.
 PARTS: dict[str, tuple[Path, Callable[[], str]]] = {
     "speed": (README, speed_table),
     "settings": (DOCS / "settings.md", settings_table),
     "fit": (DOCS / "memory.md", fit_table),
+    "metrics": (DOCS / "evaluation.md", metrics_table),
     "files": (DOCS / "architecture.md", file_tree),
 }
 

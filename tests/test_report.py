@@ -398,6 +398,13 @@ def test_a_lower_loss_of_a_worse_adapter_is_no_praise(store: RunStore) -> None:
     assert "The doctor: The learning rate is 0.5" in found
     assert "loops has a lower loss than sound. That says nothing for its use: loops is worse than its base." in found
     assert "sound is better than its base" in found
+    Made(store, "vague").trained().evaluated(-0.02)
+    assert "There is not enough evidence that vague is better than its base, bloom-560m (0.56B)." in statements(store)
+    best = "vague has a lower loss than loops. That says nothing for its use: there is not enough evidence that vague is better"
+    Made(store, "loops-2").trained().evaluated(0.9)
+    store.delete(store.get("loops"))
+    store.delete(store.get("sound"))
+    assert best.replace("loops", "loops-2") in statements(store)
 
 
 def test_paths_of_this_machine_stay_out(store: RunStore, bloom: Path) -> None:

@@ -45,9 +45,9 @@ def decide(evaluation: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sentence(kind: Kind, subject: str, other: str) -> str:
-    """A verdict on something beside something else, without its full stop."""
+    """A verdict on something beside something else, as a part of a sentence."""
     if kind == "unclear":
-        return f"{NOT_ENOUGH} that {subject} is better than {other}"
+        return f"there is {LABELS[kind]} that {subject} is better than {other}"
     return f"{subject} is {LABELS[kind]} than {other}"
 
 

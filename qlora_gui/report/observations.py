@@ -9,7 +9,7 @@ from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.formatting import counted, difference
 from qlora_gui.report import comparability, preferences, sweeps
 from qlora_gui.report.facts import Experiment, Facts, Observation
-from qlora_gui.report.text import and_, called, knob, shortened
+from qlora_gui.report.text import and_, begun, called, knob, shortened
 from qlora_gui.runs.events import Memory
 
 _REASONS = 2  # findings repeated in an observation
@@ -38,7 +38,7 @@ def _against_base(experiments: Sequence[Experiment]) -> Iterator[Observation]:
     evaluated = [(experiment, experiment.evaluation) for experiment in experiments if experiment.evaluation]
     for experiment, evaluation in sorted(evaluated, key=lambda pair: pair[1].loss.difference):
         yield Observation(
-            f"{verdict.sentence(evaluation.verdict.kind, experiment.id, f'its base, {experiment.model}')}.",
+            begun(f"{verdict.sentence(evaluation.verdict.kind, experiment.id, f'its base, {experiment.model}')}."),
             f"{evaluation.verdict.text} (Measured, the interval estimated; p = {evaluation.loss.p_holm:.2g}; {evaluation.data.source}.)"
             + _why(experiment, evaluation),
         )

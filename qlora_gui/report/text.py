@@ -31,8 +31,8 @@ def shortened(text: str, experiment: Experiment) -> str:
 
 
 def begun(text: str) -> str:
-    """A sentence that begins with "the" with its capital; the id of a run stays as it is."""
-    return f"T{text[1:]}" if text.startswith("the ") else text
+    """A sentence that begins with "the" or "there" with its capital; the id of a run stays as it is."""
+    return f"T{text[1:]}" if text.startswith(("the ", "there ")) else text
 
 
 def knob(name: str) -> str:

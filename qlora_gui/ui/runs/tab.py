@@ -50,7 +50,7 @@ class _ActionBar:
                 job.STANDARD.rows,
                 precision=0,
                 label="Rows",
-                info="At most so many held-out rows.",
+                info="Held-out rows, at most.",
                 elem_id="evaluate-rows",
             )
             self.tokens = gr.Number(
