@@ -103,7 +103,7 @@ def test_the_demo_adapter_answers_headless(demo_run: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_the_demo_adapter_is_judged_better(demo_run: tuple[Path, str]) -> None:
-    """On the rows that the demo set brings to measure on; the doctor finds nothing bad."""
+    """On the rows that the demo set brings to measure on; the diagnostics find nothing bad."""
     folder, _ = demo_run
     [found] = evaluated(folder, "adapters/demo")
     assert found["loss"]["rows"] == 44 and found["loss"]["high"] < 0 and found["loss"]["p_holm"] < 0.01

@@ -1,4 +1,4 @@
-"""The doctor: every check speaks where its fault is planted, and only there; a healthy run hears nothing."""
+"""Diagnostics: every check speaks where its fault is planted, and only there; a healthy run hears nothing."""
 
 from collections.abc import Callable
 from copy import deepcopy

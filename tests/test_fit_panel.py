@@ -115,7 +115,7 @@ def test_an_autopsy_leaves_out_what_nobody_knows_and_a_resumed_run_has_none() ->
     assert len(memory_views.retries(with_changes)) == 2
     told = views.outcome("failed", RunHistory([failed | {"autopsy": with_changes}]), "", False, False)
     assert "one of the changes below" in told
-    assert "Mend the cause" in views.outcome("failed", RunHistory([failed]), "", False, False)
+    assert "Fix the cause" in views.outcome("failed", RunHistory([failed]), "", False, False)
 
 
 def test_typing_a_base_never_asks_the_hub() -> None:

@@ -70,7 +70,7 @@ BAD: list[tuple[str, list[str], str]] = [
     ("rank 0", [T, "--rank", "0"], "rank should be greater than or equal to 1 (it is '0')"),
     ("rank of letters", [T, "--rank", "many"], "rank should be a valid integer"),
     ("linears that are not there", [T, "--base-model", "llama", *flags(), "--target-modules", "nope"], "this base has the linears"),
-    ("no room for any answer", [T, "--base-model", "llama", *flags(), "--max-length", "16"], "No row of 'demo' can be learned from"),
+    ("no room for any answer", [T, "--base-model", "llama", *flags(), "--max-length", "16"], "No row of 'demo' can be trained on"),
     ("tracker not installed", [T, "--base-model", "llama", *flags(), "--report-to", "mlflow"], "pip install mlflow"),
     ("unknown preset", [T, "--preset", "big"], "There is no preset 'big': choose one of demo"),
     ("missing config file", [T, "--config", "nope.yaml"], "The config file 'nope.yaml' does not exist"),

@@ -235,7 +235,7 @@ def test_a_report_says_what_the_folders_hold(store: RunStore) -> None:
     text = in_markdown(store)
     for part in (
         "bloom-560m (0.56B)",
-        "800 rows to learn from, 100 held out",
+        "800 rows to train on, 100 held out",
         "NVIDIA A10",
         "torch 2.13.0, peft 0.21.2",
         "Better on the task: loss -0.44",
@@ -395,7 +395,7 @@ def test_a_lower_loss_of_a_worse_adapter_is_no_praise(store: RunStore) -> None:
     Made(store, "sound").trained().evaluated(-0.2)
     found = statements(store)
     assert "loops is worse than its base, bloom-560m (0.56B). Worse in use: 95% of what it writes" in found
-    assert "The doctor: The learning rate is 0.5" in found
+    assert "Diagnostics: The learning rate is 0.5" in found
     assert "loops has a lower loss than sound. That says nothing for its use: loops is worse than its base." in found
     assert "sound is better than its base" in found
     Made(store, "vague").trained().evaluated(-0.02)

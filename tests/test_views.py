@@ -95,7 +95,7 @@ def test_a_loss_that_is_no_number_leaves_a_gap_and_no_error() -> None:
         ("stopped", [{"t": 1, "kind": "stopped", "step": 7, "seconds": 9.0}], True, ["Stopped at step 7", "Resume"]),
         ("stopped", [{"t": 1, "kind": "stopped", "step": 0, "message": "Stopped before the first step."}], False, ["Stopped before"]),
         ("failed", [{"t": 1, "kind": "failed", "message": "No memory.", "bug": False}], True, ["Failed: No memory", "Resume"]),
-        ("died", [step(3)], True, ["Died", "last words", "Resume"]),
+        ("died", [step(3)], True, ["Died", "Last log line", "Resume"]),
         ("died", [], False, ["no checkpoint yet: train again"]),
     ],
 )  # fmt: skip
@@ -349,7 +349,7 @@ def test_the_preview_marks_what_is_learned(llama: Path) -> None:
     *early, final = preview.steps(config)
     assert early and all("<mark title" not in body for body in early) and "Row 1" in early[0]
     assert final.count("<mark title") == 3 and "301 rows" in final and "held-out rows of its own" in final
-    marked = final.split('<mark title="learned from">')[1].split("</mark>")[0]
+    marked = final.split('<mark title="trained on">')[1].split("</mark>")[0]
     assert marked.startswith("{&quot;topic&quot;") and marked.endswith("&lt;|im_end|&gt;")
 
 

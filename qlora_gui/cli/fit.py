@@ -77,7 +77,7 @@ def lines(
         out.append(f"    corrected by {seen.factor:.2f}, from {seen.runs} runs here that were {seen.error:.0%} off")
     out += ["", _verdict(memory_plan), *time]
     if helpful:
-        out += ["", "Changes that make it smaller:"]
+        out += ["", "Ways to save memory:"]
         out += [
             f"  {change.text}{' · fits then' if change.fits and not memory_plan.fits else ''}" for change in helpful
         ]

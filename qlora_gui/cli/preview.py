@@ -46,5 +46,5 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     part = f", part {row['part']}" if row.get("part") else ""
     cut = ", truncated" if row["truncated"] else ""
     text = "".join(f"{_BEGINS}{text}{_ENDS}" if learned else text for text, learned in row["pieces"])
-    head = f"--- Row {row['row']}{part}: {row['tokens']} tokens, {row['supervised']} learned from{cut}"
+    head = f"--- Row {row['row']}{part}: {row['tokens']} tokens, {row['supervised']} trained on{cut}"
     return ["", head, text + (" \u2026" if row["cut"] else "")]

@@ -310,7 +310,7 @@ def _block(block: Any, key: str, unused: set[str]) -> tuple[str, str]:
         if not isinstance(inner, list):
             raise RowError(f"'{key}' holds a block of type {name!r} whose text is {kind(inner)}")
         return "thought", "".join(_block(part, key, unused)[1] for part in inner)
-    raise RowError(f"'{key}' holds a block of type {name!r}; only text can be learned from")
+    raise RowError(f"'{key}' holds a block of type {name!r}; only text can be trained on")
 
 
 def _note_unused(block: Mapping[str, Any], used: set[str], key: str, unused: set[str]) -> None:

@@ -30,7 +30,7 @@ def eos_not_learned(seen: Seen) -> Finding | None:
         "eos_not_learned",
         "warn",
         f"{adapter:.0%} of the adapter's answers end at the length limit (base {base:.0%}).{chance}",
-        "An adapter that did not learn where answers end writes on: past its answer, in loops, or as the user.",
+        "An adapter that did not learn where answers end keeps writing: past its answer, in loops, or as the user.",
         f"{UNSLOTH_TROUBLES}; trl issues 976 and 1623",
         "See that rows end with an end mark and are not cut; train longer; or allow longer answers, if these are long.",
     )
@@ -48,7 +48,7 @@ def repeats(seen: Seen) -> Finding | None:
     return Finding(
         "repeats",
         "warn",
-        f"{adapter:.0%} of the adapter's four-word sequences were said before in the same answer (base {base:.0%}).",
+        f"{adapter:.0%} of the adapter's four-word sequences repeat earlier ones in the same answer (base {base:.0%}).",
         "Loops come from an end that was not learned, from too large steps, or from data that repeats itself.",
         "Neural text degeneration (1904.09751); rep-n of 1908.04319",
         f"See first that ends are learned. {fix}",
@@ -108,7 +108,7 @@ def forgets(seen: Seen) -> Finding | None:
             "forgets",
             "note",
             evidence,
-            "A trade-off, not a fault: what is learned for a task takes from the rest. It matters if the adapter shall do "
+            "A trade-off, not a fault: what is learned for a task takes from the rest. It matters if the adapter is to do "
             "other things too.",
             "LoRA Learns Less and Forgets Less (2405.09673)",
             "Where it matters: a lower rank or learning rate, fewer epochs, or some general rows among the data.",

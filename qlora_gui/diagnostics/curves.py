@@ -34,8 +34,8 @@ def not_a_number(seen: Seen) -> Finding | None:
     return Finding(
         "not_a_number",
         "bad",
-        f"Loss or gradient is no number, first at step {min(lost)}.",
-        "From the first such step on, the weights of the adapter are no numbers either.",
+        f"Loss or gradient is not a number, first at step {min(lost)}.",
+        "From the first such step on, the weights of the adapter are not numbers either.",
         "IEEE 754: every sum with NaN is NaN; qlora issue 71 for fp16",
         fix + (" A GPU that has bf16 helps." if scaled else ""),
         knobs,
@@ -88,10 +88,10 @@ def half_precision(seen: Seen) -> Finding | None:
         "half_precision",
         "note",
         f"{base.device} has no bf16: the base is computed in fp16.",
-        "Numbers in fp16 end at 65,504, and bases trained in bf16 can exceed that: then losses are no numbers. The trained weights "
+        "Numbers in fp16 end at 65,504, and bases trained in bf16 can exceed that: then losses become NaN. The trained weights "
         "are fp32 here, so small steps are not lost.",
         "torch's is_bf16_supported without emulation; qlora issue 71",
-        "Watch for losses that are no numbers; GPUs from Ampere on have bf16.",
+        "Watch for losses that are NaN; GPUs from Ampere on have bf16.",
     )
 
 
@@ -107,7 +107,7 @@ def near_overflow(seen: Seen) -> Finding | None:
         "near_overflow",
         "bad" if over else "warn",
         f"Numbers in fp16 end at {FP16_END:,}, and the base's layers {reached} on the held-out rows.",
-        "A little more, in a longer row or as the adapter grows, is infinite: the loss is no number then, and the loss scaling "
+        "A little more, in a longer row or as the adapter grows, is infinite: the loss is then NaN, and the loss scaling "
         "skips step after step.",
         "IEEE 754, binary16; the T5 and Gemma ports of transformers clamp for it",
         "Train on a GPU that has bf16 (Ampere or newer), or choose a base that stays smaller.",

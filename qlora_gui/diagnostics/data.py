@@ -28,10 +28,10 @@ def nothing_learned(seen: Seen) -> Finding | None:
     return Finding(
         "nothing_learned",
         "bad",
-        "No token of the data is learned from (0%).",
+        "No token of the data is trained on (0%).",
         "The loss is taken on answers only; where none is left, nothing can be learned.",
         "TRL's documentation of completion-only and assistant-only loss",
-        "See why rows are dropped, then mend the data or raise max_length.",
+        "See why rows are dropped, then fix the data or raise max_length.",
     )
 
 
@@ -43,7 +43,7 @@ def prompts_learned(seen: Seen) -> Finding | None:
     return Finding(
         "prompts_learned",
         "warn",
-        f"All tokens are learned from (100% of {looked_at(seen)}), the prompts too.",
+        f"All tokens are trained on (100% of {looked_at(seen)}), the prompts too.",
         "The adapter then learns to write prompts as much as to answer them; right for plain text, not for answers.",
         "TRL's documentation of completion-only and assistant-only loss",
         "Give prompts and answers in columns of their own, and not as one text.",
@@ -63,9 +63,9 @@ def eos_not_supervised(seen: Seen) -> Finding | None:
         "eos_not_supervised",
         "warn",
         f"In {without:,} of {looked_at(seen)} the last token learned is no end mark.",
-        f"Who never learns the end of an answer writes on until the length limit.{same}",
+        f"A model that never learns to end an answer keeps writing until the length limit.{same}",
         "trl issues 976, 1623 and 3091; transformers issue 23530",
-        "Use a base whose chat template ends an answer with its EOS token, or mend the template.",
+        "Use a base whose chat template ends an answer with its EOS token, or fix the template.",
     )
 
 
@@ -198,11 +198,11 @@ def few_steps(seen: Seen) -> Finding | None:
     return Finding(
         "few_steps",
         "warn" if steps < VERY_FEW_STEPS else "note",
-        f"The run has {steps} optimizer steps ({size} rows a step{passes}).",
-        "Every step moves the adapter by about the learning rate, from zero; a hundred steps are a usual least, "
-        "and small steps of few rows cost LoRA nothing.",
+        f"The run has {steps} optimizer steps ({size} rows per step{passes}).",
+        "Every step moves the adapter by about the learning rate, from zero; usually at least 100 are "
+        "needed, and small batches do LoRA no harm.",
         f"{TINKER}, which calls its figure uncertain",
-        f"Make it {FEW_STEPS} steps or more: fewer rows a step, more epochs, or more data.",
+        f"Use {FEW_STEPS} steps or more: fewer rows per step, more epochs, or more data.",
         _more_steps(seen),
     )
 

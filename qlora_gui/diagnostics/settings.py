@@ -65,10 +65,10 @@ def few_modules(seen: Seen) -> Finding | None:
     return Finding(
         "few_modules",
         "warn" if counted[0] < 0.5 * counted[1] else "note",
-        f"LoRA sits on {counted[0]} of {counted[1]} linears ({named}).",
-        "LoRA matches full fine-tuning only on all linears; on attention alone it falls short, at a higher rank too.",
+        f"LoRA is on {counted[0]} of {counted[1]} linear layers ({named}).",
+        "LoRA matches full fine-tuning only on all linear layers; on attention alone it falls short, at a higher rank too.",
         f"{QLORA}; {WITHOUT_REGRET}",
-        "Train all linears.",
+        "Train all linear layers.",
         {"target_modules": "all-linear"},
     )
 
@@ -100,7 +100,7 @@ def scaling(seen: Seen) -> Finding | None:
         "scaling",
         "warn",
         f"The scaling {formula} is {number(factor)}: alpha {number(config.alpha)}, rank {config.rank}. "
-        f"Usual is 1 to 2, and {number(LEAST_SCALING)} to {number(MOST_SCALING)} is no cause for worry.",
+        f"1 to 2 is usual, and {number(LEAST_SCALING)} to {number(MOST_SCALING)} is fine.",
         f"The update is multiplied by {formula}, so this works like a learning rate that is "
         f"{'too small' if small else 'too large'} for the adapter.",
         f"{UNSLOTH_GUIDE}; PEFT's documentation of LoraConfig",
@@ -139,7 +139,7 @@ def many_epochs(seen: Seen) -> Finding | None:
     return Finding(
         "many_epochs",
         "note",
-        f"The data is seen {number(epochs)} times.",
+        f"The data is passed over {number(epochs)} times.",
         "After one to three epochs most instruction data is learned; more is mostly learned by heart.",
         UNSLOTH_GUIDE,
         f"Train {number(MOST_EPOCHS)} epochs, and watch the held-out loss.",
@@ -155,10 +155,10 @@ def lora_only_biases(seen: Seen) -> Finding | None:
         "lora_only_biases",
         "note",
         "Biases are trained as lora_only.",
-        "Releases 0.19.1 and 0.20.0 of peft drop such biases when they save, without a word: the adapter then answers without part of "
+        "Releases 0.19.1 and 0.20.0 of peft silently drop such biases when saving: the adapter then answers without part of "
         "what it learned. This program saves them with a PEFT that does not; others may not.",
         "Run with peft 0.19.1, 0.20.0 and 0.21.2; fixed in 0.21.0",
-        "Train no biases, unless only this program shall use the adapter; an evaluation counts those in its file.",
+        "Train no biases, unless only this program will use the adapter; an evaluation counts those in its file.",
         {"bias": "none"},
     )
 

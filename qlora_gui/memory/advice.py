@@ -16,7 +16,7 @@ from qlora_gui.memory.model_shape import Shape
 
 RANK_AND_BIAS = (
     "Rank and biases barely move memory: sequence length, micro-batch and the kept activations do. "
-    "Choose them for what the adapter shall learn."
+    "Choose them by what you want it to learn."
 )
 _STEP = 64  # tokens: lengths that are offered are multiples of it
 

@@ -66,7 +66,7 @@ def _data(known: Sequence[Experiment]) -> list[Block]:
     for experiment in known:
         if data := experiment.history.latest(Data):
             left_out = f", {data.skipped:,} left out" if data.skipped else ""
-            rows = f"{data.used:,} rows to learn from, {data.held_out:,} held out"
+            rows = f"{data.used:,} rows to train on, {data.held_out:,} held out"
             lines.append(
                 f"{experiment.data}: {rows}, {data.truncated:,} truncated, {data.dropped:,} dropped{left_out} (counted)."
             )

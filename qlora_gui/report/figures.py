@@ -24,7 +24,7 @@ def _time(experiment: Experiment) -> Iterator[Figure]:
     rates = sorted(rate for rate in speeds if rate is not None)
     if rates:
         yield Figure(
-            "tokens a second",
+            "tokens per second",
             f"{median(rates):,.0f}",
             "measured",
             f"median of {experiment.of_all(len(rates), 'step')} logged steps",

@@ -58,7 +58,7 @@ def _why(experiment: Experiment, evaluation: Evaluation) -> str:
         shortened(finding.evidence, experiment) for finding in experiment.findings if finding.level in ("bad", "warn")
     ]
     more = f" And {counted(len(against) - _REASONS, 'more warning')}." if len(against) > _REASONS else ""
-    return f" The doctor: {' '.join(against[:_REASONS]) or 'nothing explains it.'}{more}"
+    return f" Diagnostics: {' '.join(against[:_REASONS]) or 'nothing explains it.'}{more}"
 
 
 def _among_evaluated(experiments: Sequence[Experiment]) -> Iterator[Observation]:
@@ -126,7 +126,7 @@ def _while_training(experiments: Sequence[Experiment]) -> Iterator[Observation]:
         first, second = (called(*pair) for pair in (ranked[:2], ranked[1::-1]))
         yield Observation(
             f"On {on}, {first} ended at the lowest loss, {ends[0][1]:.3f}; next is {second}, {ends[1][1]:.3f}.",
-            f"Nats a token, measured while training: {'; '.join(figures)}. One number each, without an interval: whether they "
+            f"Nats per token, measured while training: {'; '.join(figures)}. One number each, without an interval: whether they "
             "differ for other rows too is not known.",
         )
 

@@ -41,7 +41,7 @@ def blocks(facts: Facts) -> list[Block]:
                 "held-out loss, measured",
                 "change, 95% interval estimated",
                 "votes against the base, counted",
-                "doctor",
+                "diagnostics",
             ),
             [[_link(experiment), *_outcome_cells(experiment, facts)] for experiment in experiments],
         ),

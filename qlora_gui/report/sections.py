@@ -121,19 +121,17 @@ def _votes(experiment: Experiment, facts: Facts) -> list[Block]:
 
 def _findings(experiment: Experiment) -> list[Block]:
     if experiment.no_diagnostics:
-        return [Paragraph(experiment.no_diagnostics, "The doctor.")]
+        return [Paragraph(experiment.no_diagnostics, "Diagnostics.")]
     if not experiment.findings:
-        return [Paragraph("Nothing found.", "The doctor.")]
+        return [Paragraph("Nothing found.", "Diagnostics.")]
     items = [
         (
             f"{_LEVELS[finding.level]}: {finding.check.replace('_', ' ')}.",
-            shortened(
-                f"{finding.evidence} {finding.why} What mends it: {finding.fix} (Source: {finding.source}.)", experiment
-            ),
+            shortened(f"{finding.evidence} {finding.why} Fix: {finding.fix} (Source: {finding.source}.)", experiment),
         )
         for finding in experiment.findings
     ]
-    return [Paragraph("", "What the doctor finds:"), Bullets(items)]
+    return [Paragraph("", "Diagnostics:"), Bullets(items)]
 
 
 def _answers(experiment: Experiment) -> list[Block]:

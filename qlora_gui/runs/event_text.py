@@ -51,7 +51,7 @@ def describe(event: Event) -> str:
 
 def _describe_data(data: Data) -> str:
     return (
-        f"Data: {data.used} rows to learn from, {data.held_out} held out, {data.truncated} truncated, {data.dropped} dropped"
+        f"Data: {data.used} rows to train on, {data.held_out} held out, {data.truncated} truncated, {data.dropped} dropped"
         + "".join(f"\n  row {row['row']} dropped: {row['reason']}" for row in data.dropped_rows)
         + "".join(f"\n  {place(row)} left out: {row['reason']}" for row in data.skipped_rows)
         + "".join(f"\n  {sentence}" for sentence in (*data_warnings(vars(data)), *data_remarks(vars(data))))
@@ -157,7 +157,7 @@ def oom_report_lines(report: OomReport) -> list[str]:
     ]
     changes = report.get("changes") or []
     if changes:
-        lines.append("Changes that make it smaller:")
+        lines.append("Ways to save memory:")
     for change in changes:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in change["knobs"].items())
         lines.append(f"  {change['text']}{' · fits then' if change['fits'] else ''}   ({flags})")

@@ -83,7 +83,7 @@ def summary(answer: Mapping[str, Any], config: RunConfig) -> str:
     share = 100 * answer["supervised"] / max(answer["tokens"], 1)
     text = (
         f"{scope} ({answer['format']}): {answer['used']:,} can be used · {answer['truncated']:,} truncated · "
-        f"{answer['dropped']:,} dropped. {share:.0f}% of {answer['tokens']:,} tokens are learned from; "
+        f"{answer['dropped']:,} dropped. {share:.0f}% of {answer['tokens']:,} tokens are trained on; "
         f"the longest row has {answer['longest']:,} of {config.max_length:,}."
     )
     if answer["own_held_out"]:
@@ -102,4 +102,5 @@ def too_long(answer: Mapping[str, Any]) -> str:
 
 
 def _scope(answer: Mapping[str, Any]) -> str:
-    return f"{answer['counted']:,} rows" if answer["whole"] else f"Of the first {answer['counted']:,} rows"
+    rows = f"{answer['counted']:,} {'row' if answer['counted'] == 1 else 'rows'}"
+    return rows if answer["whole"] else f"Of the first {rows}"

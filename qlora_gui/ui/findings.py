@@ -1,4 +1,4 @@
-"""What the doctor found, as HTML, and a button for each change that mends something."""
+"""Findings as HTML, with a button for each change that fixes something."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +33,10 @@ class FindingsPanel:
     def __init__(self, prefix: str, verb: str, findings: Sequence[Finding] = (), otherwise: str = ""):
         self._verb = verb
         changes = fixes(findings)
-        self.boxes = gr.HTML(render(findings) or html.hint(otherwise), elem_id=f"{prefix}-doctor")
+        self.boxes = gr.HTML(render(findings) or html.hint(otherwise), elem_id=f"{prefix}-findings")
         self.buttons = [
             gr.Button(
-                **_button(changes, number, verb), size="sm", elem_id=f"{prefix}-mend-{number}", elem_classes="change"
+                **_button(changes, number, verb), size="sm", elem_id=f"{prefix}-fix-{number}", elem_classes="change"
             )
             for number in range(MOST_BUTTONS)
         ]
@@ -89,7 +89,7 @@ def words(knobs: Mapping[str, Any]) -> str:
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """Findings as boxes: level, name and evidence in the open; why, remedy and source to unfold. "" for none."""
+    """Findings as boxes: level, name and evidence in the open; why, fix and source to unfold. "" for none."""
     return "".join(map(_box, findings))
 
 
@@ -99,7 +99,7 @@ def _box(finding: Finding) -> str:
     return (
         f'<details class="note finding{style}"><summary><b>{_WORDS[finding.level]} · {escape(name)}</b> '
         f"{escape(finding.evidence)}</summary><p>{escape(finding.why)}</p>"
-        f'<p><b>Remedy:</b> {escape(finding.fix)}</p><p class="hint">Source: {escape(finding.source)}.</p></details>'
+        f'<p><b>Fix:</b> {escape(finding.fix)}</p><p class="hint">Source: {escape(finding.source)}.</p></details>'
     )
 
 
@@ -108,8 +108,8 @@ def brief(findings: Sequence[Finding]) -> str:
     count = sum(finding.level != "note" for finding in findings)
     if not count:
         return ""
-    text = f"⚠ {count} warning{'s' if count > 1 else ''}: see what may go wrong"
-    return f'<p class="hint"><a href="#form-doctor">{text}</a></p>'
+    text = f"⚠ {count} warning{'s' if count > 1 else ''}: see Warnings"
+    return f'<p class="hint"><a href="#form-findings">{text}</a></p>'
 
 
 def of_form(config: RunConfig, facts: Mapping[str, Any] | None) -> list[Finding]:

@@ -152,7 +152,7 @@ class Guard:
         return b"set-cookie", value.encode()
 
     async def _let_in(self, scope: Scope, send: Send) -> None:
-        """On to the same address without the token, which shall stay in no history, bookmark or picture."""
+        """On to the same address without the token, which must not stay in a history, bookmark or picture."""
         rest = urlencode([(name, value) for name, value in _query(scope) if name != "token"])
         place = ("./?" + rest if rest else "./").encode()
         headers = [(b"location", place), (b"content-length", b"0"), (b"cache-control", b"no-store")]

@@ -64,7 +64,7 @@ def panel(plan: MemoryPlan, source: str = "") -> str:
     """The verdict, the bar with its key, the moment of the peak, and where the figures come from: an estimate."""
     rows = f"{plan.rows} × {plan.length:,} tokens"
     moment = f"Peak {plan.moment}, with the longest batch ({rows}); gradient checkpointing: {plan.checkpointing}."
-    estimate = source or "An estimate from the shape of the base, not a measurement."
+    estimate = source or "Estimated from the shape of the base, not measured."
     seen = plan.correction
     if seen.runs and not source:
         estimate = (
@@ -79,7 +79,7 @@ def bar(plan: MemoryPlan) -> str:
     budget = plan.budget
     others = max(budget.total - budget.free, 0)
     scale = 100 / max(others + plan.total, budget.total, 1)
-    held = [("others", "In use by others", others)] if others else []
+    held = [("others", "Used by other programs", others)] if others else []
     parts = [*held, *((term.key, term.label, term.bytes) for term in plan.terms)]
     pieces = "".join(
         f'<i class="term t-{escape(key)}" style="width:{size * scale:.2f}%" '
@@ -110,7 +110,7 @@ def table(plan: MemoryPlan) -> str:
     budget = plan.budget
     sums = [("Peak", plan.total), ("Free", budget.free), ("The card has", budget.total)]
     if budget.total > budget.free:
-        sums.insert(2, ("In use by others", budget.total - budget.free))
+        sums.insert(2, ("Used by other programs", budget.total - budget.free))
     foot = "".join(
         f'<tr><th>{name}</th><td class="n">{size / GB:.2f}</td><td class="n"></td></tr>' for name, size in sums
     )

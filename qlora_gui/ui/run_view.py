@@ -75,7 +75,7 @@ class Drawing:
 
     @cached_property
     def diagnosis(self) -> list[Finding]:
-        """What the doctor says."""
+        """The findings on it."""
         return [] if self.reading else findings.of_run(self.run, self.history)
 
     def _strange(self) -> str:

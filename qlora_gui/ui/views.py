@@ -116,7 +116,7 @@ def data_summary(history: RunHistory) -> str:
     if data is None:
         return ""
     counts = (
-        f"Data: {data.used:,} rows to learn from · {data.held_out:,} held out · "
+        f"Data: {data.used:,} rows to train on · {data.held_out:,} held out · "
         f"{data.truncated:,} truncated · {data.dropped:,} dropped"
     )
     body = html.hint(counts) + dropped(data.dropped, data.dropped_rows)
@@ -175,18 +175,18 @@ def outcome(
     if state in ("finished", "stopped"):
         after = f" at step {end.step}" if state == "stopped" and end.step else ""
         took = f" in {clock(end.seconds)}" if end.seconds else ""
-        next_step = "Compare it with the base to read the difference." if has_adapter else ""
+        next_step = "Compare it with the base." if has_adapter else ""
         return html.note(f"{state.capitalize()}{after}{took}. {end.message or gain(end)}", resume or next_step)
     if state == "failed":
         cause = end.message or "no reason was recorded"
         if (end.autopsy or {}).get("changes"):
             return html.note(f"Failed: {cause}", "Retry it with one of the changes below.", bad=True)
-        hint = resume or "Mend the cause, then train again: Runs has this run's settings."
+        hint = resume or "Fix the cause and train again; the settings are in Runs."
         return html.note(f"Failed: {cause}", "" if end.bug is False else "The log below says more.", hint, bad=True)
-    tail = f"Its last words: {log_end}" if log_end else "It left no words in its log."
+    tail = f"Last log line: {log_end}" if log_end else "The log is empty."
     hint = resume or "It had no checkpoint yet: train again."
     return html.note(
-        "Died: the training process is gone without a last word of its own "
+        "Died: the training process is gone without an error message "
         "(killed, out of memory, or the machine went down).",
         tail,
         hint,

@@ -105,7 +105,7 @@ def test_ten_prompts_judged_by_keyboard_revealed_and_found_after_a_reload(
     page.locator("#proof-0 button").first.click()
     expect(page.locator("#proof-0")).to_contain_text("fingerprint")
     expect(page.locator("#votes .note")).to_contain_text("Not enough evidence")
-    expect(page.locator("#rounds summary")).to_contain_text("The 10 votes of this sitting")
+    expect(page.locator("#rounds summary")).to_contain_text("The 10 votes of this session")
     page.wait_for_timeout(700)
     shot(page, "blind-revealed")
 

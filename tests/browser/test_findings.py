@@ -1,4 +1,4 @@
-"""The doctor on the page: findings follow the form and the rows, one press mends, and a run shows what went wrong."""
+"""Findings on the page: they follow the form and the rows, one press fixes, and a run shows what went wrong."""
 
 import time
 from pathlib import Path
@@ -18,27 +18,27 @@ pytestmark = pytest.mark.browser
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_findings_follow_the_form_and_a_press_mends(open_page: Any, size: dict[str, int]) -> None:
+def test_findings_follow_the_form_and_a_press_fixes(open_page: Any, size: dict[str, int]) -> None:
     page = open_page("", size)
-    said = page.locator("#form-doctor")
-    expect(said).to_contain_text("Settings and rows leave nothing to remark on", timeout=SLOW)
+    said = page.locator("#form-findings")
+    expect(said).to_contain_text("No problems found in settings and data", timeout=SLOW)
     fill(page, "learning_rate", 0.01)
     fill(page, "gradient_accumulation", 4)
     expect(said).to_contain_text("The learning rate is 0.01")
-    expect(said).to_contain_text("29 optimizer steps (16 rows a step, 301 rows)")
-    expect(page.locator("#doctor-line")).to_contain_text("2 warnings")
+    expect(said).to_contain_text("29 optimizer steps (16 rows per step, 301 rows)")
+    expect(page.locator("#findings-line")).to_contain_text("2 warnings")
     said.locator("summary").first.click()
-    expect(said).to_contain_text("Remedy: Start at 0.0002")
-    shot(page, f"doctor-form-{size['width']}")
+    expect(said).to_contain_text("Fix: Start at 0.0002")
+    shot(page, f"findings-form-{size['width']}")
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    page.locator("#form-mend-0").click()
+    page.locator("#form-fix-0").click()
     expect(page.locator("#knob-learning_rate input")).to_have_value("0.0002")
     expect(said).not_to_contain_text("is 0.01")
-    expect(page.locator("#form-mend-1")).to_be_hidden()
-    page.locator("#form-mend-0").click()
+    expect(page.locator("#form-fix-1")).to_be_hidden()
+    page.locator("#form-fix-0").click()
     expect(page.locator("#knob-gradient_accumulation input")).to_have_value("1")
-    expect(said).to_contain_text("leave nothing to remark on")
-    expect(page.locator("#doctor-line")).to_be_empty()
+    expect(said).to_contain_text("No problems found in the settings")
+    expect(page.locator("#findings-line")).to_be_empty()
 
 
 @pytest.mark.slow
@@ -47,10 +47,10 @@ def test_what_the_rows_say_is_found_when_they_are_marked(open_page: Any) -> None
     expect(page.locator("#preview mark").last).to_be_visible(timeout=SLOW)
     unfold(page, "what-to-train")
     fill(page, "max_length", 96)
-    expect(page.locator("#form-doctor")).to_contain_text("are cut at 96 tokens", timeout=SLOW)
-    page.locator("#form-mend-0").click()
+    expect(page.locator("#form-findings")).to_contain_text("are cut at 96 tokens", timeout=SLOW)
+    page.locator("#form-fix-0").click()
     expect(page.locator("#knob-max_length input")).to_have_value("192")
-    expect(page.locator("#form-doctor")).to_contain_text("Settings and rows leave nothing", timeout=SLOW)
+    expect(page.locator("#form-findings")).to_contain_text("No problems found in settings and data", timeout=SLOW)
 
 
 def test_a_run_shows_what_went_wrong(open_page: Any, site: Site) -> None:
@@ -61,19 +61,19 @@ def test_a_run_shows_what_went_wrong(open_page: Any, site: Site) -> None:
     for event in events:
         log.append(event["kind"], **{key: value for key, value in event.items() if key not in ("kind", "t")})
     page = open_page("?tab=train&run=overfit")
-    expect(page.locator("#live-doctor")).to_contain_text("was 0.710 at step 76 and is 0.790 at step 114")
-    expect(page.locator("#live-mend-0")).to_have_text("Train again: Max steps → 76")
-    shot(page, "doctor-run")
+    expect(page.locator("#live-findings")).to_contain_text("was 0.710 at step 76 and is 0.790 at step 114")
+    expect(page.locator("#live-fix-0")).to_have_text("Train again: Max steps → 76")
+    shot(page, "findings-run")
 
 
 @pytest.mark.slow
-def test_what_is_found_after_a_run_is_mended_from_runs(open_page: Any, site: Site, llama: Path) -> None:
+def test_what_is_found_after_a_run_is_fixed_from_runs(open_page: Any, site: Site, llama: Path) -> None:
     """An adapter that did nothing: Runs offers a change, and a press trains the run again with it."""
     run = train(site.store, base_model=str(llama), name="idle", learning_rate=1e-9, max_steps=2)
     page = open_page("?tab=runs&run=idle")
-    expect(page.locator("#runs-judged")).to_contain_text("What the doctor says", timeout=SLOW)
+    expect(page.locator("#runs-judged")).to_contain_text("Diagnostics", timeout=SLOW)
     known = {one.id for one in site.store.all()}
-    shot(page, "doctor-after")
+    shot(page, "findings-after")
     page.get_by_role("button", name="Train again: Learning rate → 0.0002").click()
     expect(page.locator("#live-head")).to_be_visible(timeout=SLOW)
     deadline = time.monotonic() + 60

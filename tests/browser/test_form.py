@@ -60,10 +60,10 @@ def test_more_processes_than_the_machine_has_are_told_at_the_field_before_start(
 def test_the_warnings_and_the_live_runs_name_keep_the_form(open_page: Any, site: Site, size: Any) -> None:
     page = open_page("", *([size] if size else []))
     fill(page, "learning_rate", 0.01)
-    line = page.locator("#doctor-line a")
+    line = page.locator("#findings-line a")
     expect(line).to_contain_text("1 warning", timeout=SLOW)
     line.click()
-    expect(page.locator("#form-doctor")).to_be_in_viewport()
+    expect(page.locator("#form-findings")).to_be_in_viewport()
     expect(page.locator("#knob-learning_rate input")).to_have_value("0.01")
     run = site.store.create(configs.make({"base_model": "demo", "dataset": "demo", "name": f"busy-{bool(size)}"}))
     with run.lock():

@@ -57,8 +57,8 @@ class BlindPanel:
 
     def _draw_setup(self) -> None:
         self.prompts = gr.Textbox(
-            label="Prompts to judge, one a line",
-            info="Longer ones: with a line of --- between every two. All are answered ahead, so judging does not wait.",
+            label="Prompts to judge, one per line",
+            info="Separate longer ones by a line of ---. All are answered ahead, so judging does not wait.",
             lines=4,
             max_lines=10,
             elem_id="blind-prompts",

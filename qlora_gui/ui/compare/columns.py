@@ -124,7 +124,7 @@ def proof(column: Mapping[str, Any], prompt: str, decoding: Decoding) -> str:
     rows = [(_TITLES.get(name, name.replace("_", " ")), _plain(value)) for name, value in column.items()]
     settings = "greedy" if decoding.greedy else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
     settings += f", at most {decoding.max_new_tokens} tokens"
-    noise = "the same dice for all" if decoding.same_dice else "dice of its own"
+    noise = "the same random numbers for all" if decoding.same_dice else "its own random numbers"
     settings += "" if decoding.greedy else f", seed {decoding.seed}, {noise}"
     rows.append(("decoding", settings))
     literal = html.hint("The prompt as the model read it:") + html.literal(prompt) if prompt else ""
@@ -190,7 +190,7 @@ class Room:
 
 
 MOST = MAX_ADAPTERS + 1
-NO_PROOF = html.hint("Comes with the first answer.")
+NO_PROOF = html.hint("Shown with the first answer.")
 _TITLES = {
     "name": "column",
     "base": "base",

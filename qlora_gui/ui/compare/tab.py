@@ -64,7 +64,7 @@ class CompareTab:
             min_width=280,
         )
         self.switch = gr.Checkbox(
-            label="Blind", info="Vote before you know who is who.", elem_id="blind", scale=1, min_width=170
+            label="Blind", info="Vote without seeing the names.", elem_id="blind", scale=1, min_width=170
         )
 
     def _draw_settings(self) -> None:
@@ -76,7 +76,7 @@ class CompareTab:
                 name: form.component(name, field, field.default, "decoding")
                 for name, field in Decoding.model_fields.items()
             }
-        self.unload = gr.Button("Free the memory of the compare worker", size="sm", elem_id="unload")
+        self.unload = gr.Button("Unload the model", size="sm", elem_id="unload")
 
     def refresh(self, before: str, base: str | None, picked: list[str]) -> Any:
         """Updates when what can be offered has changed."""
@@ -107,7 +107,7 @@ class CompareTab:
             self.everything: gr.update(visible=bool(bases)),
             self.base: gr.update(choices=bases, value=base),
             self.chosen: gr.update(choices=ids, value=still_offered if still_offered or none_is_meant else ids[:1]),
-            self.not_offered: html.listed(f"Not offered with this base ({len(reasons)})", reasons),
+            self.not_offered: html.listed(f"Hidden with this base ({len(reasons)})", reasons),
         }
 
     def follow(self, link: links.Link, base: str | None, picked: list[str]) -> dict[Any, Any]:

@@ -136,7 +136,7 @@ def trials(votes: Sequence[Vote]) -> str:
         lengths = ", ".join(f"{name} {tokens}" for name, tokens in zip(names, vote.tokens, strict=True))
         rows.append((number, vote.prompt, chosen, place, lengths, f"{vote.seconds:.0f} s", vote.retries))
     head = ("", "prompt", "your choice", "answer", "tokens", "looked", "retries")
-    return html.folded(f"The {counted(len(votes), 'vote')} of this sitting", html.table(head, rows, numbers=(0, 3, 6)))
+    return html.folded(f"The {counted(len(votes), 'vote')} of this session", html.table(head, rows, numbers=(0, 3, 6)))
 
 
 class SaveButtons:

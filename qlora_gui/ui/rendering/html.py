@@ -84,7 +84,7 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
 def marked_row(title: str, pieces: Sequence[Piece]) -> str:
     """One row of data; what is learned from is marked."""
     body = "".join(
-        f'<mark title="learned from">{escape(text)}</mark>' if learned else escape(text) for text, learned in pieces
+        f'<mark title="trained on">{escape(text)}</mark>' if learned else escape(text) for text, learned in pieces
     )
     return f'<p class="row-title">{escape(title)}</p><div class="row-preview" tabindex="0">{body}</div>'
 

@@ -21,15 +21,15 @@ class DiskPanel:
 
     def __init__(self, store: RunStore):
         self._store = store
-        title = "Disk: quantized bases and uploads that are kept"
+        title = "Disk: cached quantized models and uploads"
         with gr.Accordion(title, open=False, elem_id="disk") as self.box:
             self.contents = gr.HTML(elem_id="disk-told")
             with gr.Row(elem_classes=["tight", "actions"]):
                 self.clear = gr.Button("Clear…", visible=False, elem_id="disk-clear", **_SMALL)
             with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="disk-confirm") as self.confirm:
                 self.question = gr.HTML()
-                self.sure = gr.Button("Clear them", variant="stop", elem_id="disk-sure", **_SMALL)
-                self.keep = gr.Button("Keep them", **_SMALL)
+                self.sure = gr.Button("Clear", variant="stop", elem_id="disk-sure", **_SMALL)
+                self.keep = gr.Button("Cancel", **_SMALL)
 
     def wire(self) -> None:
         """Connect the events."""
@@ -58,7 +58,7 @@ class DiskPanel:
     def remove(self) -> dict[Any, Any]:
         """Delete the quantized bases."""
         freed = cache.clear()
-        left = " What is still listed is in use just now." if cache.entries() else ""
+        left = " The rest is in use." if cache.entries() else ""
         updates = self.look()
         return updates | {self.contents: html.note(f"{amount(freed)} freed.{left}") + updates[self.contents]}
 

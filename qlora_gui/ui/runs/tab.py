@@ -57,13 +57,13 @@ class _ActionBar:
                 job.STANDARD.max_new_tokens,
                 precision=0,
                 label="Max new tokens",
-                info="Longest answer, in tokens; 0 measures losses only.",
+                info="Length limit of an answer, in tokens; 0 measures losses only.",
                 elem_id="evaluate-tokens",
             )
         with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="confirm") as self.confirm:
             self.question = gr.HTML(elem_id="question")
-            self.sure = gr.Button("Delete for good", variant="stop", elem_id="sure", **_SMALL)
-            self.keep = gr.Button("Keep it", **_SMALL)
+            self.sure = gr.Button("Delete", variant="stop", elem_id="sure", **_SMALL)
+            self.keep = gr.Button("Cancel", **_SMALL)
 
     @property
     def outputs(self) -> list[Any]:
@@ -112,7 +112,7 @@ class _Details:
     def __init__(self, store: RunStore, link: gr.State, before_start: Callable[[], None]):
         self._store = store
         self.overview, self.evaluation = gr.HTML(elem_id="runs-told"), gr.HTML(elem_id="runs-judged")
-        self.doctor = findings.FindingsPanel("runs", "Train again:")
+        self.findings = findings.FindingsPanel("runs", "Train again:")
         self.retry = retry.Retry(store, link, before_start, "runs")
         self.data, self.plots = gr.HTML(), gr.HTML(elem_id="runs-plots")
         with gr.Column(visible=False, elem_classes="tight") as self.more:
@@ -128,7 +128,7 @@ class _Details:
         """What `updates` and `evaluation_updates` may change."""
         parts = [self.overview, self.evaluation, self.data, self.plots]
         parts += [self.more, self.numbers, self.settings, self.log]
-        return [*parts, *self.retry.outputs, *self.doctor.outputs]
+        return [*parts, *self.retry.outputs, *self.findings.outputs]
 
     def updates(self, runs: list[Run], summaries: list[Summary]) -> dict[Any, Any]:
         """Show what the files of the runs say."""
@@ -158,12 +158,12 @@ class _Details:
         """Show what the evaluations of the runs came to, and the findings."""
         progress = evaluation_views.working(working)
         if len(runs) != 1:
-            return {self.evaluation: progress + evaluation_views.several(results), **self.doctor.updates([])}
+            return {self.evaluation: progress + evaluation_views.several(results), **self.findings.updates([])}
         result = results[runs[0].id]
         remarks = [] if index.reading(runs[0]) else findings.after_run(runs[0], result)
-        head = '<h3 class="part">What the doctor says</h3>' if remarks else ""
+        head = '<h3 class="part">Diagnostics</h3>' if remarks else ""
         body = progress + (evaluation_views.render(result) if result else "") + head
-        return {self.evaluation: body, **self.doctor.updates(remarks, offer=not live)}
+        return {self.evaluation: body, **self.findings.updates(remarks, offer=not live)}
 
 
 class RunsTab:
@@ -211,7 +211,7 @@ class RunsTab:
         self.timer.tick(**refreshing | {"fn": self.tick}).then(**detailing)
         followed = self._link.change(**refreshing)
         followed.then(self.follow, [self._link, self.chosen], self.chosen, **RAW).then(**detailing)
-        self.details.doctor.wire_train_again(self._store, self._link, self._before_start, self.chosen)
+        self.details.findings.wire_train_again(self._store, self._link, self._before_start, self.chosen)
         self._wire_table(detailing)
         self._wire_actions(refreshing, detailing)
         self._wire_delete(refreshing)

@@ -30,15 +30,15 @@ class LivePanel:
             self.head = gr.HTML(elem_id="live-head")
             self.overview = gr.HTML(elem_id="live-told")
             self.retry = retry.Retry(store, link, before_start, "live")
-            self.doctor = findings.FindingsPanel("live", "Train again:")
+            self.findings = findings.FindingsPanel("live", "Train again:")
             self.data = gr.HTML()  # alone, so that what is unfolded in it stays so while the rest is drawn anew
             with gr.Row(elem_classes=["tight", "actions"]):
                 hidden: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0, "visible": False}
                 self.stop = gr.Button("Stop and save", variant="stop", elem_id="stop", **hidden)
-                self.kill = gr.Button("End now, unsaved", elem_id="kill", **hidden)
+                self.kill = gr.Button("Kill without saving", elem_id="kill", **hidden)
                 self.resume = gr.Button("Resume", elem_id="resume", **hidden)
                 self.compare = gr.Button("Compare with the base", elem_id="to-compare", **hidden)
-                self.close = gr.Button("Back to the data preview", elem_id="close", **hidden)
+                self.close = gr.Button("Close this run", elem_id="close", **hidden)
             self.question = resuming.ResumeQuestion(store, "live")
             self.plots = gr.HTML(elem_id="live-plots")
             self.probes = gr.HTML(elem_id="live-probes")  # alone, too: it changes only with a new measurement
@@ -60,7 +60,7 @@ class LivePanel:
         self.kill.click(partial(actions.kill, self._store), self.followed, None, **QUIET).then(**self.looking)
         self.question.wire(self.resume, self.followed, self.looking, QUIET)
         self.compare.click(lambda run_id: links.to("compare", run_id), self.followed, self._link, **QUIET)
-        self.doctor.wire_train_again(self._store, self._link, self._before_start, self.followed)
+        self.findings.wire_train_again(self._store, self._link, self._before_start, self.followed)
         self.close.click(lambda: links.to("train"), None, self._link, **QUIET)
 
     def look(self, run_id: str, last_seen: str) -> Any:
@@ -83,7 +83,7 @@ class LivePanel:
             self.head: now.head,
             self.overview: now.overview,
             **self.retry.updates(run.id, now.state, now.history),
-            **self.doctor.updates(now.diagnosis, offer=not now.live),
+            **self.findings.updates(now.diagnosis, offer=not now.live),
             self.data: now.data,
             self.stop: _shown(now.state in ("starting", "running")),
             self.kill: _shown(now.state == "stopping"),
@@ -99,7 +99,7 @@ class LivePanel:
         outputs = [self.followed, self.seen, self.box, self._idle, self.head, self.overview, self.data]
         outputs += [self.stop, self.kill, self.resume, self.compare, self.close]
         outputs += [self.plots, self.probes, self.log, self.numbers]
-        return outputs + self.retry.outputs + self.doctor.outputs
+        return outputs + self.retry.outputs + self.findings.outputs
 
 
 def _which(store: RunStore, run_id: str) -> Run | None:

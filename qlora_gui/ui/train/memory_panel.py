@@ -76,7 +76,7 @@ class _Drawn:
     body: str
     line: str
     table: str = ""
-    title: str = "Changes that make it smaller"
+    title: str = "Ways to save memory"
     opened: bool = False
     unsure: bool = False  # the closed form does not know this architecture: a simulation does
     hint: str = ""
@@ -114,7 +114,7 @@ class MemoryPanel:
                 )
             self.body = gr.HTML(drawn.body, elem_id="fit-body")
             there = bool(drawn.table)
-            with gr.Accordion("Memory by cause", open=False, visible=there, elem_id="fit-table") as self.causes:
+            with gr.Accordion("Memory breakdown", open=False, visible=there, elem_id="fit-table") as self.causes:
                 self.table = gr.HTML(drawn.table)
             with gr.Accordion(drawn.title, open=drawn.opened, visible=there, elem_id="fit-changes") as self.box:
                 self.buttons = [
@@ -240,9 +240,9 @@ def _look(config: RunConfig, target: str, shapes: Shapes, simulate: bool = False
         body=memory_views.panel(planned, source) + _time(config, shape, planned) + doubts,
         line=memory_views.line(planned),
         table=memory_views.table(planned),
-        title="What would make it fit" if opened else "Changes that make it smaller",
+        title="How to make it fit" if opened else "Ways to save memory",
         opened=opened,
         unsure=unsure,
-        hint=html.hint(advice.RANK_AND_BIAS if offers else "No change of a setting makes this run smaller."),
+        hint=html.hint(advice.RANK_AND_BIAS if offers else "No change of settings makes this run smaller."),
         offers=tuple(offers),
     )

@@ -31,7 +31,7 @@ def steps(
     except UserError as error:
         yield html.note(str(error), bad=True)
         return
-    yield html.hint("Marking what is learned from…") + plain
+    yield html.hint("Marking what is trained on…") + plain
     for answer in row_preview.ask(config, wanted):
         if "say" in answer:
             yield html.hint(_saying(str(answer["say"]))) + plain
@@ -86,7 +86,7 @@ def marked(answer: dict[str, Any], config: RunConfig) -> str:
             body += html.marked_row(f"Row {row['row']} · dropped", [(row["dropped"], False)])
             continue
         part = f", part {row['part']}" if row.get("part") else ""
-        title = f"Row {row['row']}{part} · {row['tokens']} tokens, {row['supervised']} learned from"
+        title = f"Row {row['row']}{part} · {row['tokens']} tokens, {row['supervised']} trained on"
         title += " · truncated" if row["truncated"] else ""
         pieces = [(text, learned) for text, learned in row["pieces"]] + ([(" …", False)] if row["cut"] else [])
         body += html.marked_row(title, pieces)

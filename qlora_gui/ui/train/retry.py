@@ -47,7 +47,7 @@ class Retry:
         if oom is None:
             return {self.box: gr.update(visible=False)}
         offers = memory_views.retries(oom)
-        more = html.hint("Retry with this change: a new run, with all other settings as they were.")
+        more = html.hint("Retry with this change: a new run with all other settings unchanged.")
         return {
             self.box: gr.update(visible=True),
             self.report: memory_views.oom_report(oom) + (more if offers else ""),

@@ -18,7 +18,7 @@ from qlora_gui.ui.rendering import html
 from qlora_gui.ui.theme import QUIET
 from qlora_gui.ui.train import form
 
-_EMPTY = "One setting a line with its values. Every combination is a run; all else is as in the form above."
+_EMPTY = "One setting per line. Every combination becomes a run; everything else is taken from the form."
 
 
 class SweepPanel:

@@ -24,8 +24,8 @@ from qlora_gui.ui.train import check_panel, form, live, memory_panel, preview, s
 
 _FIRST = "demo"
 _KEEP_FREE = 1 << 30  # bytes that uploads leave free
-_NO_REMARKS = "The settings leave nothing to remark on."
-_NO_REMARKS_ON_ROWS = "Settings and rows leave nothing to remark on."
+_NO_REMARKS = "No problems found in the settings."
+_NO_REMARKS_ON_ROWS = "No problems found in settings and data."
 
 
 class TrainTab:
@@ -41,7 +41,7 @@ class TrainTab:
                 self.sweep = sweep_panel.SweepPanel(self.fields, store, link, before_start)
                 with gr.Column(elem_classes=["startbar", "tight"]):
                     self.status = gr.HTML(elem_id="form-status")
-                    self.doctor_line = gr.HTML(findings.brief(first_findings), elem_id="doctor-line")
+                    self.findings_line = gr.HTML(findings.brief(first_findings), elem_id="findings-line")
                     self.brief = memory_panel.BriefVerdict()
                     with gr.Row(elem_classes="tight", equal_height=True):
                         self.start = gr.Button(
@@ -52,15 +52,15 @@ class TrainTab:
                 with gr.Column(elem_classes="tight") as idle:
                     self.machine_check = check_panel.CheckPanel(store, link)
                     self.fit = memory_panel.MemoryPanel(config, self.fields, self.brief.line, store)
-                    gr.HTML('<h3 class="part">What may go wrong</h3>')
-                    self.doctor = findings.FindingsPanel("form", "Mend:", first_findings, _NO_REMARKS)
+                    gr.HTML('<h3 class="part">Warnings</h3>')
+                    self.findings = findings.FindingsPanel("form", "Fix:", first_findings, _NO_REMARKS)
                     gr.HTML('<h3 class="part">What it will learn from</h3>')
                     self.rows = gr.HTML(elem_id="preview")
                 self.live = live.LivePanel(store, link, idle, before_start)
                 self.command = gr.Code(
                     form.command(config, _FIRST, store),
                     language="shell",
-                    label="The same run without the page",
+                    label="Same run from the command line",
                     interactive=False,
                     lines=1,
                     wrap_lines=True,
@@ -80,7 +80,14 @@ class TrainTab:
         checking: dict[str, Any] = {
             "fn": self.check,
             "inputs": fields.inputs() | {self.faults, self.facts, self.seen_rows},
-            "outputs": [*everything, self.faults, self.status, self.command, self.doctor_line, *self.doctor.outputs],
+            "outputs": [
+                *everything,
+                self.faults,
+                self.status,
+                self.command,
+                self.findings_line,
+                *self.findings.outputs,
+            ],
         } | QUIET
         previewing: dict[str, Any] = {
             "fn": self.show_rows,
@@ -93,9 +100,9 @@ class TrainTab:
         gr.on(_settled(fields), **previewing)
         chosen = fields.preset.input(self.choose, fields.preset, [fields.preset, *everything], **QUIET)
         chosen.then(**fit.asking).then(**fit.looking).then(**previewing)
-        for number, button in enumerate(self.doctor.buttons):
+        for number, button in enumerate(self.findings.buttons):
             fix = partial(fields.apply, number)
-            button.click(fix, self.doctor.offered, everything, **QUIET).then(**previewing)
+            button.click(fix, self.findings.offered, everything, **QUIET).then(**previewing)
         for button in fit.buttons:
             button.click(**previewing)
         fields.leave_out.click(lambda: True, None, fields.knobs["skip_bad_rows"], **QUIET).then(**previewing)
@@ -117,8 +124,8 @@ class TrainTab:
             updates[self.command] = form.command(config, seen[self.fields.preset], self._store)
             of_rows = seen[self.facts].get(preview.key(config))
             remarks = findings.of_form(config, of_rows)
-            updates |= self.doctor.updates(remarks, _NO_REMARKS_ON_ROWS if of_rows else _NO_REMARKS)
-            updates[self.doctor_line] = findings.brief(remarks)
+            updates |= self.findings.updates(remarks, _NO_REMARKS_ON_ROWS if of_rows else _NO_REMARKS)
+            updates[self.findings_line] = findings.brief(remarks)
         return updates
 
     def _judge(self, seen: dict[Any, Any]) -> tuple[RunConfig | None, dict[str, str]]:
