@@ -34,7 +34,7 @@ from machine import hardware, versions  # noqa: E402
 from qlora_gui.config import make  # noqa: E402
 from qlora_gui.runs import launch  # noqa: E402
 from qlora_gui.runs.store import Run, RunStore  # noqa: E402
-from tests.models import make_llama  # noqa: E402
+from tests.small_models import make_llama  # noqa: E402
 
 MOST_SECONDS, MOST_LOSS = 1.0, 0.05
 TURNS = 12

@@ -28,7 +28,7 @@ import psutil  # noqa: E402
 from machine import hardware, versions  # noqa: E402
 from page_load import Session, timers  # noqa: E402
 
-from tests.many import LONG, make_runs  # noqa: E402
+from tests.many_runs import LONG, make_runs  # noqa: E402
 
 RUNS, EVENTS, MOST_SECONDS = 2000, 1_000_000, 0.3
 ONE = "run-0005"

@@ -21,7 +21,7 @@ from qlora_gui.config import make
 from qlora_gui.runs import launch
 from qlora_gui.runs.events import Event
 from qlora_gui.runs.store import Run, RunStore
-from tests import attacks
+from tests.security import attacks
 
 _BEGAN = pytest.StashKey[float]()
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data" / "instructions.json"
@@ -82,7 +82,7 @@ def a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(scope="session")
 def bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BLOOM with random weights and a real tokenizer; it has no chat template."""
-    from tests.models import make_bloom
+    from tests.small_models import make_bloom
 
     return make_bloom(tmp_path_factory.mktemp("bases") / "small-bloom")
 
@@ -90,7 +90,7 @@ def bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama with random weights, a real tokenizer and a ChatML template."""
-    from tests.models import make_llama
+    from tests.small_models import make_llama
 
     return make_llama(tmp_path_factory.mktemp("bases") / "small-llama")
 

@@ -20,7 +20,7 @@ _OTHERS = {
     "adapters/README.md": "The folder of runs: one folder a run, one adapter a folder.",
     "benchmarks/": "Speed, as ratios measured side by side in one run; results in `benchmarks/results/`.",
     "docs/": "What the README links to: guides, screenshots, and a report of four real runs.",
-    "tests/": "Tests; `tests/models.py` makes the small real models they use, `tests/matrix/` one of each architecture.",
+    "tests/": "Tests; `tests/small_models.py` makes the small real models they use, `tests/matrix/` one of each architecture.",
 }
 
 

@@ -1,11 +1,13 @@
 """The house keeps its floors: imports go down, and the page's side never imports the model stack."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.module_graph import MODULES, ROOT, inner
+
 # From the ground up; a module belongs to the longest matching prefix.
 FLOORS = [
     {"errors"},
@@ -77,34 +79,6 @@ def place(module: str) -> str:
 
 def floor(module: str) -> int:
     return next(number for number, entries in enumerate(FLOORS) if place(module) in entries)
-
-
-def modules() -> dict[str, set[str]]:
-    """Every module of the package and the absolute names it imports, also inside functions."""
-    found = {}
-    for path in (ROOT / "qlora_gui").rglob("*.py"):
-        names: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path} uses a relative import"
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        found[module] = names
-    return found
-
-
-MODULES = modules()
-
-
-def inner(names: set[str]) -> set[str]:
-    """The modules of this package among imported names; `from a.b import c` names a.b unless a.b.c is a module."""
-    ours = set()
-    for name in names:
-        if name == "qlora_gui" or name.startswith("qlora_gui."):
-            ours.add(name if name in MODULES else name.rpartition(".")[0])
-    return ours
 
 
 def test_imports_go_down_and_nothing_imports_the_root() -> None:
@@ -181,3 +155,28 @@ def test_the_pages_process_imports_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several need stands in modules that are no tests: factories, adapters, small_models, commands, ..."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [f"{node.module}.{alias.name}" for alias in node.names]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        if re.match(r"tests(\.\w+)*\.test_", name)
+    ]
+    assert not wrong
+
+
+def test_tests_stand_in_folders_named_like_the_packages() -> None:
+    packages = {path.name for path in (ROOT / "qlora_gui").iterdir() if (path / "__init__.py").exists()}
+    others = {"browser", "colab_like", "faults", "matrix", "null_card", "security", "windows_like"}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert folders - others <= packages

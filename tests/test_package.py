@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests import lock
-from tests.models import make_llama
+from tests.small_models import make_llama
 
 ROOT = Path(__file__).parents[1]
 

@@ -139,7 +139,7 @@ def many_epochs(seen: Seen) -> Finding | None:
     return Finding(
         "many_epochs",
         "note",
-        f"The data is passed over {number(epochs)} times.",
+        f"The data is seen {number(epochs)} times.",
         "After one to three epochs most instruction data is learned; more is mostly learned by heart.",
         UNSLOTH_GUIDE,
         f"Train {number(MOST_EPOCHS)} epochs, and watch the held-out loss.",

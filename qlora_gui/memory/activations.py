@@ -2,7 +2,7 @@
 
 Counted from the code that runs: transformers' modeling_bloom.py and modeling_llama.py with models/lora_kernel.py (one copy
 of the input and x @ A per linear), models/norms.py (the input) and models/attention.py; the stock way with PEFT's
-lora/bnb.py under autocast, where every linear keeps a 16-bit copy of its own. tests/test_memory.py compares it with
+lora/bnb.py under autocast, where every linear keeps a 16-bit copy of its own. tests/memory/test_estimate.py compares it with
 the simulated step.
 """
 

@@ -9,7 +9,7 @@ import pytest
 from tests.browser.conftest import DESK, PHONE, SLOW, Site, served
 from tests.browser.page import expect, shot
 from tests.conftest import SHARED_DATA, need
-from tests.test_report import Made
+from tests.factories import Made
 
 pytestmark = pytest.mark.browser
 LATEX = SHARED_DATA.parent / "reports" / "latex.jsonl"

@@ -12,8 +12,8 @@ from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill_field, shot
 from tests.conftest import train
-from tests.test_llm_judge import Endpoint, prefers
-from tests.test_statistics import vote as vote_on
+from tests.factories import vote as vote_on
+from tests.judge_endpoint import Endpoint, prefers
 
 pytestmark = pytest.mark.browser
 NASTY = "Name <b>two</b> colours & {{one}} ${number}"

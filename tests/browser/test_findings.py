@@ -11,7 +11,7 @@ from qlora_gui.runs.events import EventLog
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill, shot, unfold
 from tests.conftest import train, wait_until_ended
-from tests.test_doctor import healthy_events, held_out_losses, of_kind
+from tests.factories import healthy_events, held_out_losses, of_kind
 
 pytestmark = pytest.mark.browser
 

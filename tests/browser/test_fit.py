@@ -13,7 +13,7 @@ from qlora_gui.runs.store import Run
 from tests.browser.conftest import DESK, PHONE, SLOW, Site
 from tests.browser.page import expect, fill, shot, until
 from tests.conftest import TINY, wait_until_ended
-from tests.test_headless_fit import NEOX
+from tests.small_models import NEOX
 
 pytestmark = pytest.mark.browser
 NASTY = "<img src=x onerror=alert(1)> & co"

@@ -15,7 +15,7 @@ from qlora_gui.preferences.votes import Column, Vote, VoteLog
 from qlora_gui.runs.events import EventLog
 from tests.browser.conftest import ROOT, SLOW, Site
 from tests.browser.page import expect, fill, shot
-from tests.test_report import Made
+from tests.factories import Made
 
 pytestmark = pytest.mark.browser
 SIDES = ("prompt", "reference", "base", "adapter")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.browser.conftest import PHONE, SLOW, Site
 from tests.browser.page import expect, shot
-from tests.test_report import Made
+from tests.factories import Made
 
 pytestmark = pytest.mark.browser
 LOSSES = {"run-2": [9.5, 2.0], "run-10": [10.25, 1.0], "run-1": [2.0, 1.9], "run-3": []}  # the first is the oldest

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the table goes, as Markdown")
     given = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tests.models import make_llama
+    from tests.small_models import make_llama
 
     with tempfile.TemporaryDirectory(prefix="faults-") as parent:
         os.environ["QLORA_GUI_CACHE"] = f"{parent}/cache"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.null_card.host import NullCard
-from tests.null_card.test_training import events_of, losses
+from tests.null_card.runs import events_of, losses
 
 pytestmark = pytest.mark.null_card
 FOUR = {"max_steps": 4, "save_steps": 2, "eval_steps": 4}

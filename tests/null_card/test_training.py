@@ -1,26 +1,14 @@
 """Runs on the null card: the trainer's own entry point, with true values."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.null_card.cards import T4
 from tests.null_card.host import NullCard
+from tests.null_card.runs import events_of, losses
 
 pytestmark = pytest.mark.null_card
-
-
-def events_of(told: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [event for event in told["events"] if event["kind"] == kind]
-
-
-def losses(told: dict[str, Any], steps: int = 2) -> list[float]:
-    """Of a run that has finished after so many steps."""
-    assert told["code"] == 0, told["events"][-1]
-    found = [event["loss"] for event in events_of(told, "step")]
-    assert len(found) == steps
-    return found
 
 
 def test_one_process_trains_on_one_card_wherever_more_are_seen(

@@ -1,0 +1,53 @@
+"""Adapters and run folders as others make them, and a base loaded alone to hold them against."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from qlora_gui.config import make
+from qlora_gui.inference.columns import Columns
+from qlora_gui.models import base as bases
+from qlora_gui.runs.events import EventLog
+from qlora_gui.runs.store import Run, RunStore
+from tests.conftest import TINY
+
+
+def made_adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
+    """A PEFT adapter as from elsewhere: random LoRA weights, and random changes where biases are trained."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model = get_peft_model(model, LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(folder)
+    return folder
+
+
+def made_run(store: RunStore, llama: Path, name: str) -> Run:
+    """A run that has ended, with a checkpoint and something like an adapter."""
+    run = store.create(make(TINY | {"base_model": str(llama), "name": name}))
+    EventLog(run.events_file).append("started", pid=1, resumed=False)
+    EventLog(run.events_file).append("failed", message="no matter", bug=False)
+    checkpoint = run.checkpoints / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    for file in ("adapter_config.json", "adapter_model.safetensors", "train.log"):
+        (run.path / file).write_text("{}")
+    return run
+
+
+def fresh(base: Path, adapter: Path | None) -> Any:
+    """A base loaded anew in the worker's dtype, in plain PEFT's wrapper if there is an adapter."""
+    model = bases.load_model(str(base), "nf4", True, torch.device("cpu"), torch.float32)
+    return PeftModel.from_pretrained(model, str(adapter)).eval() if adapter else model
+
+
+def proof(base: Path, adapter: Path, chosen: bool = False, kind: tuple[str, bool] = ("nf4", True)) -> dict[str, Any]:
+    """What is proven of an adapter on a base."""
+    return Columns().load((str(base), "", *kind), [adapter], lambda text: None, chosen)[1]
