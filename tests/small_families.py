@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -161,13 +160,6 @@ def load(base: Path, tokenizer: PreTrainedTokenizerFast, adapters: list[Path]) -
     proofs = columns.load((str(base), "", "nf4", True), adapters, lambda text: None)
     models = [plain(base), *(PeftModel.from_pretrained(plain(base), str(adapter)).eval() for adapter in adapters)]
     return Case(tokenizer, columns, models, proofs)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder, family = tmp_path_factory.mktemp(request.param), FAMILIES[request.param]
-    tokenizer = make_base(folder / "base", family)
-    return load(folder / "base", tokenizer, [make_adapter(folder / "base", folder / "adapter", family.bias)])
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import set_seed
 
@@ -17,15 +16,6 @@ from qlora_gui.models import chunked_loss, lora
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
-
-
-FAMILIES = ["bloom", "llama"]
-
-
-@pytest.fixture(params=FAMILIES)
-def base(request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue(request.param)
-    return folder
 
 
 def load(base: Path, dtype: torch.dtype = torch.float32) -> Any:

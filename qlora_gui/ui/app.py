@@ -57,7 +57,7 @@ def build_app(store: RunStore, compare: CompareClient | None = None) -> gr.Block
     """The page over a store of runs. It holds no model and imports no torch: its one compare worker does."""
     client = compare or CompareClient()
     swept = (3600, 86400)  # Gradio's copies of uploads and reports: looked at every hour, deleted after a day
-    with gr.Blocks(title="QLoRA", analytics_enabled=False, fill_width=True, delete_cache=swept) as app:
+    with gr.Blocks(title="qlora_gui", analytics_enabled=False, fill_width=True, delete_cache=swept) as app:
         link = gr.State(links.to("train"))
         address = gr.Textbox(visible=False)
         header(store, link)
@@ -203,7 +203,7 @@ def text(store: RunStore, look: index.Look | None = None) -> str:
         devices += " (torch is being asked whether it sees it)"
     live = [run for run in (look or index.now(store)).summaries if run.state in ("running", "stopping")]
     doing = ", ".join(map(_named, live)) or "idle"
-    line = f'<div class="topbar"><h1>QLoRA</h1><span>{escape(devices)} · {doing}</span></div>'
+    line = f'<div class="topbar"><h1>qlora_gui</h1><span>{escape(devices)} · {doing}</span></div>'
     trouble = hardware.trouble()
     return line + html.note(trouble, bad=True) * bool(trouble) + _unseen(store)
 

@@ -48,7 +48,7 @@ _COOKIE_SECONDS = 400 * 86400  # seconds that a browser keeps a cookie of ours; 
 _NO_TOKEN = "This page is for who started it: open the address printed in the terminal, which ends in its token."
 _NO_TOKEN_PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    "<title>QLoRA</title><body style='font:16px/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em'>"
+    "<title>qlora_gui</title><body style='font:16px/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em'>"
     f"<h1 style='font-size:1.3em'>Not open yet</h1><p>{_NO_TOKEN}</p></body></html>"
 )
 

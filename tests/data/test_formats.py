@@ -328,7 +328,7 @@ def test_lists_that_a_tool_gives_are_its_json(result: Any) -> None:
 def test_a_picture_that_a_tool_gives_is_no_text() -> None:
     picture = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
     for content in ([picture], [{"title": "t"}, picture]):
-        with pytest.raises(RowError, match=r"only text can be learned from|without its 'text'"):
+        with pytest.raises(RowError, match=r"only text can be trained on|without its 'text'"):
             example(chat(USER, {"role": "tool", "content": content}, ANSWER), "messages")
 
 

@@ -46,6 +46,13 @@ EXAMPLES = [
 ]
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder, family = tmp_path_factory.mktemp(request.param), FAMILIES[request.param]
+    tokenizer = make_base(folder / "base", family)
+    return load(folder / "base", tokenizer, [make_adapter(folder / "base", folder / "adapter", family.bias)])
+
+
 def check_evaluation(case: Case) -> None:
     """Losses, drift and answers of rows of very different lengths, each against its plain model."""
     base, rows = case.columns.base, case.columns.rows

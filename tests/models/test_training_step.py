@@ -26,6 +26,14 @@ from qlora_gui.runs.store import RunStore
 from qlora_gui.training.trainer import RunTrainer, arguments
 from tests.steps import CPU, config_of, load, rows_of, stir, trainable
 
+FAMILIES = ["bloom", "llama"]
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest) -> Path:
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
 
 def stock(base: Path, config: RunConfig, dtype: torch.dtype = torch.float32) -> Any:
     """PEFT on the untouched base: eager attention, all logits, no line of ours."""
