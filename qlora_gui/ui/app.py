@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from qlora_gui import hub
 from qlora_gui.formatting import amount
@@ -53,6 +54,16 @@ ENDS_RUNS = "QLORA_GUI_PAGE_ENDS_RUNS"  # set where nothing outlives the page
 _END_SECONDS = 280.0  # compose.yaml gives five minutes
 
 
+def _tabs(store: RunStore, link: gr.State, client: CompareClient) -> dict[str, Callable[[], None]]:
+    """The tabs in their order, each with what fills it."""
+    return {
+        "train": lambda: train_tab.TrainTab(store, link, client.close).wire(),
+        "runs": lambda: runs_tab.RunsTab(store, link, client.close).wire(),
+        "compare": lambda: compare_tab.CompareTab(store, client).wire(link),
+        "report": lambda: report_tab.ReportTab(store).wire(link),
+    }
+
+
 def build_app(store: RunStore, compare: CompareClient | None = None) -> gr.Blocks:
     """The page over a store of runs. It holds no model and imports no torch: its one compare worker does."""
     client = compare or CompareClient()
@@ -62,16 +73,10 @@ def build_app(store: RunStore, compare: CompareClient | None = None) -> gr.Block
         address = gr.Textbox(visible=False)
         header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
-            with gr.Tab("Train", id="train") as train:
-                train_tab.TrainTab(store, link, client.close).wire()
-            with gr.Tab("Runs", id="runs") as runs:
-                runs_tab.RunsTab(store, link, client.close).wire()
-            with gr.Tab("Compare", id="compare") as compare:
-                compare_tab.CompareTab(store, client).wire(link)
-            with gr.Tab("Report", id="report") as report:
-                report_tab.ReportTab(store).wire(link)
-        for name, tab in zip(links.TABS, (train, runs, compare, report), strict=True):
-            tab.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
+            for name, fill in _tabs(store, link, client).items():
+                with gr.Tab(name.capitalize(), id=name) as tab:
+                    fill()
+                tab.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
         link.change(
             lambda link: (gr.Tabs(selected=link["tab"]), links.address(link)), link, [tabs, address], **QUIET
         ).then(None, address, None, js=links.ON_LINK, **QUIET)

@@ -550,3 +550,9 @@ def test_the_preview_says_which_rows_outgrow_the_base(tmp_path: Path, llama: Pat
     for folder, longer in ((base, True), (llama, False)):
         *_, said = preview.steps(configs.resolve({"base_model": str(folder)}, preset="demo"))
         assert ("are longer than the 128 tokens" in said and "max_length 128 cuts it off" in said) == longer
+
+
+def test_every_tab_has_an_address(store: RunStore) -> None:
+    page = app.build_app(store)
+    names = [block.id for block in page.blocks.values() if isinstance(block, gr.Tab)]
+    assert tuple(names) == links.TABS
