@@ -96,7 +96,7 @@ def test_templates_that_are_slow_again_and_again_are_ended(
     renderer: Renderer, attempt: Attempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template_renderer, "_AT_FIRST", 0.5)
-    slow = "{% for a in range(99999) %}{% set b = a %}{% endfor %}" * 80
+    slow = "{% for a in range(99999) %}{% set b = a %}{% endfor %}" * 240
     told = [rendered(renderer, slow) for _ in range(6)]
     attempt("far too slow" in told[-1], told[-1][:80])
 
