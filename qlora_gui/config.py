@@ -105,7 +105,7 @@ class RunConfig(BaseModel):
     auto_fit: bool = knob(True, "When a GPU run does not fit, halve the micro-batch, double accumulation, and go on.", "Memory", marks="cost no-step")
     packing: bool = knob(False, "Pack several examples into a row; they do not attend to each other.", "Memory")
 
-    gpu: str = knob("", "GPU to train on: its number as --headless-check lists them, or its uuid; empty takes the freest, cpu the CPU.", "Several GPUs")
+    gpu: str = knob("", "GPU to train on: its number as listed by --headless-check, or its uuid. Empty: the one with the most free memory; cpu: the CPU.", "Several GPUs")
     num_processes: int = knob(1, "Number of GPUs to train on, one process each; launched by accelerate.", "Several GPUs", ge=1, le=1024)
     fsdp: bool = knob(False, "Split the 4-bit base across the GPUs (FSDP), for bases larger than one GPU.", "Several GPUs")
     accelerate_config: str = knob("", "File from accelerate config, e.g. for several machines. Empty: data parallel on this machine only.", "Several GPUs", marks="path")
@@ -124,7 +124,7 @@ class RunConfig(BaseModel):
         if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError("use letters, digits, dots, dashes and underscores, beginning with a letter or digit")
         if value.endswith((".json", ".jsonl")):
-            raise ValueError("a name does not end like a data file")
+            raise ValueError("a name must not end like a data file")
         if why := files.why_not_a_name(value):
             raise ValueError(f"{why}: choose another")
         return value
@@ -179,7 +179,7 @@ class RunConfig(BaseModel):
         if self.gpu and self.gpu != "cpu" and (self.num_processes > 1 or self.accelerate_config):
             raise ValueError("gpu names one GPU for one process: leave it empty, or set num_processes to 1")
         if self.fsdp and self.num_processes == 1 and not self.accelerate_config:
-            raise ValueError("fsdp shares the base out among processes: set num_processes or accelerate_config too")
+            raise ValueError("fsdp splits the base across processes: set num_processes or accelerate_config too")
         return self
 
     @property

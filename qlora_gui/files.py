@@ -40,6 +40,15 @@ def append_line(path: Path, line: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
+def check_writable(out: Path, what: str) -> None:
+    """Raise UserError unless a file can be written there; `what` is what it would hold."""
+    folder = out.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{what} cannot be written to '{out}': choose a file in an existing, writable folder.")
+    if out.is_dir():
+        raise UserError(f"{what} cannot be written to '{out}': it is a folder.")
+
+
 @contextlib.contextmanager
 def explained(what: str, path: Path) -> Iterator[None]:
     """Turn an OSError within into a UserError: `what` cannot be written to `path`, why, and what to do."""

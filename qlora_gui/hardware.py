@@ -120,7 +120,7 @@ def trouble(seen: View | None = None) -> str:
         card = answer.cards[0]
         which = f"only from {card.oldest} on" if card.oldest else f"only up to {card.newest}"
         return (
-            f"This machine's GPU ({card.name}) is not used, for torch {answer.version} has no kernels for its compute capability "
+            f"This machine's GPU ({card.name}) is not used, because torch {answer.version} has no kernels for its compute capability "
             f"{card.capability}, {which}: install a torch that has them (pytorch.org, Get started)."
         )
     listed = _gpus()
@@ -129,23 +129,23 @@ def trouble(seen: View | None = None) -> str:
         return f"{answer.error} Install it as the README says." if answer.error else ""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not listed and (why := _out_of_reach()):
-        return f"{there} is not used, for {why}."
+        return f"{there} is not used, because {why}."
     if answer.error:
         return f"{there} is not used. {answer.error}"
     if answer.built_for in ("CPU", "XPU"):
         return (
-            f"{there} is not used, for the installed torch {answer.version} is built for {answer.built_for}: install the build "
+            f"{there} is not used, because the installed torch {answer.version} is built for {answer.built_for}: install the build "
             "for this GPU (pip install --force-reinstall torch takes NVIDIA's on Linux)."
         )
     if answer.is_rocm:
-        return f"{there} is not used, for the installed torch {answer.version} is built for ROCm: install the build for CUDA."
+        return f"{there} is not used, because the installed torch {answer.version} is built for ROCm: install the build for CUDA."
     if (old := _old_driver(answer, listed)) is not None:
         return old
     if hidden is not None:
         how = "is empty" if not hidden.strip() else f"is '{hidden}'"
-        return f"{there} is not used, for CUDA_VISIBLE_DEVICES {how} and hides it: unset that, or name a GPU that is there."
+        return f"{there} is not used, because CUDA_VISIBLE_DEVICES {how} and hides it: unset that, or name a GPU that is there."
     warning = f" (torch says: {answer.warning.rstrip('.')})" if answer.warning else ""
-    return f"{there} is not used, for torch {answer.version} does not see it{warning}: look whether nvidia-smi lists it here too."
+    return f"{there} is not used, because torch {answer.version} does not see it{warning}: look whether nvidia-smi lists it here too."
 
 
 def remark() -> str:
@@ -158,17 +158,17 @@ def remark_on(kind: str, is_rocm: bool) -> str:
     """`remark` for a kind of device, by torch's word."""
     if kind == "cuda" and is_rocm:
         return (
-            "AMD GPUs run through the same code as NVIDIA's, which nobody has tried here: --headless-check tells what works. "
+            "AMD GPUs run through the same code as NVIDIA's, which has not been tried here: --headless-check says what works. "
             "Who else holds memory is not shown."
         )
     if kind == "xpu":
         return (
-            "Intel GPUs train and compare through torch's XPU, which nobody has tried here: --headless-check tells what works. "
+            "Intel GPUs train and compare through torch's XPU, which has not been tried here: --headless-check says what works. "
             "Memory is planned as on a CPU; the longest batch is not tried first."
         )
     if kind == "mps":
         return (
-            "Apple GPUs are used through torch's MPS in fp16, which nobody has tried here: --headless-check tells what works. "
+            "Apple GPUs are used through torch's MPS in fp16, which has not been tried here: --headless-check says what works. "
             "Memory is planned as on a CPU; the longest batch is not tried first."
         )
     return ""

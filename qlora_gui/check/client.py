@@ -35,7 +35,7 @@ def run(store: RunStore) -> Iterator[Line]:
         try:
             made = tempfile.TemporaryDirectory(prefix="qlora-gui-check-", ignore_cleanup_errors=True)
         except OSError as error:
-            fix = "Free room in /tmp, or name a folder that can be written to in TMPDIR."
+            fix = "Free some space in /tmp, or name a writable folder in TMPDIR."
             yield Line("temporary", "failed", f"No temporary folder can be made ({error.strerror or error}).", fix)
             return
         folder = Path(ended.enter_context(made))

@@ -46,7 +46,7 @@ def verdict(lines: Sequence[Line], seconds: float) -> str:
     warnings = sum(line.state == "warning" for line in lines)
     beside = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     if failed:
-        return f"{failed} of {len(lines)} checks failed{beside} ({seconds:.0f} s). What to do stands in their lines."
+        return f"{failed} of {len(lines)} checks failed{beside} ({seconds:.0f} s). Their lines say what to do."
     return f"All {len(lines)} checks passed{beside} ({seconds:.0f} s). This machine can train."
 
 

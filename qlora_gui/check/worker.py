@@ -134,7 +134,7 @@ def _spilling(device: torch.device) -> Line:
         "In NVIDIA's control panel set CUDA sysmem fallback to off, or set QLORA_GUI_MEMORY_LIMIT to what the card has."
     )
     return Line(
-        "spilling", "warning", "The driver gives main memory where the GPU is full, which makes runs crawl.", fix
+        "spilling", "warning", "The driver falls back to main memory when the GPU is full, which makes runs crawl.", fix
     )
 
 

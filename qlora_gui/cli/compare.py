@@ -1,14 +1,13 @@
 """`--headless-compare`: a file of prompts, answered by base and adapters, written as one JSON file."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from qlora_gui.data import lenient_json
 from qlora_gui.errors import UserError
-from qlora_gui.files import explained, write_whole
+from qlora_gui.files import check_writable, explained, write_whole
 from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
@@ -30,8 +29,7 @@ def compare_file(
     Raises UserError for what is wrong with any of the arguments, before a model is loaded where that can be known.
     """
     prompts = read_prompts(prompts_file)
-    if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK) or out.is_dir():
-        raise UserError(f"The answers cannot be written to '{out}': choose a file in an existing, writable folder.")
+    check_writable(out, "The answers")
     if len(adapters) > MAX_ADAPTERS:
         raise UserError(f"{len(adapters)} adapters are too many to compare at once: give {MAX_ADAPTERS} at most.")
     base_arguments = base_of(adapters, base, revision)
@@ -60,7 +58,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise UserError(f"The prompts file '{path}' is not UTF-8: save it as UTF-8.") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise UserError(f"The prompts file '{path}' is empty: write one prompt a line.")
+        raise UserError(f"The prompts file '{path}' is empty: write one prompt per line.")
     as_json = numbered[0][1].lstrip().startswith("{")
     return [_json_prompt(path, number, line) if as_json else {"prompt": line.strip()} for number, line in numbered]
 

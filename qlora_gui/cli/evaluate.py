@@ -1,18 +1,16 @@
 """`--headless-evaluate`: is an adapter better than its base, on rows that it did not learn from."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from qlora_gui.errors import UserError
 from qlora_gui.evaluation.job import Settings
 from qlora_gui.evaluation.results import lines, parse
 from qlora_gui.evaluation.run import AS_IT_IS, Reading, evaluate
-from qlora_gui.files import explained, write_whole
+from qlora_gui.files import check_writable, explained, write_whole
 
 
 def run(
@@ -25,10 +23,8 @@ def run(
     how: Reading = AS_IT_IS,
 ) -> int:
     """Evaluate, print verdicts and figures, write everything to `out`. Returns 0. Raises UserError for bad input."""
-    if out is not None and (not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK)):
-        raise UserError(f"The result cannot be written to '{out}': choose a file in an existing, writable folder.")
-    if out is not None and out.is_dir():
-        raise UserError(f"The result cannot be written to '{out}': it is a folder.")
+    if out is not None:
+        check_writable(out, "The result")
     with tqdm(disable=not sys.stderr.isatty(), unit="row", leave=False) as bar:
 
         def progress(done: int, of: int) -> None:

@@ -122,12 +122,12 @@ def flag(name: str) -> str:
 def _page(group: Any) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     group.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
-    group.add_argument("--share", action="store_true", help="also give a public Gradio link, always with a password")
+    group.add_argument("--share", action="store_true", help="also create a public Gradio link, always with a password")
     group.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login (also: QLORA_GUI_AUTH)")
     group.add_argument(
         "--no-token",
         action="store_true",
-        help="open the page to every user and program of this machine, without the token in its address",
+        help="open the page to every user and program on this machine, without the token in its address",
     )
     group.add_argument(
         "--allow-dir",
@@ -138,7 +138,11 @@ def _page(group: Any) -> None:
         help="a folder whose files may be named on a page that others can reach; may be given again",
     )
     group.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a further name that the page goes by"
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name under which the page is reached",
     )
 
 
@@ -157,9 +161,9 @@ def _run(parser: Any) -> None:
 
 def _train(parser: Any) -> None:
     group = parser.add_argument_group("train")
-    group.add_argument("--resume", metavar="RUN", help="go on with a stopped or dead run from its last checkpoint")
+    group.add_argument("--resume", metavar="RUN", help="continue a stopped or dead run from its last checkpoint")
     group.add_argument(
-        "--resume-changed", action="store_true", help="with --resume: also where data or base have changed since"
+        "--resume-changed", action="store_true", help="with --resume: even if data or base have changed since"
     )
     group.add_argument(
         "--answers", type=int, default=3, metavar="N", help="held-out prompts answered at the end (default: 3)"
@@ -210,7 +214,7 @@ def _cache(parser: Any) -> None:
 
 def _adapters(group: Any) -> None:
     group.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
-    group.add_argument("--base", help="base model, where it is not the one that the first adapter names")
+    group.add_argument("--base", help="base model, if it is not the one that the first adapter names")
 
 
 def _out(group: Any) -> None:
@@ -220,7 +224,7 @@ def _out(group: Any) -> None:
 def _evaluate(parser: Any) -> None:
     group = parser.add_argument_group("evaluate")
     group.add_argument("--data", metavar="FILE", help="rows to measure on (default: those that the run held out)")
-    group.add_argument("--rows", type=int, metavar="N", help="measure on at most so many rows (default: 100)")
+    group.add_argument("--rows", type=int, metavar="N", help="measure on at most this many rows (default: 100)")
 
 
 def _measured(parser: Any) -> None:
@@ -266,9 +270,9 @@ def _add(group: Any, name: str, field: Any) -> None:
 VERBS = {
     "train": Verb("train without a page (alone: the demo)", (_run, _train, _queue)),
     "sweep": Verb("queue a run for every combination of settings given as lists", (_run, _memory, _no_wait)),
-    "queue": Verb("show who runs and who waits; go on with those that wait", ()),
+    "queue": Verb("show which run trains and which wait; continue with those that wait", ()),
     "fit": Verb("say whether the run will fit into memory, and what to change", (_run, _plan, _json)),
-    "check": Verb("say whether this machine does what a run needs (about a minute)", (_json,)),
+    "check": Verb("say whether this machine can do what a run needs (about a minute)", (_json,)),
     "preview": Verb("show what a run will learn from, token by token", (_run, _shown, _json)),
     "compare": Verb(
         "answer a file of prompts with base and adapters",

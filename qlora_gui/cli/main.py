@@ -164,7 +164,7 @@ def _whole(arguments: argparse.Namespace, name: str) -> int | None:
     if text is None:
         return None
     if not str(text).isdecimal():
-        raise UserError(f"{flags.flag(name)} is no whole number (it is '{text}'): give one like 256.")
+        raise UserError(f"{flags.flag(name)} is not a whole number (it is '{text}'): give one like 256.")
     return int(text)
 
 

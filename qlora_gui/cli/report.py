@@ -1,11 +1,10 @@
 """`--headless-report`: the report on runs, written from their folders as Markdown or as one HTML page."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qlora_gui.errors import UserError
-from qlora_gui.files import write_whole
+from qlora_gui.files import check_writable, write_whole
 from qlora_gui.report import RENDERERS, written
 from qlora_gui.runs.store import RunStore
 
@@ -18,11 +17,7 @@ def report(store: RunStore, run_ids: Sequence[str], out: Path, say: Callable[[st
     render = RENDERERS.get(out.suffix.lower())
     if render is None:
         raise UserError(f"A report cannot be written as '{out.name}': end the name with .md or .html.")
-    folder = out.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"The report cannot be written to '{out}': choose a file in an existing, writable folder.")
-    if out.is_dir():
-        raise UserError(f"The report cannot be written to '{out}': it is a folder.")
+    check_writable(out, "The report")
     body = render(written(store, run_ids))
     try:
         write_whole(out, body)

@@ -107,7 +107,7 @@ def find(dataset: str) -> Source:
     if ref.path is not None and ref.path.is_file():
         if ref.path.suffix.lower() not in SUFFIXES:
             raise UserError(
-                f"The data file '{dataset}' is of no kind this program reads: use one of {', '.join(SUFFIXES)}."
+                f"The data file '{dataset}' is not of a kind this program reads: use one of {', '.join(SUFFIXES)}."
             )
         return Source(dataset, ref.path)
     if Path(dataset).suffix.lower() in SUFFIXES or not hub.looks_like_id(dataset):
@@ -165,7 +165,7 @@ def _folder(name: str, path: Path) -> Source:
     for file in sorted(path.iterdir()):
         if file.suffix.lower() in SUFFIXES:
             if not file.is_file():
-                raise UserError(f"'{file.name}' in the data folder '{name}' is no plain file: take it away.")
+                raise UserError(f"'{file.name}' in the data folder '{name}' is not a plain file: remove it.")
             files.setdefault(file.stem.lower(), []).append(file)
     if "train" not in files:
         raise UserError(f"The data folder '{name}' holds no train file: name one of its files, or add train.jsonl.")
@@ -248,7 +248,7 @@ def _recognized(rows: Iterator[RawRow], file: str, seen: Survey) -> Iterator[Raw
         has = ", ".join(map(str, strange.value)) if isinstance(strange.value, dict) else ""
         raise UserError(
             f"{file} row {strange.number} fits no known format: it has {_short(has) or 'no named fields'}, "
-            f"and these are read: {known}."
+            f"but needs the columns of one of these: {known}."
         )
     return itertools.chain(looked_at, rows)
 

@@ -14,7 +14,7 @@ NOTES = {
     "system_folded": "conversations whose system turn went into the first user turn",
     "ids_renamed": "conversations whose tool call ids were renamed",
     "arguments_as_text": "conversations whose tool calls have their arguments as JSON text",
-    "greeting_led": "conversations led by an empty user turn, for the assistant would speak first",
+    "greeting_led": "conversations led by an empty user turn, because the assistant would speak first",
 }
 
 

@@ -74,8 +74,8 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"The first that is not learnable is in row {first['row']:,}: {first['reason']}")
     if turns["split"]:
         lines.append(
-            f"{_counted(turns['split'], 'conversations')} became several rows, for the chat template writes earlier "
-            "turns otherwise than the newest"
+            f"{_counted(turns['split'], 'conversations')} became several rows, because the chat template writes earlier "
+            "turns differently from the newest"
         )
     lines += [_counted(count, NOTES[name]) for name, count in facts.get("notes", {}).items() if count and name in NOTES]
     if facts.get("thinking") is not None:

@@ -136,7 +136,7 @@ class Renderer:
 
     def _refuse(self, template: str, what: str) -> None:
         reason = {
-            "time": f"did not come to an end within {SECONDS:g} s of computing: it is endless, or far too slow",
+            "time": f"did not finish within {SECONDS:g} s of computing: it is endless, or far too slow",
             "slow": f"takes more than {_USUAL_SECONDS:g} s of computing for a conversation, again and again: it is far too slow",
             "memory": f"needs more than {MOST_MEMORY >> 20} MB of memory for one conversation",
             "text": f"writes more than {MOST_TEXT:,} characters for one conversation",

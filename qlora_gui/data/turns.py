@@ -124,10 +124,10 @@ def pairs(value: Any, key: str) -> list[Turn]:
     turns: list[Turn] = []
     for number, pair in enumerate(value, 1):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise RowError(f"'{key}' entry {number} is no pair of question and answer")
+            raise RowError(f"'{key}' entry {number} is not a pair of question and answer")
         question, answer = ("" if part is None else part for part in pair)
         if not isinstance(question, str) or not isinstance(answer, str):
-            raise RowError(f"'{key}' entry {number} is no pair of question and answer")
+            raise RowError(f"'{key}' entry {number} is not a pair of question and answer")
         if not question.strip() and not answer.strip():
             continue  # as some tools fill up what did not come before
         if not answer.strip():
@@ -341,7 +341,7 @@ def _calls(value: Any, what: str, key: str, unused: set[str]) -> list[dict[str, 
         unused |= {f"{key}.{field} of a call" for field in fields - used}
         arguments = {} if is_empty(arguments) else listed(arguments)
         if not isinstance(arguments, dict):
-            raise RowError(f"the arguments of the call of '{name}' are no JSON object")
+            raise RowError(f"the arguments of the call of '{name}' are not a JSON object")
         call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
         if _is_text(item.get("id")):
             call["id"] = item["id"]

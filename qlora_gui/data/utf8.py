@@ -41,7 +41,7 @@ def lines(path: Path) -> Iterator[Line]:
             if len(block) > MOST_LINE:
                 number += 1
                 offset += len(block) + _skipped(file)
-                yield Line(number, "", f"it is longer than {MOST_LINE:,} bytes, and no line of more is read")
+                yield Line(number, "", f"it is longer than {MOST_LINE:,} bytes, and longer lines are not read")
                 continue
             for raw in block.splitlines(keepends=True):
                 number += 1

@@ -27,7 +27,7 @@ def did_nothing(seen: Seen) -> Finding | None:
         "did_nothing",
         "bad" if zero else "warn",
         evidence,
-        "LoRA starts at zero: an adapter that did not move answers as its base does.",
+        "LoRA starts at zero: an adapter that has not moved answers just like its base.",
         PEFT_TROUBLES,
         f"Train longer, or at a learning rate of {number(USUAL_RATE)}." if slow else "Train longer, and see the log.",
         {"learning_rate": USUAL_RATE} if slow else {},
@@ -43,7 +43,7 @@ def biases_lost(seen: Seen) -> Finding | None:
         "bad",
         "The adapter was trained with lora_only biases, its base has biases, and its file holds none.",
         "The LoRA weights were trained to work together with biases that are gone: this is not the adapter that was "
-        "trained, and nothing brings it back.",
+        "trained, and it cannot be recovered.",
         "Run with peft 0.19.1 and 0.20.0, which drop them; fixed in 0.21.0",
         "Train again with this program, or without biases.",
         {"bias": "none"},
@@ -88,9 +88,9 @@ def different_base(seen: Seen) -> Finding | None:
     return Finding(
         "different_base",
         "warn",
-        f"The base differs from the one of the training in {' and '.join(differs)}"
+        f"The base differs from the one used in training in {' and '.join(differs)}"
         + (f" ({'; '.join(values)})." if values else "."),
-        "An adapter is a difference to one set of weights; beside others it adds the right change to the wrong place.",
+        "An adapter is a change to one set of weights; on top of others, the right change lands in the wrong place.",
         "PEFT's documentation of quantization and of loading adapters",
         "Answer with the base, revision and quantization of the training: run.json and the model card name them.",
     )
@@ -107,11 +107,11 @@ def template_differs(seen: Seen) -> Finding | None:
     return Finding(
         "template_differs",
         "warn",
-        f"The chat template of the training is not the one of the base's tokenizer{named}.",
-        "Prompts in other words than those it was trained in are the most common reason for an adapter that answers "
+        f"The chat template used in training is not the one of the base's tokenizer{named}.",
+        "Prompts formatted differently than in training are the most common reason for an adapter that answers "
         "badly. Compare and Evaluate use the adapter's own template; other programs may use the base's.",
         UNSLOTH_TROUBLES,
-        "Load the tokenizer from the adapter's folder wherever it answers.",
+        "Load the tokenizer from the adapter's folder wherever the adapter is used.",
     )
 
 

@@ -32,7 +32,7 @@ def eos_not_learned(seen: Seen) -> Finding | None:
         f"{adapter:.0%} of the adapter's answers end at the length limit (base {base:.0%}).{chance}",
         "An adapter that did not learn where answers end keeps writing: past its answer, in loops, or as the user.",
         f"{UNSLOTH_TROUBLES}; trl issues 976 and 1623",
-        "See that rows end with an end mark and are not cut; train longer; or allow longer answers, if these are long.",
+        "Make sure that rows end with an end mark and are not cut; train longer; or allow longer answers, if yours are long.",
     )
 
 
@@ -51,7 +51,7 @@ def repeats(seen: Seen) -> Finding | None:
         f"{adapter:.0%} of the adapter's four-word sequences repeat earlier ones in the same answer (base {base:.0%}).",
         "Loops come from an end that was not learned, from too large steps, or from data that repeats itself.",
         "Neural text degeneration (1904.09751); rep-n of 1908.04319",
-        f"See first that ends are learned. {fix}",
+        f"First make sure that ends are learned. {fix}",
         knobs,
     )
 
@@ -68,9 +68,9 @@ def ignores_prompts(seen: Seen) -> Finding | None:
         f"the base it is {dependence['base']:.2f} (difference {dependence['difference']:+.2f} [{dependence['low']:+.2f}, "
         f"{dependence['high']:+.2f}], {dependence['rows']} rows).",
         "So the adapter learned what answers look like more than what they answer. That is what training on answers "
-        "that do not belong to their prompts gives; a change of style alone can give some of it.",
+        "that do not belong to their prompts leads to; a change of style alone can cause some of it.",
         "Mutual information of prompt and answer, as in 1510.03055",
-        "Read some rows, and see that each answer belongs to its prompt: a shifted column or a shuffled file is usual.",
+        "Read some rows, and check that each answer belongs to its prompt: the usual cause is a shifted column or a shuffled file.",
     )
 
 
@@ -85,8 +85,8 @@ def copies(seen: Seen) -> Finding | None:
     return Finding(
         "copies",
         "note",
-        f"{adapter:.0%} of the adapter's words stand in long runs that are in its training answers (base {base:.0%}).",
-        "Where answers should be new, that is learning by heart; where they are fixed texts, it is the task.",
+        f"{adapter:.0%} of the adapter's words are in long passages that also appear in its training answers (base {base:.0%}).",
+        "Where answers should be new, that is memorization; where they are fixed texts, it is the task.",
         "Quantifying memorization across neural language models (2202.07646)",
         "Where answers should be new: fewer epochs, or more and more varied rows.",
         {"epochs": max(seen.config.epochs / 2, 1)} if seen.config.epochs > 1 and not seen.config.max_steps else {},
@@ -108,7 +108,7 @@ def forgets(seen: Seen) -> Finding | None:
             "forgets",
             "note",
             evidence,
-            "A trade-off, not a fault: what is learned for a task takes from the rest. It matters if the adapter is to do "
+            "A trade-off, not a fault: what is learned for a task costs something elsewhere. It matters if the adapter is to do "
             "other things too.",
             "LoRA Learns Less and Forgets Less (2405.09673)",
             "Where it matters: a lower rank or learning rate, fewer epochs, or some general rows among the data.",
@@ -118,9 +118,9 @@ def forgets(seen: Seen) -> Finding | None:
         "forgets",
         "warn",
         evidence,
-        "The adapter lost on general text and gained nothing that can be told on its task.",
+        "The adapter got worse on general text and shows no measurable gain on its task.",
         f"LoRA Learns Less and Forgets Less (2405.09673); {UNSLOTH_GUIDE}",
-        f"Look for the reason that the task was not learned. {fix}",
+        f"Find out why the task was not learned. {fix}",
         knobs,
     )
 

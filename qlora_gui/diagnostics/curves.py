@@ -54,7 +54,7 @@ def no_gradient(seen: Seen) -> Finding | None:
         "No gradient reaches the adapter, so it stays what it was: nothing. Reentrant checkpointing without input "
         "gradients does that, and rows without anything to learn.",
         "transformers' documentation of enable_input_require_grads",
-        "Train without checkpointing; where that helps, report it as a fault of this program.",
+        "Train without checkpointing; if that helps, report it as a bug in this program.",
         {"gradient_checkpointing": "none"},
     )
 
@@ -107,7 +107,7 @@ def near_overflow(seen: Seen) -> Finding | None:
         "near_overflow",
         "bad" if over else "warn",
         f"Numbers in fp16 end at {FP16_END:,}, and the base's layers {reached} on the held-out rows.",
-        "A little more, in a longer row or as the adapter grows, is infinite: the loss is then NaN, and the loss scaling "
+        "Anything larger, in a longer row or as the adapter grows, is infinite: the loss is then NaN, and the loss scaling "
         "skips step after step.",
         "IEEE 754, binary16; the T5 and Gemma ports of transformers clamp for it",
         "Train on a GPU that has bf16 (Ampere or newer), or choose a base that stays smaller.",
@@ -147,9 +147,9 @@ def overfit(seen: Seen) -> Finding | None:
             "overfit",
             "warn",
             f"The held-out loss was {best:.3f} at step {best_step} and is {now:.3f} at step {step}.",
-            "From its lowest point on, the adapter learns its rows by heart and gets worse at others.",
+            "From that lowest point on, the adapter memorizes its rows and gets worse at others.",
             UNSLOTH_GUIDE,
-            f"Train about as long as to step {best_step}.",
+            f"Train until about step {best_step}.",
             {"max_steps": best_step},
         )
     if ends and seen.history.epochs_done() > 1 and now - ends[1] > WIDE_GAP and now > 2 * ends[1]:
@@ -157,7 +157,7 @@ def overfit(seen: Seen) -> Finding | None:
             "overfit",
             "note",
             f"The training loss is {ends[1]:.2f}, the held-out loss {now:.2f}, after {seen.history.epochs_done():.1f} epochs.",
-            "So wide a gap means that rows are learned by heart; while the held-out loss still falls, it does no harm.",
+            "Such a wide gap means that rows are memorized; while the held-out loss still falls, it does no harm.",
             UNSLOTH_GUIDE,
             "Stop when the held-out loss stops falling; more data helps more than more epochs.",
         )

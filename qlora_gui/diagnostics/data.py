@@ -46,7 +46,7 @@ def prompts_learned(seen: Seen) -> Finding | None:
         f"All tokens are trained on (100% of {looked_at(seen)}), the prompts too.",
         "The adapter then learns to write prompts as much as to answer them; right for plain text, not for answers.",
         "TRL's documentation of completion-only and assistant-only loss",
-        "Give prompts and answers in columns of their own, and not as one text.",
+        "Put prompts and answers in separate columns, not in one text.",
     )
 
 
@@ -62,7 +62,7 @@ def eos_not_supervised(seen: Seen) -> Finding | None:
     return Finding(
         "eos_not_supervised",
         "warn",
-        f"In {without:,} of {looked_at(seen)} the last token learned is no end mark.",
+        f"In {without:,} of {looked_at(seen)} the last token learned is not an end mark.",
         f"A model that never learns to end an answer keeps writing until the length limit.{same}",
         "trl issues 976, 1623 and 3091; transformers issue 23530",
         "Use a base whose chat template ends an answer with its EOS token, or fix the template.",
@@ -100,7 +100,7 @@ def answers_beyond_max_length(seen: Seen) -> Finding | None:
         "not learned.",
         "Conversations are cut at max_length, from their end.",
         "TRL's documentation of max_length",
-        f"Allow {longer:,} tokens, if memory does, or shorten the conversations.",
+        f"Allow {longer:,} tokens, if memory permits, or shorten the conversations.",
         {"max_length": longer} if longer > config.max_length else {},
     )
 
@@ -152,7 +152,7 @@ def truncated_answers(seen: Seen) -> Finding | None:
         "before their answer ends.",
         "From such rows the adapter learns answers without an end.",
         "TRL's documentation of max_length",
-        f"Allow {longer:,} tokens, if memory does, or shorten the rows.",
+        f"Allow {longer:,} tokens, if memory permits, or shorten the rows.",
         {"max_length": longer} if longer > config.max_length else {},
     )
 
@@ -165,9 +165,9 @@ def double_bos(seen: Seen) -> Finding | None:
         "double_bos",
         "warn",
         "Rows begin with two BOS tokens.",
-        "The base never saw that; what answers with a single one, or the other way round, gives worse answers.",
+        "The base never saw that; training with two and answering with one, or the other way round, gives worse answers.",
         UNSLOTH_TROUBLES,
-        "Take BOS out of the texts, or out of the chat template: the tokenizer adds its own.",
+        "Remove BOS from the texts, or from the chat template: the tokenizer adds its own.",
     )
 
 
@@ -180,9 +180,9 @@ def spelled_tokens(seen: Seen) -> Finding | None:
         "spelled_tokens",
         "warn" if count > MANY_SPELLED * seen.facts["rows"] else "note",
         f"{count:,} of {looked_at(seen)} spell out a special token, like </s>; it is read as text.",
-        "Right where people wrote it. Where the texts bring a template of their own, the adapter would learn to spell it.",
+        "Right if people wrote it. If the texts contain their own chat template, the adapter would learn to spell it out.",
         "Hugging Face's documentation of tokenizers: split_special_tokens",
-        "Where they are meant to control, set special_tokens to control.",
+        "If they are meant as tokens, set special_tokens to control.",
         {"special_tokens": "control"},
     )
 

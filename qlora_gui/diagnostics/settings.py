@@ -33,9 +33,9 @@ def learning_rate(seen: Seen) -> Finding | None:
     if SLOWEST <= rate <= FASTEST:
         return None
     if rate < SLOWEST:
-        why = "LoRA wants about ten times the rate of full fine-tuning: with less, it hardly moves in the steps it has."
+        why = "LoRA needs about ten times the rate of full fine-tuning: with less, it hardly moves in the steps it has."
     else:
-        why = "Steps this large make the loss jump, and write over what the base can do."
+        why = "Steps this large make the loss jump, and overwrite what the base can do."
     return Finding(
         "learning_rate",
         "warn",
@@ -191,7 +191,7 @@ def does_not_fit(seen: Seen) -> Finding | None:
         f"The run is planned to need {plan.figures} ({plan.remark}).",
         "A run that does not fit ends at its longest batch.",
         "The memory plan of this program, an estimate",
-        "Take one of the changes under 'Will it fit'.",
+        "Apply one of the changes under 'Will it fit'.",
     )
 
 
@@ -211,7 +211,7 @@ def base_without_template(seen: Seen) -> Finding | None:
         "note",
         f"The base {seen.config.base_model} brings no chat template; this program's plain one is used.",
         "Such a base was not made to chat: it has to learn from this data where an answer ends, and answers well only "
-        "in the words around them that it was trained with. In a program that puts others there it seems broken.",
+        "with the template that it was trained with. In a program that uses another one it seems broken.",
         UNSLOTH_TROUBLES,
         "Use the template saved beside the adapter wherever it answers, or take a base tuned for chat.",
     )
@@ -228,7 +228,7 @@ def nothing_is_paged(seen: Seen) -> Finding | None:
         f"The optimizer is {optimizer.name}, and this is {'Windows' if kind.is_windows() else 'WSL'}.",
         "Windows' driver cannot move managed memory out of a full GPU: the optimizer's states stay in it, paged or not.",
         "CUDA on WSL User Guide, known limitations",
-        "Take the same optimizer unpaged.",
+        "Use the same optimizer without paging.",
         {"optimizer": optimizer.unpaged},
     )
 

@@ -105,7 +105,9 @@ def state(run: Run) -> State:
         return State(False, fault=end.message)
     if isinstance(end, Finished):
         return State(False, share=1.0)
-    return State(False, fault="The evaluation is gone without a word (killed, or out of memory): evaluate again.")
+    return State(
+        False, fault="The evaluation ended without an error message (killed, or out of memory): evaluate again."
+    )
 
 
 def _is_locked(folder: Path) -> bool:

@@ -112,12 +112,12 @@ def _evaluated(
     for folder, evaluation in zip(folders, evaluations, strict=True):
         evaluation["data"]["trained_on"] = question.shared
         if folder.is_symlink():
-            say(f"{folder.name} is a symbolic link: what was measured is not written to where it leads")
+            say(f"{folder.name} is a symbolic link: the results are not written to its target")
         elif (folder / "run.json").is_file():
             with explained("The evaluation", folder):
                 write_whole(folder / job.FILE, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n")
         elif not folder.is_dir():
-            say(f"'{folder.name}' was deleted meanwhile: its evaluation is kept nowhere but here.")
+            say(f"'{folder.name}' was deleted in the meantime: its evaluation is not kept anywhere else.")
     return {"columns": columns, "evaluations": evaluations, "rows": _rows(measured)}
 
 
@@ -142,7 +142,7 @@ def _question(
     elif first is not None and runs[0] is not None:
         if change := changes.describe_data_changes(runs[0]):
             raise UserError(
-                f"Which rows the run '{folders[0].name}' held out is not known any more, for {change}: put it back, or give "
+                f"Which rows the run '{folders[0].name}' held out is no longer known, because {change}: put it back, or give "
                 "rows that it did not learn from with --data."
             )
         held_out = rows_of(first, runs[0].history()).held_out
@@ -153,7 +153,9 @@ def _question(
                 f"The run '{folders[0].name}' held out no rows that are left to measure: give some with --data."
             )
     else:
-        raise UserError(f"The adapter '{folders[0]}' is no run of this program: name rows to measure on with --data.")
+        raise UserError(
+            f"The adapter '{folders[0]}' is not a run of this program: name rows to measure on with --data."
+        )
     taken = [{**example, "row": number} for number, example in enumerate(examples[: settings.rows], 1)]
     grams = [metrics.grams([_answer(example) for example in rows]) for rows in trained]
     about = {name: getattr(first, name) for name in _NO_RUN} if first else _NO_RUN
@@ -167,7 +169,7 @@ def _trained_rows(run: Run | None, say: Callable[[str], None]) -> list[Example]:
     warning = f"Rows that '{run.id}' was trained on cannot be told from others"
     try:
         if change := changes.describe_data_changes(run):
-            say(f"{warning}, for {change}.")
+            say(f"{warning}, because {change}.")
         return rows_of(run.config(), run.history()).train
     except UserError as error:
         say(f"{warning}: {error}")

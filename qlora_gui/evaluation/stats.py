@@ -38,7 +38,9 @@ def paired(differences: Sequence[float], resamples: int = 9_999, seed: int = 0) 
     if len(values) < 2:
         raise UserError(f"{len(values)} paired rows are too few for an interval: give at least two.")
     if not np.isfinite(values).all():
-        raise UserError("A paired difference is no number: a loss was NaN or infinite, so nothing can be said of it.")
+        raise UserError(
+            "A paired difference is not a number: a loss was NaN or infinite, so nothing can be said about it."
+        )
     mean = float(values.mean())
     if np.ptp(values) == 0:  # nothing to resample; scipy's BCa would give NaN
         low = high = mean
@@ -136,7 +138,7 @@ def votes_needed(preference: float = 0.65, power: float = 0.8) -> int:
         if needed < 0.9 * size:  # so long without a dip, and there is no later one: the teeth shrink
             return needed
         size *= 2
-    raise UserError(f"A preference of {preference:.0%} is too near to one half to be shown by votes.")
+    raise UserError(f"A preference of {preference:.0%} is too close to one half to be shown by votes.")
 
 
 def _powers(n: Any, preference: float) -> Any:

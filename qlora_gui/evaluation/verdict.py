@@ -73,7 +73,7 @@ def _broken(texts: Mapping[str, Any] | None) -> str:
             f"only {adapter['ended_by_eos']:.0%} of its answers end properly (base {base['ended_by_eos']:.0%})"
         )
     if adapter["rep4"] - base["rep4"] > _BROKEN_REPEAT:
-        faults.append(f"{adapter['rep4']:.0%} of what it writes it has written before (base {base['rep4']:.0%})")
+        faults.append(f"{adapter['rep4']:.0%} of what it writes is repetition (base {base['rep4']:.0%})")
     if adapter["empty"] - base["empty"] > _BROKEN_EMPTY:
         faults.append(f"{adapter['empty']:.0%} of its answers are empty (base {base['empty']:.0%})")
     return " and ".join(faults)

@@ -80,7 +80,7 @@ def parse(text: str) -> Budget:
     unit = _UNITS.get(match.group(2)) if match else None
     size = int(float(match.group(1)) * unit) if match and unit else 0
     if size <= 0:
-        raise UserError(f"--memory '{text}' is no amount of memory: write it like 16GB, 15.5GiB or 16000MB.")
+        raise UserError(f"--memory '{text}' is not an amount of memory: write it like 16GB, 15.5GiB or 16000MB.")
     return card(size / GIB)
 
 

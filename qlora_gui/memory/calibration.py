@@ -59,7 +59,7 @@ def record(gpu: str, predicted: int, measured: int) -> str:
         path().parent.mkdir(parents=True, exist_ok=True)
         append_line(path(), (json.dumps(line) + "\n").encode())
     except OSError as error:
-        return f"What the memory took is not kept for the next prediction ('{path()}': {error.strerror or error})"
+        return f"The measured memory could not be saved for the next prediction ('{path()}': {error.strerror or error})"
     return ""
 
 

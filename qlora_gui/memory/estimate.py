@@ -73,7 +73,7 @@ class MemoryPlan:
         """What to know besides, "" where it fits."""
         return {
             "fits": "",
-            "tight": "fragments of memory or another program may end it",
+            "tight": "memory fragmentation or another program may end the run",
             "does not fit": f"{gigabytes(self.missing)} too much",
         }[self.verdict]
 

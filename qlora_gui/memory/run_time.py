@@ -65,7 +65,7 @@ class Estimate:
         speed = f"about {_rounded(self.tokens_per_second)} tokens/s"
         if self.seconds is not None:
             return f"Time: about {clock(self.seconds)} for {_rounded(self.tokens or 0)} tokens, {speed}"
-        return f"Time: about {clock(self.step_seconds)} a step of full rows, {speed}"
+        return f"Time: about {clock(self.step_seconds)} per step of full rows, {speed}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -16,7 +16,7 @@ def check(config: Mapping[str, Any], named: str) -> None:
     check_type(str(text.get("model_type")), named)
     if text.get("use_bidirectional_attention") in (True, "all"):
         raise UserError(
-            f"The base model '{named}' reads from both sides, its prompts at least, which is not how it would be trained "
+            f"The base model '{named}' reads in both directions, its prompts at least, which is not how it would be trained "
             "here: choose a base that reads from left to right."
         )
     stored = config.get("quantization_config")

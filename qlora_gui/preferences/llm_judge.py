@@ -65,9 +65,9 @@ def check(judge: Judge, compared: Iterable[str]) -> None:
     except ValueError:  # brackets or a port that are none
         usable = False
     if not usable:
-        raise UserError("The judge's address is not one: give it like https://host/v1, before /chat/completions.")
+        raise UserError("The judge's address is invalid: give the part before /chat/completions, like https://host/v1.")
     if parts.username or parts.password or parts.query:
-        raise UserError(f"The judge's address holds more than a place: give the key in {KEY}, not in the address.")
+        raise UserError(f"The judge's address holds more than a location: give the key in {KEY}, not in the address.")
     if not judge.model.strip():
         raise UserError("The judge's model has no name: give the one that the endpoint knows it by.")
     own = _bare(judge.model)
@@ -244,7 +244,7 @@ def _headers(judge: Judge) -> dict[str, str]:
     """The key, for the pinned place alone: whoever can use the page could name another. Raises UserError."""
     key = _key()
     if key and not os.environ.get(PIN):
-        raise UserError(f"The key in {KEY} goes only to the place named in {PIN}: set that too, then start again.")
+        raise UserError(f"The key in {KEY} is sent only to the address in {PIN}: set that too, then start again.")
     return {"Authorization": f"Bearer {key}"} if key and is_pinned(judge) else {}
 
 

@@ -93,7 +93,9 @@ class Tally:
             text += f"; {self.votes} votes on {self.prompts} prompts, each prompt counted once"
         first, second = self.first_shown
         if stats.sign_test(first, second) < 1 - stats.LEVEL:
-            text += f"; the answer shown first won {first} times, the other {second}: place seems to sway this judge"
+            text += (
+                f"; the answer shown first won {first} times, the other {second}: the position seems to sway this judge"
+            )
         return text + "."
 
     def _more(self) -> str:
@@ -105,7 +107,7 @@ class Tally:
         if self.more:
             return f"{text} About {counted(self.more, 'more vote')} would show a 65/35 preference."
         chance = stats.power_of(decided, _PREFERENCE)
-        return f"{text} So many votes show a 65/35 preference with a chance of {chance:.0%}: if there is one, it is smaller."
+        return f"{text} This many votes show a 65/35 preference with a chance of {chance:.0%}: if there is one, it is smaller."
 
 
 def tally(votes: Sequence[Vote]) -> Tally:

@@ -20,10 +20,14 @@ def blocks(facts: Facts) -> list[Block]:
     parts: list[Block] = [
         Heading(_title(facts.experiments), 1),
         Paragraph(
-            f"Written on {_day(facts.made)} from the folders of {counted(len(facts.experiments), 'run')}. Every number says "
-            "whether it was measured, predicted from shapes before anything ran, or estimated, as intervals are."
+            f"Written on {_day(facts.made)} from the folders of {counted(len(facts.experiments), 'run')}. Every number is marked "
+            "as measured, predicted (from shapes, before anything ran) or estimated (as intervals are)."
         ),
-        *([Paragraph(", ".join(facts.gone), "Deleted while this was written, and left out.")] if facts.gone else []),
+        *(
+            [Paragraph(", ".join(facts.gone), "Deleted while the report was being written, and left out.")]
+            if facts.gone
+            else []
+        ),
         *_goal(facts),
         *overview.blocks(facts),
         *sweeps.blocks(facts.experiments),
@@ -87,7 +91,7 @@ def _hardware(facts: Facts) -> list[Block]:
     machine = f"{facts.machine.name}, {gigabytes(facts.machine.total)} of memory."
     tables: list[Block] = [Table(("trained on", "memory (measured)", "computed in", "runs"), rows)] if rows else []
     if "cpu" in {device for device, _ in used} and facts.machine.kind == "cpu":
-        machine += " Runs on a CPU do not record which; this may not be the one."
+        machine += " CPU runs do not record the machine; this may not be the one."
     return [*tables, Paragraph(machine, "Written on."), *(Paragraph(text, "Libraries.") for text in versions)]
 
 
@@ -112,7 +116,9 @@ def _observations(facts: Facts) -> list[Block]:
             Bullets([(observation.statement, observation.evidence) for observation in statements]),
         ]
     if len(parts) == 1:
-        parts.append(Paragraph("Nothing can be said of these runs yet: none was evaluated, voted on, or ended badly."))
+        parts.append(
+            Paragraph("Nothing can be said about these runs yet: none was evaluated, voted on, or ended badly.")
+        )
     return [*parts, Paragraph(facts.ballots.left_out)] if facts.ballots.left_out else parts
 
 
@@ -121,7 +127,7 @@ def _how_to_read() -> list[Block]:
         Heading("How to read this", 2),
         Bullets(
             [
-                ("Measured:", "read off while something ran, such as losses, memory of the allocator, votes counted."),
+                ("Measured:", "recorded while something ran, such as losses, allocator memory, counted votes."),
                 ("Predicted:", "from the base's shape and the settings alone, before anything ran."),
                 (
                     "Estimated:",

@@ -100,9 +100,7 @@ def _ranked(group: Sequence[Experiment], lead: str, remark: str = "") -> Observa
         statement = f"{best.id} has a lower loss than {and_(below)}"
         statement += f"; it cannot be told apart from {and_(close)}." if close else "."
     if best.evaluation and best.evaluation.verdict.kind != "better":
-        statement += (
-            f" That says nothing for its use: {verdict.sentence(best.evaluation.verdict.kind, best.id, 'its base')}."
-        )
+        statement += f" That alone does not make it useful: {verdict.sentence(best.evaluation.verdict.kind, best.id, 'its base')}."
     figures = [f"{experiment.id} {difference(loss.difference, loss.low, loss.high)}" for experiment, loss in ranked]
     evidence = (
         f"Loss against the base, nats per token (measured), 95% interval (estimated): {'; '.join(figures)}. {remark}"
@@ -155,7 +153,8 @@ def _failures(experiments: Sequence[Experiment]) -> Iterator[Observation]:
         f"{len(wrong)} of {len(experiments)} runs did not end well: {and_([experiment.id for experiment in wrong])}."
     )
     yield Observation(
-        statement, f"Out of memory: {and_(of_memory)}." if of_memory else "None of them is known to be out of memory."
+        statement,
+        f"Out of memory: {and_(of_memory)}." if of_memory else "None of them is known to have run out of memory.",
     )
 
 

@@ -52,7 +52,7 @@ def _besides(tally: Tally) -> str:
     lengths = " and ".join(f"{tokens:.0f}" for tokens in tally.tokens)
     return (
         f"Votes by {judge(tally.contest)} on {counted(tally.prompts, 'prompt')} (counted), with {counted(tally.ties, 'tie')} "
-        f"and {tally.bad} times all bad beside them; Wilson interval (estimated), p = {tally.p:.2g} by the exact sign test. "
+        f"and {tally.bad} all bad besides; Wilson interval (estimated), p = {tally.p:.2g} by the exact sign test. "
         f"Answers of {and_(tally.contest.names)} were {lengths} tokens long on average."
     )
 
@@ -71,7 +71,7 @@ def _of_several(facts: Facts, field: Field, pair: Pair) -> Observation:
             f"95% interval {interval(low, high)}."
         ),
         f"Votes by {judge(field.contest)} on {counted(field.rating.prompts, 'prompt')} (counted), of {len(columns)} columns; "
-        f"the interval is of the chance to be found better, by Bradley-Terry and bootstrap over prompts (estimated); "
+        f"the interval is for the probability of being preferred, by Bradley-Terry and bootstrap over prompts (estimated); "
         f"p = {pair.p_holm:.2g}, corrected for {counted(len(field.rating.pairs), 'pair')}.",
     )
 

@@ -54,7 +54,7 @@ def _ended(experiment: Experiment) -> list[Block]:
         parts.append(Paragraph("The run has written no events.", "Nothing recorded."))
     parts += [Paragraph(remark, "Not all events.") for remark in not_all(experiment.history)]
     if message := experiment.ending.message:
-        parts.append(Paragraph(shortened(message, experiment), "Its last word."))
+        parts.append(Paragraph(shortened(message, experiment), "Its last message."))
     if experiment.oom_report is not None:
         parts += _out_of_memory(experiment.oom_report)
     elif experiment.went_wrong and experiment.last_words:

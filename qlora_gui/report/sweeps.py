@@ -46,7 +46,7 @@ def observations(experiments: Sequence[Experiment]) -> Iterator[Observation]:
             f"{knob(knob_name)}: " + ", ".join(f"{value} {mean:.3f}" for value, mean in means.items())
             for knob_name, means in effects.items()
         ]
-        by_knob = f" Mean losses all else alike: {'; '.join(effect_texts)}." if effect_texts else ""
+        by_knob = f" Mean losses, all else equal: {'; '.join(effect_texts)}." if effect_texts else ""
         yield Observation(
             f"In the sweep {name} the lowest held-out loss, {least:.3f}, was with {sweep.words(_settings(best, varies))} "
             f"({best.id}).{_most(effects)}",

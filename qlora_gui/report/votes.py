@@ -56,7 +56,7 @@ def count_votes(store: RunStore, adapters: Mapping[str, str | None], bases: Coll
             fields.append(Field(contest, rate(votes)))
     notes = [f"{counted(others, 'vote')} on earlier adapters in these folders are not counted."] if others else []
     if damaged := log.damaged():
-        notes.append(f"{counted(damaged, 'line')} of {log.path.name} could not be read as a vote, and count nowhere.")
+        notes.append(f"{counted(damaged, 'line')} of {log.path.name} could not be read as a vote, and are not counted.")
     return Ballots(tuple(pairs), tuple(fields), " ".join(notes))
 
 

@@ -72,7 +72,7 @@ def read(named: str, local_only: bool = False) -> DistributedSettings:
             )
         if not known(value):
             raise UserError(
-                f"The accelerate config '{named}' sets {name} to what this program does not pass on: "
+                f"The accelerate config '{named}' sets {name} to a value that this program does not pass on: "
                 "change it, or take it out."
             )
     return _build(settings, named, local_only)
@@ -98,7 +98,7 @@ def _build(settings: Mapping[str, Any], named: str, local_only: bool) -> Distrib
     away += ["num_machines"] if made.machines > 1 else []
     if local_only and away:
         raise UserError(
-            f"The accelerate config '{named}' sets {away[0]}: a page with guests starts runs on its own machine alone; "
+            f"The accelerate config '{named}' sets {away[0]}: a page with guests starts runs only on its own machine; "
             "the owner can start this one from the command line."
         )
     if made.machines > 1 and not made.ip:
@@ -122,7 +122,7 @@ def _settings(file: Path, named: str) -> dict[str, Any]:
         raise UserError(f"The accelerate config '{named}' cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"The accelerate config '{named}' is no YAML of settings: {reason}.") from None
+        raise UserError(f"The accelerate config '{named}' is not a YAML file of settings: {reason}.") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) and len(name) <= 64 for name in values):
         raise UserError(f"The accelerate config '{named}' holds no settings: make one with accelerate config.")
     return values

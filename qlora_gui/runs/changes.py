@@ -23,8 +23,8 @@ class ChangedError(UserError):
     def __init__(self, run_id: str, difference: str):
         self.difference = difference
         super().__init__(
-            f"The run '{run_id}' cannot go on as it began: {difference}. Put back what it began with, train anew, or resume all "
-            f"the same ({FLAG}, in the page a second press)."
+            f"The run '{run_id}' cannot go on as it began: {difference}. Put back what it began with, train again, or resume "
+            f"anyway ({FLAG}, or a second click in the page)."
         )
 
 
@@ -44,7 +44,7 @@ def describe_data_changes(run: Run) -> str:
     now = {name: value for name, value in load.find(run.config().dataset).fingerprint().items() if name != "name"}
     if not before or before == now:
         return ""
-    words = [f"'{name}' has other content" for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+    words = [f"'{name}' has changed" for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
     words += [f"'{name}' is gone" for name in sorted(before.keys() - now.keys())]
     words += [f"'{name}' is new" for name in sorted(now.keys() - before.keys())]
     return "in its data " + ", ".join(words)
@@ -65,7 +65,7 @@ def describe_base_change(run: Run) -> str:
 
 def another_base(name: str) -> str:
     """That a base is another one now."""
-    return f"the base '{Path(name).name if ModelRef.find(name).folder else name}' has other weights or another shape"
+    return f"the base '{Path(name).name if ModelRef.find(name).folder else name}' has different weights or a different shape"
 
 
 def check(run: Run) -> None:
@@ -76,5 +76,5 @@ def check(run: Run) -> None:
 
 def no_checkpoint(run_id: str, wrong: list[str]) -> str:
     """That a run cannot be resumed, and what is wrong with the checkpoints that it has."""
-    why = f"no checkpoint that is whole ({'; '.join(wrong)})" if wrong else "no checkpoint to resume from"
+    why = f"no intact checkpoint ({'; '.join(wrong)})" if wrong else "no checkpoint to resume from"
     return f"The run '{run_id}' has {why}: train again instead."

@@ -44,7 +44,7 @@ def fault(checkpoint: Path, thorough: bool = True) -> str:
             if file.stat().st_size != size:
                 return f"{file.name} has {file.stat().st_size:,} bytes and not {size:,}"
             if thorough and isinstance(written, dict) and _checksum(file) != written["xxh3"]:
-                return f"{file.name} is not what was written, by its checksum"
+                return f"{file.name} does not match its checksum"
             if thorough and not isinstance(written, dict) and (wrong := _unreadable(file)):
                 return wrong
         return "" if manifest else "it holds nothing"

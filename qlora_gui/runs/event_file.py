@@ -245,5 +245,5 @@ def _parsed(line: bytes | None) -> tuple[Event | None, str]:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
-        return None, "a line that is no JSON"
+        return None, "a line that is not JSON"
     return sound(event)

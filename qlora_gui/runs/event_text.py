@@ -77,7 +77,7 @@ def skipped_lines(history: RunHistory) -> list[str]:
     )
     why = "; ".join(dict.fromkeys(skipped.why))
     them = "it cannot be read as one" if count == 1 else "they cannot be read as such"
-    return [f"{which}, for {them} ({why}); what was said there is missing here."]
+    return [f"{which}, because {them} ({why}); what they recorded is missing here."]
 
 
 def thinned_kinds(history: RunHistory) -> list[str]:
@@ -87,7 +87,7 @@ def thinned_kinds(history: RunHistory) -> list[str]:
         return []
     counts = ", ".join(f"{count:,} of '{kind}'" for kind, count in sorted(thinned.counts.items()))
     return [
-        f"A long run ({counts}): shown are the newest and an even sample of the others, with the lowest and highest loss."
+        f"A long run ({counts}): shown are the newest and an even sample of the others, including the lowest and highest loss."
     ]
 
 
@@ -95,8 +95,8 @@ def few_steps(steps: int) -> str:
     """What a run of fewer than VERY_FEW_STEPS steps means."""
     count = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
-        f"This run has {count}, each moving the adapter by about the learning rate: enough to try whether it runs, too "
-        "few to learn much. Take more epochs, fewer rows per step, or more data."
+        f"This run has {count}, each moving the adapter by about the learning rate: enough to see whether it runs, too "
+        "few to learn much. Use more epochs, fewer rows per step, or more data."
     )
 
 

@@ -91,7 +91,7 @@ def leave(store: RunStore, run: Run) -> None:
             raise UserError(f"The run '{run.id}' has begun: stop it instead.")
         run.check_writable()
         mark = run.queue_mark()
-        with explained(f"That '{run.id}' waits no more", run.path):
+        with explained(f"The removal of '{run.id}' from the queue", run.path):
             if mark is not None and not mark["resume"]:
                 EventLog(run.events_file).append("stopped", step=0, message="Taken out of the queue before it started.")
             run.queue_file.unlink(missing_ok=True)

@@ -87,7 +87,7 @@ def summary(answer: Mapping[str, Any], config: RunConfig) -> str:
         f"the longest row has {answer['longest']:,} of {config.max_length:,}."
     )
     if answer["own_held_out"]:
-        text += " The data set brings held-out rows of its own."
+        text += " The data set has its own held-out rows."
     elif config.eval_fraction:
         text += f" {config.eval_fraction:.0%} of the rows are held out to measure on."
     if answer["separator"] not in ("", ","):

@@ -183,7 +183,7 @@ class Run:
         try:
             plain_files.check_folder(self.path)
         except plain_files.StrangeFile as error:
-            raise UserError(f"Nothing is written into the run '{self.id}': {error}.") from None
+            raise UserError(f"Nothing can be written into the run '{self.id}': {error}.") from None
         except FileNotFoundError:
             return  # whoever writes says so
 
@@ -357,7 +357,7 @@ class RunStore:
     def _check_unread(self, run: Run) -> None:
         evaluated = ["an evaluation"] if locks.is_held(run.path / EVALUATION_LOCK) else []
         if readers := [*locks.readers(run.path), *evaluated]:
-            raise UserError(f"The run '{run.id}' is read by {readers[0]} just now: delete it when that is done.")
+            raise UserError(f"The run '{run.id}' is being read by {readers[0]}: delete it when that is done.")
 
     def _make_folder(self, name: str) -> Path:
         try:

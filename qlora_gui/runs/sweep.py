@@ -83,7 +83,7 @@ def parse(text: str) -> dict[str, Any]:
             return {str(name).strip().replace("-", "_"): listed(value) for name, value in lists.items()}
     except ValueError as error:
         raise UserError(f"The settings to vary cannot be read: {error}.") from None
-    raise UserError("Write one setting a line, with its values, like 'rank: 8, 16, 64'.")
+    raise UserError("Write one setting per line, with its values, like 'rank: 8, 16, 64'.")
 
 
 def listed(value: Any) -> list[Any]:

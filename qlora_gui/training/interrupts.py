@@ -91,7 +91,7 @@ class StopWatch:
             return
         if self._saving and not self._stays(_SAVING_SECONDS):
             return
-        message = "Ended at once, for it did not stop by itself; what was not saved is lost."
+        message = "Ended at once, because it did not stop on its own; what was not saved is lost."
         self.log.append("stopped", step=self.run.history().logged_step, message=message)
         os._exit(1)
 

@@ -248,7 +248,7 @@ def _nothing_to_learn(config: RunConfig, dropped: list[tuple[int, str]], refuses
     if refuses:
         return f"The chat template refuses even a question and an answer ({refuses}): choose another chat_template."
     if not dropped:
-        return f"No row of '{config.dataset}' is left to train on, for all are held out: set eval_fraction lower."
+        return f"No row of '{config.dataset}' is left to train on, because all are held out: set eval_fraction lower."
     row, reason = dropped[0]
     helps = "raise max_length" if "max_length" in reason else "change the data, or choose another chat_template"
     return f"No row of '{config.dataset}' can be trained on (row {row}: {reason}): {helps}."

@@ -25,7 +25,7 @@ def stop(store: RunStore, run_id: str) -> None:
     try:
         run = store.get(run_id)
         if run.is_live():
-            with explained("The mark that stops the run", run.path):
+            with explained("The stop marker", run.path):
                 run.request_stop()
     except UserError as error:
         warn(error)

@@ -106,7 +106,7 @@ def launch_page(store: RunStore, address: Address) -> None:
         app.share = False  # else Gradio has browsers fetch the page's scripts from a bucket of its own
         if address.share and not app.share_url:
             raise UserError(
-                "The public link could not be made, for the tunnel's server cannot be reached: "
+                "The public link could not be made, because the tunnel's server cannot be reached: "
                 "check the network, or leave out --share."
             )
         queue.ensure_starter(store)
@@ -118,7 +118,7 @@ def launch_page(store: RunStore, address: Address) -> None:
             print(f"Log in as {login[0]} with the password {login[1]}", flush=True)
         elif login:  # a made password needs no such way: nobody's wrong ones hold it up
             mine = app.share_url if address.share else app.local_url
-            print(f"If wrong passwords of others hold yours up, log in by {mine.rstrip('/')}/{token}", flush=True)
+            print(f"If other people's wrong passwords keep you out, log in at {mine.rstrip('/')}/{token}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         if os.environ.get(ENDS_RUNS):
@@ -150,7 +150,7 @@ def _sweep(store: RunStore) -> None:
             time.sleep(_SWEEP_SECONDS)
             continue
         for upload in uploads.sweep(store.named()):
-            print(f"Removed the upload {upload.name} ({amount(upload.bytes)}), for no run names it.", flush=True)
+            print(f"Removed the upload {upload.name} ({amount(upload.bytes)}), because no run names it.", flush=True)
         time.sleep(_SWEEP_SECONDS)
 
 
@@ -205,7 +205,7 @@ def text(store: RunStore, look: index.Look | None = None) -> str:
     """The line as HTML, of a look at all runs."""
     devices = " + ".join(map(str, hardware.devices()))
     if not hardware.settled():
-        devices += " (torch is being asked whether it sees it)"
+        devices += " (checking whether torch sees it)"
     live = [run for run in (look or index.now(store)).summaries if run.state in ("running", "stopping")]
     doing = ", ".join(map(_named, live)) or "idle"
     line = f'<div class="topbar"><h1>qlora_gui</h1><span>{escape(devices)} · {doing}</span></div>'
@@ -218,7 +218,7 @@ def _unseen(store: RunStore) -> str:
     sentences = [scan.why_unlisted(store.root)]
     if named := scan.left_out(store.root):
         sentences.append(
-            f"Not shown, for the name is not UTF-8: {', '.join(named[:3])}{'…' * (len(named) > 3)}. Rename the folder."
+            f"Not shown, because the name is not UTF-8: {', '.join(named[:3])}{'…' * (len(named) > 3)}. Rename the folder."
         )
     return "".join(html.note(sentence, bad=True) for sentence in sentences if sentence)
 

@@ -103,7 +103,7 @@ def timeline(history: RunHistory) -> str:
         f"{sum(bool(answer['ended']) for answer in event.answers)} of {len(event.answers)} at {_step(event.step)}"
         for event in ends
     )
-    head = f'<h3 class="part">Probe answers over time</h3>{html.hint(f"Answers that end by themselves: {counts}.")}'
+    head = f'<h3 class="part">Probe answers over time</h3>{html.hint(f"Finished answers: {counts}.")}'
     return head + "".join(parts)
 
 

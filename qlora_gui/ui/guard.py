@@ -293,7 +293,7 @@ def _too_much(head: _Head, path: str) -> Refusal | None:
     """Refuse by the length that is announced; uploads must announce one, for a broken one stays on the disk."""
     length = head.only("content-length")
     if length is not None and not length.isdecimal():
-        return 400, "The length of the request is no number."
+        return 400, "The length of the request is not a number."
     if length is not None and int(length) > _most(path):
         return 413, f"That is larger than the {_most(path) >> 20 or 1} MB allowed here."
     if head.all("transfer-encoding") and path.startswith(f"{_API}/upload"):

@@ -68,8 +68,8 @@ def panel(plan: MemoryPlan, source: str = "") -> str:
     seen = plan.correction
     if seen.runs and not source:
         estimate = (
-            f"An estimate, corrected by {seen.factor:.2f}: so far {_count(seen.runs, 'run')} of this size on this "
-            f"GPU had been predicted {seen.error:.0%} off."
+            f"An estimate, corrected by {seen.factor:.2f}: predictions for {_count(seen.runs, 'run')} of this size on this "
+            f"GPU were off by {seen.error:.0%}."
         )
     return headline(plan) + bar(plan) + f'<p class="hint">{escape(moment)} {escape(estimate)}</p>'
 
@@ -142,9 +142,11 @@ def oom_report(report: OomReport) -> str:
     body = '<h3 class="part">Out of memory: what happened</h3>' + html.tiles([value for value in values if value[1]])
     holders = report.get("held_by") or []
     if not holders:
-        return body + html.hint("No other program was seen holding memory of the GPU.")
+        return body + html.hint("No other program was seen using GPU memory.")
     rows = [(holder["name"], holder["pid"], _size(holder["bytes"])) for holder in holders]
-    return body + html.hint("What else held the GPU:") + html.table(("program", "pid", "memory"), rows, numbers=(1, 2))
+    return (
+        body + html.hint("What else used GPU memory:") + html.table(("program", "pid", "memory"), rows, numbers=(1, 2))
+    )
 
 
 def retries(report: OomReport) -> list[Offer]:

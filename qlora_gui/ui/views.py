@@ -41,7 +41,7 @@ def headline(run_id: str, state: str, history: RunHistory) -> str:
 def stage(state: str, history: RunHistory) -> str:
     """What a live run is doing right now, in words."""
     if state == "stopping":
-        return "Stopping: this step is finished, then the adapter is saved."
+        return "Stopping: finishing this step, then saving the adapter."
     event = history.latest(Stage)
     if state not in LIVE:
         return ""
@@ -166,10 +166,10 @@ def outcome(
     if state in LIVE:
         return ""
     if state == "queued" and held_back:
-        what = "It is marked as waiting, but not by this folder's queue: it came from elsewhere, and nobody starts it."
+        what = "It is marked as waiting, but not by this folder's queue: it came from elsewhere, and nothing will start it."
         return html.note(what, "Take it out of the queue, and train its settings yourself if you trust them.", bad=True)
     if state == "queued":
-        return html.note("It waits for the GPU and starts by itself, also with this page closed.")
+        return html.note("It is waiting for the GPU and starts automatically, even with this page closed.")
     end = history.ending or Ending()
     resume = "Press Resume to go on from the last checkpoint." if can_resume else ""
     if state in ("finished", "stopped"):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 
 def a_file_with_faults(folder: Path) -> Path:
-    """40 rows: 5 without an answer, one whose answer is an image, one that is no JSON, and 8 copies."""
+    """40 rows: 5 without an answer, one whose answer is an image, one that is not JSON, and 8 copies."""
     rows: list[Any] = [
         {"instruction": f"What is {number % 32}?", "output": f"It is {number % 32}."} for number in range(40)
     ]

@@ -215,7 +215,7 @@ def test_wrong_input_is_told_and_nothing_starts(open_page: Any, adapter: str) ->
     fill_field(page, "#llm-url", "nowhere")
     fill_field(page, "#llm-model", "m")
     page.locator("#llm-ask").click()
-    expect(page.locator("#llm-told")).to_contain_text("address is not one")
+    expect(page.locator("#llm-told")).to_contain_text("address is invalid")
     fill_field(page, "#llm-url", "http://127.0.0.1:9/v1")
     fill_field(page, "#llm-model", adapter)
     page.locator("#llm-ask").click()
@@ -230,7 +230,7 @@ def test_an_llm_judges_what_people_voted_on(open_page: Any, site: Site, adapter:
     fill_field(page, "#llm-model", "big-judge")
     page.locator("#llm-ask").click()
     expect(page.locator("#votes")).to_contain_text("votes of big-judge", timeout=SLOW)
-    expect(page.locator("#votes")).to_contain_text("Both orders gave the same at")
+    expect(page.locator("#votes")).to_contain_text("Both orders agreed on")
     its = [vote for vote in VoteLog(site.store.root).read() if vote.by == "llm:big-judge"]
     assert len(its) == len([vote for vote in votes if not vote.aa and vote.by == "human"])
     page.locator("#llm-ask").click()

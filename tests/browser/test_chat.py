@@ -70,7 +70,7 @@ def test_two_people_ask_in_turn_and_nobody_ends_the_others_answers(open_page: An
     ada.locator("#prompt textarea").press("Shift+Enter")  # not before the answers are there
     ben.locator("#clear").click()
     ask(ben, "Name two colours")
-    expect(ben.locator("#compare-status")).to_contain_text("answers another question first…")
+    expect(ben.locator("#compare-status")).to_contain_text("is answering another question first…")
     expect(ben.locator("#column-title-1")).to_contain_text("waiting…")
     expect(ben.locator("#stop-answers")).to_be_disabled()  # for it is not Ben's answers that are written
     shot(ben, "chat-waits")

@@ -176,7 +176,7 @@ def test_kept_bases_are_listed_and_cleared(open_page: Any, site: Site) -> None:
     expect(page.locator("#disk-told")).to_contain_text("demo-nf4-double-cpu")
     expect(page.locator("#disk-told")).to_contain_text(str(site.cache))
     page.locator("#disk-clear").click()
-    expect(page.locator("#disk-confirm")).to_contain_text("of quantized bases?")
+    expect(page.locator("#disk-confirm")).to_contain_text("of cached quantized models?")
     shot(page, "disk")
     assert entry.exists()
     page.locator("#disk-sure").click()

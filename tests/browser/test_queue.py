@@ -27,7 +27,7 @@ def test_runs_are_queued_moved_and_taken_out(open_page: Any, site: Site, llama: 
         fill(page, "name", name)
         page.locator("#queue").click()
         expect(page.locator("#live-head")).to_contain_text(name, timeout=SLOW)
-        expect(page.locator("#live-told")).to_contain_text("waits for the GPU")
+        expect(page.locator("#live-told")).to_contain_text("is waiting for the GPU")
     assert [run.id for run in queue.waiting(site.store)] == ["second", "third"]
     page = open_page("?tab=runs&run=third")
     expect(page.locator("#runs-table")).to_contain_text("queued, 2.", timeout=SLOW)

@@ -178,7 +178,7 @@ def test_an_estimate_follows_from_the_speed_of_a_layer(monkeypatch: pytest.Monke
     assert LayerSpeed(4096, 1, 100.0, 1.0).at(100) == pytest.approx(50)
     hub_data = config.model_copy(update={"dataset": "owner/rows"})
     unknown = run_time.estimate(hub_data, shape, plan(hub_data, shape, here))
-    assert unknown is not None and unknown.seconds is None and "a step of full rows" in str(unknown)
+    assert unknown is not None and unknown.seconds is None and "per step of full rows" in str(unknown)
     run_time.path().write_text('{"cpu": {"layers": []}}')
     assert run_time.known("cpu") is None
 

@@ -85,7 +85,7 @@ def test_the_demo_on_this_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--memory", "lots"], "--memory 'lots' is no amount of memory"),
+        (["--memory", "lots"], "--memory 'lots' is not an amount of memory"),
         (["--base-model", "./nowhere"], "does not exist"),
         (["--base-model", "nobody/nothing"], "nobody/nothing"),
         (["--rank", "0"], "rank should be greater than or equal to 1"),

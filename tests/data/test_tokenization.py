@@ -110,7 +110,7 @@ def test_a_wrong_turn_is_named(tmp_path: Path, turns: Any, said: str) -> None:
         ("a.jsonl", '{"question": "x"}', "fits no known format: it has question"),
         ("a.csv", "text\nx\na,b\n", "a.csv row 2 (line 3): it has more cells than the header (2, not 1): quote"),
         ("a.parquet", "no parquet", "is not Parquet"),
-        ("a.txt", "x", "is of no kind this program reads"),
+        ("a.txt", "x", "is not of a kind this program reads"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, name: str, body: str, said: str) -> None:

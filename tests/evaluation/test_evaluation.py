@@ -241,7 +241,7 @@ def test_a_killed_evaluation_is_a_sentence(llama_run: Run, tmp_path: Path) -> No
     deadline = time.monotonic() + 10
     while job.state(run).running and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "gone without a word" in job.state(run).fault
+    assert "ended without an error message" in job.state(run).fault
     assert job.result(run) is None
 
 
@@ -371,7 +371,7 @@ def test_an_evaluation_that_is_starting_is_not_called_gone(llama_run: Run, tmp_p
     """Its child reads torch from the disk before it takes the lock; a page that looks meanwhile is not told a fault."""
     run = Run(shutil.copytree(llama_run.path, tmp_path / "slow", ignore=shutil.ignore_patterns("evalua*")))
     EventLog(run.path / job.PROGRESS).append("stage", text="Starting")
-    assert "gone without a word" in job.state(run).fault
+    assert "ended without an error message" in job.state(run).fault
     command = [sys.executable, "-c", "import time; time.sleep(60)", job.MODULE, str(run.path)]
     child = subprocess.Popen(command)
     try:
@@ -381,7 +381,7 @@ def test_an_evaluation_that_is_starting_is_not_called_gone(llama_run: Run, tmp_p
     finally:
         child.kill()
         child.wait()
-    assert "gone without a word" in job.state(run).fault
+    assert "ended without an error message" in job.state(run).fault
 
 
 def test_an_evaluation_that_ends_at_once_says_its_last_words(

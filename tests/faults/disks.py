@@ -208,7 +208,7 @@ def rotted(ground: Ground) -> None:
             ground.start(run, resume=True)
             check(False, "it went on from nothing")
         except UserError as error:
-            check("no checkpoint that is whole" in str(error), f"it is not said: {error}")
+            check("no intact checkpoint" in str(error), f"it is not said: {error}")
         return
     if run.state() == "finished":  # it was faster
         return

@@ -353,7 +353,7 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-3", "0", "16 apples", "1e3"])
 def test_what_is_no_amount_is_a_sentence(text: str) -> None:
-    with pytest.raises(UserError, match="is no amount of memory"):
+    with pytest.raises(UserError, match="is not an amount of memory"):
         budget.parse(text)
 
 

@@ -145,7 +145,7 @@ def test_the_key_comes_from_the_environment_and_is_never_told(
 ) -> None:
     monkeypatch.setenv(llm_judge.KEY, SECRET)
     endpoint, log = serve(prefers("good")), VoteLog(tmp_path)
-    with pytest.raises(UserError, match="goes only to the place named in QLORA_GUI_JUDGE_URL"):
+    with pytest.raises(UserError, match="is sent only to the address in QLORA_GUI_JUDGE_URL"):
         run(endpoint.judge, [human(1)])
     monkeypatch.setenv(llm_judge.PIN, "https://another.example/v1")
     run(endpoint.judge, [human(1)])
@@ -168,7 +168,7 @@ def test_the_key_comes_from_the_environment_and_is_never_told(
     "url", ["", "not an address", "ftp://host/v1", "https://", "http://[::1/v1", "http://host:port/v1"]
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match="address is not one"):
+    with pytest.raises(UserError, match="address is invalid"):
         llm_judge.check(Judge(url, "m"), [])
 
 

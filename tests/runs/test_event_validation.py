@@ -131,7 +131,7 @@ def test_an_evaluation_with_odd_progress_still_says_how_it_goes(store: RunStore)
     path = run.path / job.PROGRESS
     for bad in (b'{"t": 1, "kind": "progress", "done": 1, "of": 0}', b"[]", b'{"t": 1, "kind": "progress"}'):
         path.write_bytes(b'{"t": 1, "kind": "stage", "text": "x"}\n' + bad + b"\n")
-        assert "gone without a word" in job.state(run).fault
+        assert "ended without an error message" in job.state(run).fault
     path.write_bytes(b'{"t": 1, "kind": "failed", "message": []}\n')
     assert job.state(run).fault
 

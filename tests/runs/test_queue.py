@@ -151,7 +151,7 @@ def test_a_mark_that_the_queue_did_not_make_starts_nothing(
     assert [run.id for run in queue.waiting(store)] == ["own"]
     assert sorted(run.id for run in queue.held_back(store)) == ["copied", "damaged", "gift"]
     assert [(one.state, one.place) for one in index.now(store).summaries if one.id == "gift"] == [("queued", 0)]
-    assert "came from elsewhere, and nobody starts it" in run_view.draw(gift).overview
+    assert "came from elsewhere, and nothing will start it" in run_view.draw(gift).overview
     sweep.show(store)
     assert "held back  gift" in capsys.readouterr().out
     queue.leave(store, gift)

@@ -144,7 +144,7 @@ def test_an_adapter_with_an_endless_template_is_refused_and_the_worker_serves_on
         pid = client.pid
         with pytest.raises(UserError) as refused:
             client.columns(str(llama), "", [endless_adapter(llama, tmp_path / "bad")])
-        attempt("chat template of the adapter 'bad' did not come to an end within 3 s" in str(refused.value), refused)
+        attempt("chat template of the adapter 'bad' did not finish within 3 s" in str(refused.value), refused)
         client.columns(str(llama), "", [good])
         attempt(client.pid == pid, "the worker died of it")
         # One that is endless at a question only, and a stop while it is
@@ -186,7 +186,7 @@ def test_a_run_with_an_endless_template_ends_with_a_sentence_and_stops_at_once(
     run = store.create(make(TINY | {"base_model": str(base), "name": "endless"}))
     launch.start(run, store)
     attempt(wait_until_ended(run) == "failed", "it goes on")
-    attempt("chat template did not come to an end within 3 s" in run.events()[0][-1]["message"], run.log_tail())
+    attempt("chat template did not finish within 3 s" in run.events()[0][-1]["message"], run.log_tail())
     # One that takes long for every row, but no more than it may: Stop ends it
     slow = "{% for a in range(99999) %}{% set b = a %}{% endfor %}" * 8
     (base / "chat_template.jinja").write_text(slow + "{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -208,7 +208,7 @@ def test_the_preview_says_that_a_template_is_endless(llama: Path, tmp_path: Path
     template.write_text(LOOPS)
     before = psutil.Process().memory_info().rss
     shown = list(preview.steps(make({"base_model": str(llama), "chat_template": str(template)})))
-    attempt("did not come to an end within 3 s" in shown[-1], shown[-1][:200])
+    attempt("did not finish within 3 s" in shown[-1], shown[-1][:200])
     attempt(psutil.Process().memory_info().rss - before < 300e6, "memory of the page")
 
 

@@ -194,7 +194,7 @@ def test_the_queue_on_a_full_disk(store: RunStore, small: Callable[[int], None])
     with pytest.raises(UserError, match="No space left"):
         queue.move(store, runs[2], -1)
     assert sorted(run.id for run in queue.waiting(store)) == ["q0", "q1", "q2"], "all of them still wait"
-    with pytest.raises(UserError, match="That 'q0' waits no more cannot be written"):
+    with pytest.raises(UserError, match="The removal of 'q0' from the queue cannot be written"):
         queue.leave(store, runs[0])
     assert runs[0].state() == "queued"
 
@@ -242,7 +242,7 @@ def test_what_the_memory_took_is_kept_whole_or_told(
     small(0)
     while not (said := calibration.record("T4", 100, 110)):  # the file's own last block
         pass
-    assert "is not kept for the next prediction" in said and "No space left" in said
+    assert "could not be saved for the next prediction" in said and "No space left" in said
     assert calibration.path().read_bytes().endswith(b"\n")
     assert calibration.correction("T4").at(100).factor == 1.1
 

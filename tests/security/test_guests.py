@@ -114,7 +114,7 @@ def test_a_guest_brings_no_accelerate_config(
 @pytest.mark.attack(CODE)
 @pytest.mark.slow
 def test_a_strangers_run_brings_none(tmp_path: Path, llama: Path, attacker: Listener, attempt: Attempts) -> None:
-    """A run folder from elsewhere names the config in itself, and says that it waits for the GPU."""
+    """A run folder from elsewhere names the config in itself, and says that it is waiting for the GPU."""
     store = RunStore(tmp_path / "adapters")
     run = store.create(make(TINY | {"base_model": str(llama), "name": "sent"}))
     manifest = json.loads((run.path / "run.json").read_text())

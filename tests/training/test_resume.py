@@ -137,7 +137,7 @@ def test_with_no_whole_checkpoint_there_is_a_sentence(run: Run) -> None:
     for path in checkpoints.newest_first(run.checkpoints):
         flipped(path / "adapter_model.safetensors")
     assert run.last_checkpoint() is not None, "sizes alone do not show it"
-    said = r"no checkpoint that is whole \(checkpoint-6 is damaged \(adapter_model\.safetensors .*checkpoint-4 is.*train again"
+    said = r"no intact checkpoint \(checkpoint-6 is damaged \(adapter_model\.safetensors .*checkpoint-4 is.*train again"
     with pytest.raises(UserError, match=said):
         launch.start(run, store_of(run), resume=True)
     with pytest.raises(UserError, match=said):
@@ -161,7 +161,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_rotted_one(run: Run) -> None
 def changed_rows(run: Run) -> str:
     file = Path(run.config().dataset)
     file.write_text("\n".join(file.read_text().splitlines()[::-1]) + "\n")
-    return "in its data 'rows.jsonl' has other content"
+    return "in its data 'rows.jsonl' has changed"
 
 
 def other_weights(run: Run) -> str:
@@ -170,7 +170,7 @@ def other_weights(run: Run) -> str:
     for place in range(4096, len(body) - 3, 64):
         body[place] ^= 1
     flip.write_bytes(body)
-    return "the base 'base' has other weights"
+    return "the base 'base' has different weights"
 
 
 def a_folder_in_its_place(run: Run) -> str:
@@ -247,7 +247,7 @@ def test_a_base_of_another_revision_is_told(run: Run, tmp_path: Path) -> None:
 def test_held_out_rows_of_other_data_are_not_measured(run: Run) -> None:
     changed_rows(run)
     said: list[str] = []
-    with pytest.raises(UserError, match=r"not known any more, for in its data 'rows\.jsonl' has other content"):
+    with pytest.raises(UserError, match=r"no longer known, because in its data 'rows\.jsonl' has changed"):
         evaluate.evaluate([run.path], None, job.Settings(rows=4, max_new_tokens=0), said.append)
     assert any("cannot be told from others" in text for text in said)
 

@@ -348,7 +348,7 @@ def test_the_preview_marks_what_is_learned(llama: Path) -> None:
     config = configs.resolve({"base_model": str(llama)}, preset="demo")
     *early, final = preview.steps(config)
     assert early and all("<mark title" not in body for body in early) and "Row 1" in early[0]
-    assert final.count("<mark title") == 3 and "301 rows" in final and "held-out rows of its own" in final
+    assert final.count("<mark title") == 3 and "301 rows" in final and "its own held-out rows" in final
     marked = final.split('<mark title="trained on">')[1].split("</mark>")[0]
     assert marked.startswith("{&quot;topic&quot;") and marked.endswith("&lt;|im_end|&gt;")
 

@@ -145,7 +145,7 @@ class BlindVoting:
         judged = {vote.prompt for contest, votes in known.items() for vote in votes if contest.by == HUMAN}
         fresh = [question for question, _ in pairs if question not in judged and question not in there]
         if not fresh:
-            sentence = "The data of the first adapter has no more held-out questions to offer"
+            sentence = "The first adapter's data has no more held-out questions"
             return {panel.status: html.faults([sentence])}
         return {panel.prompts: as_text([*there, *fresh[:EXAMPLES]]), panel.status: ""}
 
@@ -202,7 +202,7 @@ def _progress(session: BlindSession) -> str:
     elif not session.error:
         words.append(f"{session.status or 'Answers are being written'}…")
     if session.plan.aa and session.plan.decoding.greedy:
-        words.append("Decoding is greedy, so both answers are the same text: sample, to test your judgement")
+        words.append("Decoding is greedy, so both answers are the same text: turn on sampling to test your judgement")
     return html.hint(" · ".join(words)) + (html.faults([session.error]) if session.error else "")
 
 

@@ -58,7 +58,7 @@ class BlindPanel:
     def _draw_setup(self) -> None:
         self.prompts = gr.Textbox(
             label="Prompts to judge, one per line",
-            info="Separate longer ones by a line of ---. All are answered ahead, so judging does not wait.",
+            info="Separate longer ones with a line of ---. All are answered ahead, so judging never has to wait.",
             lines=4,
             max_lines=10,
             elem_id="blind-prompts",

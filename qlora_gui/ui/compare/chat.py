@@ -127,7 +127,7 @@ class Chat:
         updates = dict(zip(_lines(room), _written(room, question, []), strict=True))
         updates |= {bar.asked: question, bar.answered: None, bar.turn: given[bar.turn] + 1, bar.prompt: ""}
         others = room.client.is_busy
-        status = "The compare process answers another question first…" if others else "Asking the compare process…"
+        status = "The compare process is answering another question first…" if others else "Asking the compare process…"
         return updates | {bar.status: html.hint(status)} | self._mark_busy(True)
 
     @streams
@@ -181,7 +181,7 @@ class Chat:
             actions.warn(error)
             pairs = []
         if not pairs:
-            return {bar.status: html.faults(["The data of the first adapter has no held-out question to offer"])}
+            return {bar.status: html.faults(["The first adapter's data has no held-out question"])}
         question, answer = pairs[number % len(pairs)]
         reference = html.folded("The data's own answer to the held-out example", html.literal(answer))
         return {bar.prompt: question, bar.reference: reference, bar.nth: number + 1, bar.status: ""}
@@ -259,4 +259,8 @@ def _result(question: Question, proofs: list[dict[str, Any]], answers: list[Answ
 def busy(store: RunStore) -> str:
     """A warning while a run trains on the same machine."""
     live = next((run.id for run in store.all() if run.is_locked()), None)
-    return html.hint(f"The run {live} is training: answers are slow, and memory may not do for both.") if live else ""
+    return (
+        html.hint(f"The run {live} is training: answers will be slow, and memory may not be enough for both.")
+        if live
+        else ""
+    )

@@ -25,15 +25,17 @@ class LlmJudgePanel:
             gr.HTML(
                 html.hint(
                     "Off unless you use it. It sends the prompts and answers above to the endpoint you name, each pair in "
-                    "both orders; where the orders disagree it is a tie. Its votes are counted apart from yours. The key is "
-                    f"taken from {llm_judge.KEY} in the environment of this program, never from the page."
+                    "both orders; where the orders disagree it is a tie. Its votes are counted separately from yours. The key is "
+                    f"taken from {llm_judge.KEY} in this program's environment, never from the page."
                 )
             )
             with gr.Row(equal_height=False):
                 self.url = gr.Textbox(
                     label="OpenAI-compatible endpoint", placeholder="http://127.0.0.1:8000/v1", elem_id="llm-url"
                 )
-                self.model = gr.Textbox(label="Model", info="Not one of the compared ones.", elem_id="llm-model")
+                self.model = gr.Textbox(
+                    label="Model", info="Must not be one of the compared models.", elem_id="llm-model"
+                )
             self.ask = gr.Button("Let it judge", size="sm", elem_id="llm-ask")
             self.status = gr.HTML(elem_id="llm-told")
 
@@ -49,12 +51,12 @@ class LlmJudgePanel:
                 raise UserError(f"Only the judge that the owner named in {llm_judge.PIN} may be asked from this page.")
             waiting = len(llm_judge.unjudged(judge, votes))
             if not waiting:
-                yield html.hint("There is nothing to judge: vote first; what it has judged it keeps.")
+                yield html.hint("There is nothing to judge: vote first. Pairs already judged are kept.")
                 return
             yield html.hint(f"0 of {waiting} pairs judged…")
             for now in llm_judge.judge_votes(judge, votes, self.log.add):
                 yield html.hint(
-                    f"{now.done} of {now.total} pairs judged; both orders agreed at {now.agreed} ({now.agreement:.0%})"
+                    f"{now.done} of {now.total} pairs judged; both orders agreed on {now.agreed} ({now.agreement:.0%})"
                 )
         except UserError as error:
             yield html.faults([str(error)])

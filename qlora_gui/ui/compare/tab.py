@@ -47,7 +47,7 @@ class CompareTab:
         self.base = gr.Dropdown(
             [],
             label="Base",
-            info="Not where its adapters say? Type its hub id or folder.",
+            info="Not where its adapters say it is? Type its hub id or folder.",
             allow_custom_value=True,
             elem_id="base",
             scale=2,

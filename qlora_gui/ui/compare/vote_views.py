@@ -77,12 +77,12 @@ def _result(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote], wit
 def _agreement(contest: Contest, votes: Sequence[Vote], people: Sequence[Vote]) -> str:
     judged = llm_judge.Judged(len(votes), len(votes), sum(vote.orders_agree is True for vote in votes))
     sentence = (
-        f"Both orders gave the same at {judged.agreed} of {counted(judged.done, 'pair')} ({judged.agreement:.0%}); "
+        f"Both orders agreed on {judged.agreed} of {counted(judged.done, 'pair')} ({judged.agreement:.0%}); "
         "the others count as ties."
     )
     same, both = llm_judge.with_people(people, votes)
     if both:
-        sentence += f" Where it and people found one answer better, it chose theirs {same} of {both} times."
+        sentence += f" Where both it and people preferred one answer, it agreed with them {same} of {both} times."
     return html.hint(sentence)
 
 

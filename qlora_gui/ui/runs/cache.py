@@ -52,7 +52,7 @@ class DiskPanel:
     def ask(self) -> dict[Any, Any]:
         """Ask before anything is deleted."""
         size = amount(sum(entry.bytes for entry in cache.entries()))
-        text = f"Delete {size} of quantized bases? Each is made again the next time it is needed."
+        text = f"Delete {size} of cached quantized models? Each is made again the next time it is needed."
         return {self.confirm: gr.update(visible=True), self.question: html.note(text, bad=True)}
 
     def remove(self) -> dict[Any, Any]:
@@ -66,7 +66,7 @@ class DiskPanel:
 def listed(entries: list[cache.Entry]) -> str:
     """The kept bases as a table, with their sum and place."""
     if not entries:
-        return html.hint("No quantized base is kept: the first training or comparison of a base writes one.")
+        return html.hint("No cached models: the first training or comparison of a base writes one.")
     total = amount(sum(entry.bytes for entry in entries))
     where = f'<p class="hint">{total} in <code>{escape(str(cache.folder()))}</code></p>'
     return where + html.table(("base", "size"), [(entry.name, amount(entry.bytes)) for entry in entries], numbers=(1,))
@@ -75,13 +75,13 @@ def listed(entries: list[cache.Entry]) -> str:
 def uploaded(entries: list[uploads.Upload], removed: list[tuple[str, float]]) -> str:
     """The uploads as a table, what keeps each, and what was removed lately; "" where there never was one."""
     gone = ", ".join(f"{name} ({time.strftime('%Y-%m-%d', time.localtime(when))})" for name, when in removed)
-    body = html.hint(f"Uploads removed, for no run named them: {gone}.") if gone else ""
+    body = html.hint(f"Uploads removed, because no run named them: {gone}.") if gone else ""
     if not entries:
         return body
     total = amount(sum(upload.bytes for upload in entries))
     rule = (
-        f"an upload that no run names is removed {uploads.KEPT_DAYS} days after it came, or after {uploads.YOUNG_DAYS} where "
-        f"all of them take more than {amount(uploads.MOST_BYTES)}"
+        f"an upload that no run names is removed {uploads.KEPT_DAYS} days after it arrived, or after {uploads.YOUNG_DAYS} if "
+        f"together they take more than {amount(uploads.MOST_BYTES)}"
     )
     where = f'<p class="hint">Uploads: {total} in <code>{escape(str(uploads.folder()))}</code>; {rule}</p>'
     rows = [(upload.name, amount(upload.bytes), f"{upload.days:.0f} days", _users(upload)) for upload in entries]

@@ -70,7 +70,7 @@ def _effect(ends: Sequence[tuple[dict[str, Any], float]], name: str, varies: Seq
     label = form.label(name)
     if not all(isinstance(cell[name], (int, float)) and not isinstance(cell[name], bool) for cell, _ in ends):
         text = ", ".join(f"{value} {mean:.3f}" for value, mean in means.items())
-        return html.hint(f"Mean held-out loss at the end by {label.lower()}, all else alike: {text}.")
+        return html.hint(f"Mean held-out loss at the end by {label.lower()}, all else equal: {text}.")
     lines: dict[str, list[tuple[float, float]]] = {}
     for cell, loss in ends:
         others = sweep.words({knob: cell[knob] for knob in varies if knob != name})

@@ -22,7 +22,7 @@ class ResumeQuestion:
         self._store = store
         with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id=f"{prefix}-changed") as self.box:
             self.text = gr.HTML(elem_id=f"{prefix}-changed-what")
-            self.sure = gr.Button("Resume all the same", variant="stop", elem_id=f"{prefix}-resume-changed", **_SMALL)
+            self.sure = gr.Button("Resume anyway", variant="stop", elem_id=f"{prefix}-resume-changed", **_SMALL)
             self.keep = gr.Button("Leave it", elem_id=f"{prefix}-leave-changed", **_SMALL)
 
     def wire(self, button: gr.Button, which: Any, then: dict[str, Any], raw: Any) -> None:

@@ -174,7 +174,7 @@ class RunsTab:
         self.empty = gr.HTML(_EMPTY, elem_id="no-runs")
         self.find = gr.Textbox(
             label="Find runs",
-            info="Words of any column, like: qwen failed",
+            info="Words from any column, e.g. qwen failed",
             elem_id="runs-find",
             visible=False,
             max_lines=1,

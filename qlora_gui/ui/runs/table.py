@@ -58,7 +58,7 @@ def matching(summaries: Sequence[Summary], sought: str | None) -> list[Summary]:
 
 def _caption(summaries: Sequence[Summary], matching: int, most: int) -> str:
     """How many there are, how many of them are shown, and what a press does."""
-    how = "press a heading to sort, a row to choose it"
+    how = "click a heading to sort, a row to choose it"
     unread = sum(not summary.read for summary in summaries)
     still = f"; {unread:,} are still being read" if unread else ""
     if matching == len(summaries) <= most:

@@ -44,7 +44,7 @@ class CheckPanel:
         """Check the machine; yields the lines so far."""
         yield {
             self.press: gr.update(value="Checking…", interactive=False),
-            self.report: html.hint("The first lines come at once."),
+            self.report: html.hint("The first lines appear right away."),
         }
         began, so_far = time.monotonic(), []
         try:

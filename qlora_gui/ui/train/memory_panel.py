@@ -24,9 +24,9 @@ from qlora_gui.ui.train import form
 _HERE = "this one"
 _TO_PANEL = "() => { document.getElementById('fit')?.scrollIntoView({behavior: 'smooth'}); }"
 _OPENINGS = 2
-_ROUGH = "A rough estimate: its formula does not know this kind of base."
-_SIMULATING = f"{_ROUGH} Simulating a step, which takes some seconds."
-_SIMULATED = "From a simulated step, since the formula does not know this kind of base; not a measurement."
+_ROUGH = "A rough estimate: the formula does not cover this kind of base."
+_SIMULATING = f"{_ROUGH} Simulating a step, which takes a few seconds."
+_SIMULATED = "From a simulated step, because the formula does not cover this kind of base; not a measurement."
 
 
 class BriefVerdict:
@@ -197,7 +197,7 @@ class MemoryPanel:
 def _time(config: RunConfig, shape: Shape, planned: MemoryPlan) -> str:
     """How long the run takes, where the check has measured this device."""
     takes = run_time.estimate(config, shape, planned)
-    return html.hint(f"{takes}. An estimate, from this device's speed as the check measured it." if takes else "")
+    return html.hint(f"{takes}. An estimate, from this device's speed as measured by the check." if takes else "")
 
 
 def _trains(store: RunStore) -> bool:
@@ -207,7 +207,7 @@ def _trains(store: RunStore) -> bool:
 def _doubts(config: RunConfig) -> str:
     """What is wrong with this machine's GPU, what does not work on it, or that nobody knows yet."""
     if not hardware.settled():
-        return html.hint("Torch is being asked which devices it sees; until then this is what nvidia-smi lists.")
+        return html.hint("Asking torch which devices it sees; until it answers, this is what nvidia-smi lists.")
     if config.gpu == gpus.CPU:
         return ""
     trouble, remark = hardware.trouble(), hardware.remark()

@@ -80,7 +80,7 @@ def marked(answer: dict[str, Any], config: RunConfig) -> str:
     if answer["too_long"]:
         body += html.note(row_preview.too_long(answer))
     body += html.hint(" · ".join(row_stats.sentences(answer["facts"])))
-    body += '<p class="hint"><mark>Marked</mark> is what the adapter learns to write.</p>'
+    body += '<p class="hint"><mark>Highlighted</mark>: what the adapter learns to write.</p>'
     for row in answer["rows"]:
         if row.get("dropped"):
             body += html.marked_row(f"Row {row['row']} · dropped", [(row["dropped"], False)])

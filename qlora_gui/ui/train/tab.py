@@ -167,7 +167,7 @@ class TrainTab:
         if config is None or not faults.keys().isdisjoint({"base_model", "dataset"}):
             asked.ask()
             sentences = [form.sentence(fault) for name, fault in faults.items() if name in configs.marked("rows")]
-            note = html.note("The first rows are shown here when the form is right.", *sentences, bad=True)
+            note = html.note("The first rows appear here once the form is valid.", *sentences, bad=True)
             yield {self.rows: note, **_at_field(self.fields, {}, None)}
             return
         key = config.model_dump_json(include=set(configs.marked("rows")) | {"eval_fraction"})
@@ -261,7 +261,7 @@ def _keep(upload: str) -> Any:
     part = kept.with_name(kept.name + ".part")
     try:
         if shutil.disk_usage(kept.parent).free < source.stat().st_size + _KEEP_FREE:
-            actions.warn(f"The file is not kept, for the disk of '{kept.parent}' is nearly full: free some space.")
+            actions.warn(f"The file was not kept, because the disk of '{kept.parent}' is nearly full: free some space.")
             return gr.skip()
         if not kept.is_file():
             shutil.copyfile(source, part)
