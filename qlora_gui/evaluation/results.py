@@ -28,7 +28,7 @@ Known = Annotated[T | None, WrapValidator(_or_missing)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Sides(_Part):

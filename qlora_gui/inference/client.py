@@ -116,6 +116,7 @@ class CompareClient:
         ages = [_age(folder) for folder in load.adapters]
         with self._turn:
             try:
+                self._read_unread()
                 if not self.is_loaded or (self._load, self._ages) != (load, ages):
                     yield from self._loading(load)
                     self._ages = ages
@@ -151,6 +152,7 @@ class CompareClient:
 
     def _asked(self, request: protocol.Ask | protocol.Evaluate) -> Iterator[Event]:
         with self._turn:
+            self._read_unread()
             if not self.is_loaded and self._load:
                 for _ in self._loading(self._load):
                     pass
@@ -175,7 +177,6 @@ class CompareClient:
         child, finished = self._child, False
         last: type[protocol.Loaded | protocol.Done] = protocol.Loaded if isinstance(request, Load) else protocol.Done
         try:
-            self._read_unread()
             self._send(request)
             for event in self._events():
                 finished = isinstance(event, last | protocol.Error)
@@ -203,10 +204,11 @@ class CompareClient:
             return
 
     def _read_unread(self) -> None:
-        """Read the rest of what a reader has left, so that the next question starts clean."""
+        """Read the rest of what a reader has left, so that the next question starts clean; a worker that died meanwhile
+        is closed, so that it is started anew."""
         last, self._unread = self._unread, None
-        if last is not None:
-            next((event for event in self._events() if isinstance(event, last | protocol.Error)), None)
+        if last is not None and not any(isinstance(event, last | protocol.Error) for event in self._events()):
+            self.close()
 
     def _start(self) -> None:
         self.close()

@@ -55,7 +55,7 @@ def _ended(experiment: Experiment) -> list[Block]:
     parts += [Paragraph(remark, "Not all events.") for remark in not_all(experiment.history)]
     if message := experiment.ending.message:
         parts.append(Paragraph(shortened(message, experiment), "Its last message."))
-    if experiment.oom_report is not None:
+    if experiment.oom_report:
         parts += _out_of_memory(experiment.oom_report)
     elif experiment.went_wrong and experiment.last_words:
         parts += [Paragraph("", "The end of its log:"), Verbatim(cut(experiment.last_words, _LONGEST))]

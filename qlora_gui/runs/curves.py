@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_POINTS = 160
+_LEAST_SPAN = 1e-300  # less is no span: a step between ticks of it would be zero
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> li
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers, about `count` of them, that enclose low and high."""
-    if high <= low:
+    if high - low <= _LEAST_SPAN:
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
     step = 10 ** math.floor(math.log10((high - low) / count))

@@ -92,7 +92,7 @@ class FittedKnobs(TypedDict):
 
     batch_size: NotRequired[Whole]
     gradient_accumulation: NotRequired[Whole]
-    gradient_checkpointing: NotRequired[Word]
+    gradient_checkpointing: NotRequired[Word | bool]  # a boolean as RunConfig takes it, too
 
 
 class Change(TypedDict):

@@ -415,6 +415,18 @@ def test_a_killed_worker_is_a_sentence_and_comes_back(
     assert list(client.answer([chat("Hi")] * 2, GREEDY))[-1] == protocol.Done()
 
 
+def test_a_worker_that_dies_after_its_reader_left_is_started_anew(
+    client: CompareClient, bloom: Path, bloom_runs: dict[str, Run]
+) -> None:
+    client.columns(str(bloom), "", [bloom_runs["all"].path])
+    answers = client.answer([chat("Hi")] * 2, Decoding(temperature=5, top_p=1, max_new_tokens=4000))
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert client.pid
+    os.kill(client.pid, signal.SIGKILL)
+    assert list(client.answer([chat("Hi")] * 2, GREEDY))[-1] == protocol.Done()
+
+
 def test_errors_in_the_worker_are_sentences_and_it_lives_on(
     client: CompareClient, bloom: Path, llama: Path, tmp_path: Path
 ) -> None:

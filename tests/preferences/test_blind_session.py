@@ -239,7 +239,9 @@ def test_only_votes_on_the_shown_columns_are_counted_and_each_judge_apart() -> N
     said = vote_views.results([*votes, *others], ["base", "otter"])
     assert said.count("<section") == 3
     assert "otter is preferred" in said and "12-0" in said and "A/A: the base against itself" in said
-    assert "votes of big" in said and "Both orders agreed on 1 of 1 pair" in said and "it agreed with them 0 of 1" in said
+    assert (
+        "votes of big" in said and "Both orders agreed on 1 of 1 pair" in said and "it agreed with them 0 of 1" in said
+    )
     assert said.index("votes of people") < said.index("votes of big")
     three = vote_views.results([*votes, *others], ["base", "lynx", "otter"])
     assert "strength (log-odds)" in three

@@ -1,6 +1,7 @@
 """The report says what the folders hold and no more, and nothing in them comes out as anything but text."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -626,6 +627,27 @@ def test_a_chart_of_one_point_or_none() -> None:
     flat = chart.line_chart("Loss", [Series("a", [(0, 2.0), (5, 2.0)])])
     assert "nan" not in flat and "inf" not in flat
     assert markdown.render([]) == "\n"
+
+
+@pytest.mark.parametrize(
+    "points", [[(20_000, 1.0)], [(2**53 - 1, 1.0)], [(9e5, 1.0), (9e5, 2.0)], [(1, 5e-324), (2, 0.0)], [(1, 1e40)]]
+)
+def test_a_chart_of_far_steps_and_of_next_to_no_span(points: list[tuple[float, float]]) -> None:
+    drawn = chart.line_chart("Loss", [Series("a", points)])
+    assert "<svg" in drawn and "nan" not in drawn and "inf" not in drawn
+
+
+def test_numbers_that_are_none_end_no_report(store: RunStore) -> None:
+    made = Made(store, "odd").trained().evaluated()
+    file = made.run.path / "evaluation.json"
+    content = json.loads(file.read_text())
+    for odd in (math.nan, math.inf):
+        file.write_text(
+            json.dumps(content | {"texts": {side: {"answers": odd, "rep4": 0.1} for side in ("base", "adapter")}})
+        )
+        assert "odd" in in_markdown(store)
+    file.write_text(json.dumps(content | {"loss": content["loss"] | {"base": math.nan}}))
+    assert job.result(made.run) is None
 
 
 # --- the command and the tab ---

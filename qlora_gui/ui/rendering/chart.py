@@ -22,7 +22,8 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
     xs = [x for _, line in shown for x, _ in line.points]
     ys = [y for _, line in shown for _, y in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 4)
-    left, right = min(xs), max(max(xs), min(xs) + 1e-12)
+    left = min(xs)
+    right = max(xs) if max(xs) > left else left + max(abs(left), 1.0)
     low, high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
