@@ -31,7 +31,7 @@ def died_of_memory(site: Site, base: Path, name: str) -> Run:
     run = site.store.create(configs.make(TINY | {"base_model": str(base), "name": name, "batch_size": 4}))
     events = EventLog(run.events_file)
     events.append("started")
-    fitted = {"batch_size": 2, "gradient_accumulation": 2, "dropout": 0.0}
+    fitted = {"batch_size": 2, "gradient_accumulation": 2, "gradient_checkpointing": "all"}
     events.append("fit", text="Micro-batch 4 did not fit: it is 2 with accumulation 2 now.", knobs=fitted)
     changes = [
         {"knobs": {"rank": 8}, "text": "Rank 8: -0.1 GB", "saves": GB // 10, "fits": False},
@@ -141,7 +141,7 @@ def test_a_run_that_died_of_memory_says_why_and_is_retried(
     assert wait_until_ended(new) == "finished"
     config = new.config()
     assert (config.batch_size, config.gradient_accumulation, config.name) == (1, 4, "")
-    assert config.dropout == 0.0  # what the preflight had changed stays
+    assert config.gradient_checkpointing == "all"  # what the preflight had changed stays
     page.locator("#close").click()
     expect(page.locator("#fit-body .fit-verdict")).to_be_visible()
 
