@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+from qlora_gui import formatting
 from qlora_gui.diagnostics.evidence import Seen
 
+number = partial(formatting.number, digits=3)  # which is enough in a sentence
 Level = Literal["bad", "warn", "note"]
 LEVELS: tuple[Level, ...] = ("bad", "warn", "note")
 
@@ -43,8 +46,3 @@ def examine(seen: Seen, checks: Iterable[Check]) -> list[Finding]:
     """What the checks find, worst first and then in their order."""
     findings = [finding for check in checks if (finding := check(seen)) is not None]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
-
-
-def number(value: float) -> str:
-    """0.0002 -> "0.0002", 0.00005 -> "5e-5", 16.0 -> "16"."""
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
