@@ -60,8 +60,9 @@ def make_adapter(base: Path, folder: Path, seed: int) -> Path:
 
 def ours(columns: Columns, rows: list[int], prompt: str) -> Timed:
     """Rows of one batch, as the Compare tab asks for them."""
-    assert columns.base and columns.rows
-    row_adapters, base = columns.rows, replace(columns.base, eos=frozenset({columns.base.model.config.vocab_size - 1}))
+    assert columns.base and columns.multi_lora
+    multi_lora = columns.multi_lora
+    base = replace(columns.base, eos=frozenset({columns.base.model.config.vocab_size - 1}))
     decoding = Decoding(greedy=True, max_new_tokens=NEW_TOKENS)
 
     def run() -> tuple[float, float]:
@@ -74,7 +75,7 @@ def ours(columns: Columns, rows: list[int], prompt: str) -> Timed:
                 first.append(time.perf_counter())
 
         began = time.perf_counter()
-        with row_adapters.activate(rows):
+        with multi_lora.activate(rows):
             generate.answer(base, [Text(prompt)] * len(rows), [[]] * len(rows), decoding, emit)
         seconds = time.perf_counter() - began
         assert [end.tokens for end in ends] == [NEW_TOKENS] * len(rows), "a row ended early"

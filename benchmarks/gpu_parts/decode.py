@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from gpu_parts import bases, steps
 from qlora_gui.config import make
 from qlora_gui.inference.adapter_file import Adapter, Lora
-from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.models import attention
 
 COLUMNS = {"base": [BASE], "one adapter": [0], "base and two adapters": [BASE, 0, 1]}
@@ -33,12 +33,12 @@ def run(dry: bool) -> Iterator[dict[str, Any]]:
         model = bases.random_base(raw, config, steps.device()).eval()
         if model.device.type != "cpu":
             attention.install(model, "auto")  # as `compare.clean_base` does
-        row_adapters = RowAdapters(model, [_adapter(model, config.rank, seed) for seed in (1, 2)])
+        multi_lora = MultiLora(model, [_adapter(model, config.rank, seed) for seed in (1, 2)])
         read = _read_for_a_token(model)
         ids = torch.randint(10, raw["vocab_size"], (1, prompt), device=model.device)
         for repeat in range(1 if dry else 4):
             for columns, rows in list(COLUMNS.items())[:: 1 if repeat % 2 == 0 else -1]:
-                with row_adapters.activate(rows):
+                with multi_lora.activate(rows):
                     seconds = _answer(model, ids.expand(len(rows), -1), new)
                 yield {"base": name, "columns": columns, "rows": len(rows), "repeat": repeat} | {
                     "tokens_per_second": new / seconds,

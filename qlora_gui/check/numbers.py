@@ -193,14 +193,14 @@ def choice_apart(columns: Columns, column: int, tokens: list[int], own: list[int
     """
     if tokens == own:
         return 0.0
-    assert columns.base is not None and columns.rows is not None
+    assert columns.base is not None and columns.multi_lora is not None
     adapter = columns.adapters[column - 1] if column else None
     prompt = columns.chat(adapter).prompt(QUESTION).ids(columns.base.tokenizer)
     model = columns.base.model
     place = next((place for place, (a, b) in enumerate(zip(tokens, own, strict=False)) if a != b), None)
     if place is None:
         return float("inf")
-    with torch.no_grad(), columns.rows.activate([column - 1]):
+    with torch.no_grad(), columns.multi_lora.activate([column - 1]):
         logits = model(input_ids=torch.tensor([prompt + own[:place]], device=model.device)).logits[0, -1].float()
     return float((logits.max() - logits[tokens[place]]) / logits.abs().max())
 

@@ -13,7 +13,7 @@ from qlora_gui.errors import UserError, first_line
 from qlora_gui.inference import base_match, clean_base, generate, protocol, regex_limits, selftest
 from qlora_gui.inference.adapter_file import Adapter, for_text, read
 from qlora_gui.inference.clean_base import CleanBase, Key
-from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.models import chats, text_part
 from qlora_gui.models import device as devices
@@ -28,7 +28,7 @@ class Columns:
         self.key: Key | None = None
         self.base: CleanBase | None = None
         self.adapters: list[Adapter] = []
-        self.rows: RowAdapters | None = None
+        self.multi_lora: MultiLora | None = None
         self._chats: dict[tuple[str, bool | None, bool], Chat] = {}
 
     def load(self, key: Key, folders: Sequence[Path], say: Say, chosen: bool = False) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ class Columns:
         `chosen` says that a person named the base, so that it may differ from the base that the adapters name.
         Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
         """
-        self.adapters, self.rows = [], None
+        self.adapters, self.multi_lora = [], None
         if len(folders) > MAX_ADAPTERS:
             raise UserError(f"{len(folders)} adapters are too many to compare at once: choose {MAX_ADAPTERS} at most.")
         adapters = [read(folder) for folder in folders]  # before the base: reading is quick, and may refuse
@@ -51,13 +51,13 @@ class Columns:
         left_off = text_part.left_off(self.base.model)
         adapters = [for_text(adapter, left_off) for adapter in adapters]
         self._check_patterns(adapters)
-        rows = RowAdapters(self.base.model, adapters)
+        multi_lora = MultiLora(self.base.model, adapters)
         tested = []
         for number, adapter in enumerate(adapters):
             say(f"Testing {adapter.name} against PEFT")
             trained_on = {"trained_on": names[number]} if names[number] else {}
-            tested.append({"self_test": self._test(rows, number, adapter)} | trained_on)
-        self.adapters, self.rows = adapters, rows
+            tested.append({"self_test": self._test(multi_lora, number, adapter)} | trained_on)
+        self.adapters, self.multi_lora = adapters, multi_lora
         own = [self._proof(adapter) | test for adapter, test in zip(adapters, tested, strict=True)]
         return [self._proof(None), *own]
 
@@ -74,16 +74,16 @@ class Columns:
             regex_limits.check(adapter.name, adapter.config, modules)
             regex_limits.check_memory(adapter.name, adapter.config, linears)
 
-    def _test(self, rows: RowAdapters, number: int, adapter: Adapter) -> str:
+    def _test(self, multi_lora: MultiLora, number: int, adapter: Adapter) -> str:
         assert self.base is not None
         try:
-            result = selftest.run(self.base, rows, number, adapter)
+            result = selftest.run(self.base, multi_lora, number, adapter)
         except UserError:
             raise
         except Exception:
             self.base = self.key = None  # whether it is still clean is not known: load it anew
             raise
-        if reason := rows.apart.get(number):
+        if reason := multi_lora.apart.get(number):
             return f"computed by PEFT in a lane of its own, as {reason}; the adapter moves the logits by {result.effect:.1e}"
         return (
             f"equals PEFT's logits within {result.difference:.1e} of the largest; "
@@ -99,7 +99,7 @@ class Columns:
         tools: Sequence[Any] | None = None,
     ) -> None:
         """Answer one conversation per column, all in one batch; `tools` are those that all may call. Raises UserError."""
-        if self.base is None or self.rows is None:
+        if self.base is None or self.multi_lora is None:
             raise UserError("No base is loaded: choose one first.")
         if len(conversations) != len(self.adapters) + 1:
             raise UserError(f"There are {len(self.adapters) + 1} columns but {len(conversations)} conversations.")
@@ -110,7 +110,7 @@ class Columns:
         stops = [chat.stops for chat in asked]
         base = replace(self.base, eos=frozenset().union(*(chat.ends for chat in asked)))
         try:
-            batches = self.rows.batches([BASE, *range(len(self.adapters))])
+            batches = self.multi_lora.batches([BASE, *range(len(self.adapters))])
             columns = [[adapter + 1 for adapter in batch] for batch in batches]  # column 0 is the base
             generate.answer(base, prompts, stops, decoding, emit, cancelled, self._activate, columns)
         except (RuntimeError, MemoryError) as error:
@@ -122,8 +122,8 @@ class Columns:
 
     def _activate(self, columns: Sequence[int]) -> AbstractContextManager[None]:
         """Within this context, row i of every batch is column columns[i]; 0 is the base."""
-        assert self.rows is not None
-        return self.rows.activate([column - 1 for column in columns])
+        assert self.multi_lora is not None
+        return self.multi_lora.activate([column - 1 for column in columns])
 
     def chat(self, adapter: Adapter | None, decoding: Decoding | None = None) -> Chat:
         """The chat of a column: an adapter's own template and thinking, or the base's, which thinks as the adapters do."""

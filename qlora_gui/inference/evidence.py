@@ -22,8 +22,8 @@ Emit = Callable[[protocol.Event], None]
 
 def evaluate(columns: Columns, request: protocol.Evaluate, emit: Emit, cancelled: Callable[[], bool]) -> None:
     """Measure what the request asks for: emits `Facts`, `Rows`, then `Measured`, `Foreign` and `General`. Raises UserError."""
-    base, rows = columns.base, columns.rows
-    if base is None or rows is None:
+    base, multi_lora = columns.base, columns.multi_lora
+    if base is None or multi_lora is None:
         raise UserError("No base is loaded: choose one first.")
     count = len(columns.adapters) + 1
     emit(protocol.Facts([facts(columns, adapter) for adapter in columns.adapters]))
@@ -51,15 +51,15 @@ def evaluate(columns: Columns, request: protocol.Evaluate, emit: Emit, cancelled
     chatting = all("messages" in example for example in request.examples)
     task = score.Task(request.max_new_tokens if chatting else 0, chat.stops)
     measured = replace(base, eos=chat.ends)
-    score.rows(measured, rows, count, encoded, task, emit, cancelled)
+    score.rows(measured, multi_lora, count, encoded, task, emit, cancelled)
 
     def as_foreign(measured: protocol.Measured) -> None:
         row = foreign[measured.number]
         emit(protocol.Foreign(row.row, row.supervised, measured.loss))
 
-    score.rows(measured, rows, count, foreign, score.Task(0), as_foreign, cancelled)
+    score.rows(measured, multi_lora, count, foreign, score.Task(0), as_foreign, cancelled)
     if request.general:
-        emit(score.text_loss(base, rows, count, request.general))
+        emit(score.text_loss(base, multi_lora, count, request.general))
 
 
 def _chat(columns: Columns, control: bool) -> Chat:

@@ -16,7 +16,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference import model_probe, protocol
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.model_probe import Reading
-from qlora_gui.inference.multi_lora import RowAdapters
+from qlora_gui.inference.multi_lora import MultiLora
 from qlora_gui.inference.sampling import Decoding
 
 _LEAVE_AT = 0.75  # the batch is made smaller when no more than this share of its rows goes on
@@ -253,7 +253,7 @@ def _check_room(config: Any, prompt: int, new: int) -> None:
 @torch.no_grad()
 def greedy(
     model: Any,
-    adapters: RowAdapters,
+    adapters: MultiLora,
     start: Started,
     rows: Rows,
     max_new_tokens: int,

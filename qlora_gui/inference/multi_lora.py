@@ -1,4 +1,4 @@
-"""Row adapters: a clean base answers a batch in which each row has its own active adapter.
+"""A clean base answers a batch in which each row has its own active adapter.
 
 One forward hook per module adds, for each row, that row's LoRA product and the difference of its trained bias to the
 base's. Nothing of the base is changed, rows of the base are not touched, and leaving the context removes every hook.
@@ -38,7 +38,7 @@ class _Stack:
         return _Stack(*(None if part is None else part[adapters] for part in (self.a, self.b, self.bias)))
 
 
-class RowAdapters:
+class MultiLora:
     """Adapters of one base, ready to be activated row by row.
 
     `apart` are those that cannot share a batch, by number, and why; they are activated through their `lanes`, which the

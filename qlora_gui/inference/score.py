@@ -16,7 +16,7 @@ import torch
 from qlora_gui.data.tokenization import IGNORED, Encoded
 from qlora_gui.inference import generate, model_probe, protocol
 from qlora_gui.inference.clean_base import CleanBase
-from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.protocol import Answer
 from qlora_gui.models import chunked_loss
 from qlora_gui.models import device as devices
@@ -52,7 +52,7 @@ class _Batch:
 @torch.no_grad()
 def rows(
     base: CleanBase,
-    adapters: RowAdapters,
+    adapters: MultiLora,
     columns: int,
     examples: Sequence[Encoded],
     task: Task,
@@ -77,7 +77,7 @@ class _Asked:
     """What is asked of which columns: `groups` of adapters share a batch; `plain` where logits are head(state)."""
 
     base: CleanBase
-    adapters: RowAdapters
+    adapters: MultiLora
     groups: list[list[int]]
     task: Task
     plain: bool
@@ -236,7 +236,7 @@ def _losses(
 
 def _go_on(
     base: CleanBase,
-    adapters: RowAdapters,
+    adapters: MultiLora,
     batch: _Batch,
     ids: torch.Tensor,
     mask: torch.Tensor,
@@ -256,7 +256,7 @@ def _go_on(
 
 def _read_anew(
     base: CleanBase,
-    adapters: RowAdapters,
+    adapters: MultiLora,
     prompts: Sequence[list[int]],
     active: list[int],
     task: Task,
@@ -290,7 +290,7 @@ def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None
 
 
 @torch.no_grad()
-def text_loss(base: CleanBase, adapters: RowAdapters, columns: int, text: str, window: int = 256) -> protocol.General:
+def text_loss(base: CleanBase, adapters: MultiLora, columns: int, text: str, window: int = 256) -> protocol.General:
     """The mean loss of a text without any template, in pieces of so many tokens."""
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = [ids[first : first + window] for first in range(0, len(ids), window)]

@@ -1,4 +1,4 @@
-"""Whether a row adapter computes what PEFT computes: one short row, tested at load, reported in the column's proof."""
+"""Whether an active adapter computes what PEFT computes: one short row, tested at load, reported in the column's proof."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from qlora_gui.errors import UserError, first_line
 from qlora_gui.inference import model_probe
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.clean_base import CleanBase
-from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.peft_lane import Lane
 from qlora_gui.models import chunked_loss
 from qlora_gui.models import device as devices
@@ -30,16 +30,16 @@ class Result:
 
 
 @torch.no_grad()
-def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Result:
-    """Compare one row adapter with PEFT, on its row and on a row of the base in one batch.
+def run(base: CleanBase, multi_lora: MultiLora, number: int, adapter: Adapter) -> Result:
+    """Compare one active adapter with PEFT, on its row and on a row of the base in one batch.
 
     An adapter that cannot share a batch gets PEFT's own form as its lane instead. Raises UserError beyond rounding, or
     when PEFT cannot load the adapter. PEFT's wrapper is on the base for one forward pass only; afterwards the base is checked
     to be the same to the bit, with a RuntimeError where it is not.
     """
     ids = torch.tensor([base.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]], device=base.model.device)
-    ids = torch.cat([ids, ids.flip(1)])
-    before = base.model(input_ids=ids).logits
+    ids = torch.cat([ids, ids.flip(1)])  # [2, tokens]
+    before = base.model(input_ids=ids).logits  # [2, tokens, vocabulary], as all below
     theirs = before
     failure: Exception | None = None
     try:
@@ -50,7 +50,7 @@ def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Re
         failure = error
     if not _unchanged(base, ids, before):
         raise RuntimeError(f"the base changed while the adapter '{adapter.name}' was tested") from failure
-    reason = rows.apart.get(number)
+    reason = multi_lora.apart.get(number)
     if failure is not None and devices.ran_out(failure):
         raise failure
     if failure is not None:
@@ -61,9 +61,9 @@ def run(base: CleanBase, rows: RowAdapters, number: int, adapter: Adapter) -> Re
     largest = theirs.abs().max().clamp_min(1e-6)
     effect = float((theirs - before)[1].abs().max() / largest)
     if reason:
-        rows.lanes[number] = lane
+        multi_lora.lanes[number] = lane
         return Result(0.0, effect)
-    with rows.activate([BASE, number]):
+    with multi_lora.activate([BASE, number]):
         ours = base.model(input_ids=ids).logits
     result = Result(float((ours - torch.stack([before[0], theirs[1]])).abs().max() / largest), effect)
     if not result.difference <= tolerance(theirs.dtype, base.model.config.get_text_config().num_hidden_layers):

@@ -50,10 +50,10 @@ def encoded(columns: Columns) -> list[tokenization.Encoded]:
 
 @pytest.fixture(scope="module")
 def measured(columns: Columns, encoded: list[tokenization.Encoded]) -> dict[int, protocol.Measured]:
-    assert columns.base and columns.rows
+    assert columns.base and columns.multi_lora
     found: dict[int, protocol.Measured] = {}
     task = score.Task(16, columns.chat(None).stops)
-    score.rows(columns.base, columns.rows, 4, encoded, task, lambda row: found.update({row.number: row}))
+    score.rows(columns.base, columns.multi_lora, 4, encoded, task, lambda row: found.update({row.number: row}))
     assert sorted(found) == list(range(ROWS))
     return found
 
@@ -64,7 +64,7 @@ def test_a_batch_that_memory_is_too_short_for_is_read_in_halves(
     measured: dict[int, protocol.Measured],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert columns.base and columns.rows
+    assert columns.base and columns.multi_lora
     read, sizes = score._Asked.read, []
 
     def short(self: score._Asked, batch: score._Batch, *rest: Any) -> Any:
@@ -76,14 +76,14 @@ def test_a_batch_that_memory_is_too_short_for_is_read_in_halves(
     monkeypatch.setattr(score._Asked, "read", short)
     found: dict[int, protocol.Measured] = {}
     task = score.Task(0)
-    score.rows(columns.base, columns.rows, 4, encoded, task, lambda row: found.update({row.number: row}))
+    score.rows(columns.base, columns.multi_lora, 4, encoded, task, lambda row: found.update({row.number: row}))
     assert sizes == [7, 3, 3, 1] and sorted(found) == list(range(ROWS))
     for number, row in found.items():
         assert row.loss == pytest.approx(measured[number].loss, rel=1e-4)
     monkeypatch.setattr(score, "MOST_PROMPTS", 1)
     monkeypatch.setattr(score._Asked, "read", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("short")))
     with pytest.raises(torch.OutOfMemoryError):
-        score.rows(columns.base, columns.rows, 4, encoded, task, print)
+        score.rows(columns.base, columns.multi_lora, 4, encoded, task, print)
 
 
 @torch.no_grad()
@@ -129,18 +129,18 @@ def test_answers_are_those_of_compare(columns: Columns, measured: dict[int, prot
 
 def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: list[tokenization.Encoded]) -> None:
     """With an end mark that comes soon for some rows, every answer is the beginning of what it is without one."""
-    assert columns.base and columns.rows
+    assert columns.base and columns.multi_lora
     base = columns.base
     ids = torch.tensor([row.input_ids[:20] for row in encoded])
     active = [BASE, BASE, 0, 0, 1, 2, 2]
 
     def run(eos: set[int]) -> list[list[int]]:
         rows = generate.Rows(base.tokenizer, [[]] * len(active), eos, lambda event: None)
-        with columns.rows.activate(active) if columns.rows else None:  # type: ignore[union-attr]
+        with columns.multi_lora.activate(active) if columns.multi_lora else None:  # type: ignore[union-attr]
             out = base.model(input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1]), use_cache=True)
         start = generate.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(active))
-        assert columns.rows
-        generate.greedy(base.model, columns.rows, start, rows, 24, lambda: False)
+        assert columns.multi_lora
+        generate.greedy(base.model, columns.multi_lora, start, rows, 24, lambda: False)
         return [row.ids for row in rows.rows]
 
     whole = run(set())
@@ -153,13 +153,13 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
 
 def test_rows_side_by_side_equal_rows_one_by_one(columns: Columns, encoded: list[tokenization.Encoded]) -> None:
     """Blocks of rows of one adapter, of equal and of unequal length, around rows of the base."""
-    assert columns.base and columns.rows
+    assert columns.base and columns.multi_lora
     ids = torch.tensor([row.input_ids[:24] for row in encoded])
     for active in ([0, 0, 0, 1, 1, 1, BASE], [BASE, 2, 2, BASE, 0, 1, 1], [2, 1, 0, BASE, 0, 1, 2]):
-        with torch.no_grad(), columns.rows.activate(active):
+        with torch.no_grad(), columns.multi_lora.activate(active):
             mixed = columns.base.model(input_ids=ids).logits
         for place, adapter in enumerate(active):
-            with torch.no_grad(), columns.rows.activate([adapter]):
+            with torch.no_grad(), columns.multi_lora.activate([adapter]):
                 alone = columns.base.model(input_ids=ids[place : place + 1]).logits[0]
             assert torch.allclose(mixed[place], alone, rtol=1e-4, atol=1e-4)
 

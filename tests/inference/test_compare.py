@@ -1,4 +1,4 @@
-"""Row adapters on a clean base: every column's text is that of a model loaded freshly and alone."""
+"""Adapters active on the rows of a clean base: every column's text is that of a model loaded freshly and alone."""
 
 import json
 import os
@@ -91,12 +91,12 @@ def test_every_column_says_what_its_fresh_model_says(
 def test_mixed_logits_equal_clean_ones_and_the_base_stays_clean(bloom: Path, bloom_runs: dict[str, Run]) -> None:
     columns = Columns()
     columns.load((str(bloom), "", "nf4", True), [run.path for run in bloom_runs.values()], lambda text: None)
-    assert columns.base and columns.rows
+    assert columns.base and columns.multi_lora
     model = columns.base.model
     before = {name: part.clone() for name, part in model.state_dict().items()}
     ids = columns.base.tokenizer("Where is my parcel?", return_tensors="pt").input_ids
     clean = [fresh(bloom, path)(input_ids=ids).logits for path in (None, *(run.path for run in bloom_runs.values()))]
-    with columns.rows.activate([BASE, 0, 1, 2]):
+    with columns.multi_lora.activate([BASE, 0, 1, 2]):
         mixed = model(input_ids=ids.expand(4, -1)).logits
     for row, alone in zip(mixed, clean, strict=True):
         assert (row - alone[0]).abs().max() <= 1e-5 * alone.abs().max()
@@ -113,8 +113,8 @@ def test_rows_read_the_adapters_where_they_lie(bloom: Path, bloom_runs: dict[str
     ]
     columns = Columns()
     columns.load((str(bloom), "", "nf4", True), [run.path for run in bloom_runs.values()], lambda text: None)
-    assert columns.rows
-    for stack in columns.rows.stacks.values():
+    assert columns.multi_lora
+    for stack in columns.multi_lora.stacks.values():
         some = stack.select(slice(1, 3))
         for whole, part in ((stack.a, some.a), (stack.b, some.b), (stack.bias, some.bias)):
             assert (whole is None) == (part is None)

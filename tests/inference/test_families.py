@@ -55,7 +55,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def check_evaluation(case: Case) -> None:
     """Losses, drift and answers of rows of very different lengths, each against its plain model."""
-    base, rows = case.columns.base, case.columns.rows
+    base, rows = case.columns.base, case.columns.multi_lora
     assert base and rows
     encoded, _ = tokenization.encode_all(EXAMPLES, Chat(case.tokenizer), 256)
     assert min(len(row.input_ids) for row in encoded) < WINDOW < max(len(row.input_ids) for row in encoded) - 20

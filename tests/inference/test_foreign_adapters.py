@@ -138,7 +138,7 @@ def test_lora_on_the_vision_part_is_left_out_and_told(sees: Path, tmp_path: Path
     adapter = adapted(sees, tmp_path / "adapter", target_modules=targets, bias="all")
     columns = Columns()
     told = columns.load((str(sees), "", "nf4", True), [adapter], lambda text: None)[1]
-    assert columns.rows and columns.base
+    assert columns.multi_lora and columns.base
     assert "of the vision part is left out" in told["warning"]
     assert told["self_test"].startswith("equals PEFT's logits")
     (shown,) = columns.adapters
@@ -155,7 +155,7 @@ def test_lora_on_the_vision_part_is_left_out_and_told(sees: Path, tmp_path: Path
     with torch.no_grad():
         before = theirs(input_ids=ids).logits
         expected = PeftModel.from_pretrained(theirs, str(adapter)).eval()(input_ids=ids).logits
-        with columns.rows.activate([0]):
+        with columns.multi_lora.activate([0]):
             ours = columns.base.model(input_ids=ids).logits
     assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (before - expected).abs().max() > 1e-2 * expected.abs().max()

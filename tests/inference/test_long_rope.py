@@ -71,7 +71,7 @@ def fresh(case: Case) -> list[Callable[[], Any]]:
 
 def test_evaluation_reads_every_row_as_alone(case: Case) -> None:
     """Losses and answers of rows on both sides of the limit, by plain transformers one row at a time."""
-    base, rows = case.columns.base, case.columns.rows
+    base, rows = case.columns.base, case.columns.multi_lora
     assert base and rows and base.reading.alike_up_to == LIMIT
     encoded, _ = tokenization.encode_all(EXAMPLES, Chat(case.tokenizer), 512)
     lengths = [len(row.input_ids) for row in encoded]

@@ -26,7 +26,7 @@ from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError
 from qlora_gui.inference import adapter_file, clean_base, protocol
 from qlora_gui.inference.columns import Columns
-from qlora_gui.inference.multi_lora import RowAdapters
+from qlora_gui.inference.multi_lora import MultiLora
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models.base import load_tokenizer
 from qlora_gui.preferences.votes import VoteLog
@@ -302,7 +302,7 @@ def test_adapter_folders(
         (folder / "adapter_config.json").write_text(json.dumps(told))
     try:
         adapter = adapter_file.read(folder)
-        rows = RowAdapters(base.model, [adapter])
+        rows = MultiLora(base.model, [adapter])
         ids = torch.tensor([base.tokenizer("Where is it?")["input_ids"]] * 2)
         with rows.activate([-1, 0]), torch.no_grad():
             out = base.model(input_ids=ids).logits

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin, Trainer, TrainingArg
 
 from qlora_gui.config import RunConfig, make
 from qlora_gui.data import collate
-from qlora_gui.inference.multi_lora import BASE, RowAdapters
+from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.models import device as devices
 from qlora_gui.models import lora_kernel
 from qlora_gui.runs.events import EventLog
@@ -107,10 +107,10 @@ def token(base: str, adapters: int, way: str) -> Found:
     model = bases.random_base(bases.shape_of(base, False), config, torch.device("cuda", 0)).eval()
     names = [f"adapter-{number}" for number in range(adapters)]
     if way == "ours":
-        row_adapters = RowAdapters(model, [decode._adapter(model, config.rank, number) for number in range(adapters)])
+        multi_lora = MultiLora(model, [decode._adapter(model, config.rank, number) for number in range(adapters)])
 
         def answer(new: int) -> None:
-            with row_adapters.activate([BASE, *range(adapters)]):
+            with multi_lora.activate([BASE, *range(adapters)]):
                 _generate(model, 1 + adapters, new)
 
     elif way == "probe":
