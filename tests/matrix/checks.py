@@ -21,6 +21,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.evaluation.job import Settings
 from qlora_gui.evaluation.run import evaluate
 from qlora_gui.inference import protocol
+from qlora_gui.inference.sampling import Decoding
 from qlora_gui.memory import budget, known_models
 from qlora_gui.memory.estimate import plan
 from qlora_gui.runs.store import RunStore
@@ -280,7 +281,7 @@ class Checks:
         return f"losses off by {worst:.1e}, {len(found) * (len(named) + 1)} answers equal"
 
     def _asked(self, conversations: list[Turns], **decoding: Any) -> list[str]:
-        how = product.Decoding(**({"greedy": True, "max_new_tokens": NEW} | decoding))
+        how = Decoding(**({"greedy": True, "max_new_tokens": NEW} | decoding))
         events = self.client.answer([turns[:-1] for turns in conversations], how)
         return [answer.text for answer in protocol.collect(events, len(conversations))]
 
