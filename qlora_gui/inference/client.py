@@ -79,13 +79,13 @@ class CompareClient:
         which keeps the traceback. After an error there are no columns.
         """
         folders = tuple(str(folder) for folder in adapters)
-        with (
-            self._turn,
-            closing(self._loading(Load(base_model, revision, quant_type, double_quant, folders, chosen))) as stages,
-        ):
-            for stage in stages:
-                if say and isinstance(stage, protocol.Stage):
-                    say(stage.text)
+        load = Load(base_model, revision, quant_type, double_quant, folders, chosen)
+        with self._turn:
+            self._read_unread()
+            with closing(self._loading(load)) as stages:
+                for stage in stages:
+                    if say and isinstance(stage, protocol.Stage):
+                        say(stage.text)
             return self._loaded.columns
 
     def answer(

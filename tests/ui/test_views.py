@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -436,6 +436,42 @@ def test_a_client_that_is_closed_after_it_has_loaded_answers_nothing() -> None:
             if isinstance(event, protocol.Loaded):
                 client.close()
     assert not client.is_busy
+
+
+class Piped(CompareClient):
+    """A client whose worker answers every request at once, and in order, into a pipe of its own."""
+
+    is_loaded = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pipe: list[protocol.Event] = []
+
+    def _send(self, request: protocol.Request) -> None:
+        if isinstance(request, protocol.Load):
+            self.pipe += [protocol.Stage("Loading"), protocol.Loaded([{"name": request.base_model}])]
+        elif isinstance(request, protocol.Ask):
+            self.pipe += [protocol.Text(0, "hi"), protocol.Text(0, "!"), protocol.Error("Stopped.", bug=False)]
+
+    def _events(self) -> Iterator[protocol.Event]:
+        while self.pipe:
+            yield self.pipe.pop(0)
+
+
+def test_what_a_reader_has_left_is_no_part_of_the_next_load() -> None:
+    client = Piped()
+
+    def leave(text: str) -> None:
+        raise RuntimeError("the reader left")
+
+    with pytest.raises(RuntimeError, match="the reader left"):
+        client.columns("first", "", [], leave)
+    assert client.columns("second", "", []) == [{"name": "second"}]
+    answers = client.answer(HI, columns.Decoding())
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert client.columns("third", "", []) == [{"name": "third"}] and client.pipe == []
+    client.close()
 
 
 def test_a_bug_of_the_worker_becomes_a_sentence() -> None:
