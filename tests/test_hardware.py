@@ -261,11 +261,11 @@ def test_kernels_run_on_what_nvidia_says(
 def test_the_page_does_not_wait_for_torch(machine: Machine, store: RunStore) -> None:
     machine([SMI_T4], CUDA, delay=1.0)
     began = time.monotonic()
-    assert "being asked" in app.text(store) and "Tesla T4" in app.text(store)
+    assert "checking whether torch" in app.text(store) and "Tesla T4" in app.text(store)
     assert hardware.devices()[0].free == 9 * GIB and hardware.trouble() == ""
-    assert "being asked" in memory_panel._doubts(make({}))
+    assert "Asking torch" in memory_panel._doubts(make({}))
     assert time.monotonic() - began < 0.9
-    assert hardware.settle() and "being asked" not in app.text(store)
+    assert hardware.settle() and "checking whether torch" not in app.text(store)
 
 
 def test_the_answer_is_kept_until_what_it_depends_on_changes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_history_stands_before_the_question(history: Any) -> None:
     row = {"instruction": "Hi", "output": "Hello", "history": history, "system": "Be kind."}
     assert [turn["content"] for turn in read(row, "alpaca")] == ["Be kind.", "a", "b", "Hi", "Hello"]
     for wrong in (["a"], [1, "b"], "ab"):
-        with pytest.raises(RowError, match="'history' entry 1 is no pair"):
+        with pytest.raises(RowError, match="'history' entry 1 is not a pair"):
             example(row | {"history": [wrong]}, "alpaca")
 
 

@@ -47,7 +47,7 @@ def copied(bloom_runs: dict[str, Run], store: RunStore) -> Run:
 def test_a_run_is_not_deleted_while_it_is_read(store: RunStore) -> None:
     run, other = (store.create(make({"name": name})) for name in ("one", "two"))
     with locks.reading([run.path, run.path], "an evaluation"):
-        with pytest.raises(UserError, match="'one' is read by an evaluation just now: delete it when that is done"):
+        with pytest.raises(UserError, match="'one' is being read by an evaluation: delete it when that is done"):
             store.delete(run)
         store.delete(other)
     store.delete(run)
@@ -75,7 +75,7 @@ def test_a_reader_that_was_killed_keeps_nothing(store: RunStore) -> None:
 def test_an_evaluation_and_a_comparison_that_load_a_run_keep_it(copied: Run, store: RunStore) -> None:
     """Both for real: refused while they read; an adapter that Compare has loaded answers also after it was deleted."""
     job.start([copied], job.Settings(rows=20, max_new_tokens=0))
-    with pytest.raises(UserError, match="is read by an evaluation just now"):
+    with pytest.raises(UserError, match="is being read by an evaluation"):
         store.delete(copied)
     until(lambda: not job.state(copied).running, "the end of the evaluation")
     assert job.result(copied), job.state(copied)
@@ -297,7 +297,7 @@ def test_nobody_begins_to_read_between_the_look_for_readers_and_the_move(
         source.rename(target)
 
     monkeypatch.setattr("qlora_gui.runs.store.files.replace", move)
-    with locks.reading([run.path], "an evaluation"), pytest.raises(UserError, match="read by an evaluation just now"):
+    with locks.reading([run.path], "an evaluation"), pytest.raises(UserError, match="being read by an evaluation"):
         store.delete(run)
     assert not asked
     store.delete(run)

@@ -280,7 +280,7 @@ def test_whoever_was_in_before_gets_in_whatever_others_try(guarded: Page, attemp
     with httpx.Client(base_url=guarded.url, timeout=60) as client:
         login(client, PASSWORD, **{"X-Forwarded-For": "81.2.3.44"})
         known = {name: value for name, value in client.cookies.items() if name.startswith("qlora-page-")}
-    [printed] = re.findall(r"log in by http://\S+/\?token=(\S+)", guarded.said)
+    [printed] = re.findall(r"log in at http://\S+/\?token=(\S+)", guarded.said)
     for forwarded in (made_up, lambda: "81.2.3.4"):
         with Flood(guarded.url, 48, forwarded):
             for _ in range(3):

@@ -35,7 +35,7 @@ def test_the_panel_says_verdict_peak_checkpointing_and_that_it_is_an_estimate() 
     assert small.moment in said and "gradient checkpointing: all" in said and "Estimated from" in said
     assert "Fits" in memory_views.line(planned(80))
     seen = replace(planned(80), correction=Calibration(3, 1.04, 0.05))
-    assert "corrected by 1.04: so far 3 runs" in memory_views.panel(seen)
+    assert "corrected by 1.04: predictions for 3 runs" in memory_views.panel(seen)
 
 
 @pytest.mark.parametrize("gib", [4, 80])

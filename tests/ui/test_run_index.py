@@ -211,8 +211,8 @@ def test_names_in_a_folder_are_not_kept_while_it_may_still_change(store: RunStor
 def test_the_table_shows_a_page_and_finds_the_rest(runs: RunStore) -> None:
     found = summaries(runs)
     drawn = runs_table.drawn(found, runs_table.NEWEST_FIRST, [], most=20)
-    assert drawn.count("<tr data-run") == 20 and "20 of 60 runs: press" in drawn
-    assert "All runs: press" in runs_table.drawn(found, runs_table.NEWEST_FIRST, [])
+    assert drawn.count("<tr data-run") == 20 and "20 of 60 runs: click" in drawn
+    assert "All runs: click" in runs_table.drawn(found, runs_table.NEWEST_FIRST, [])
     drawn = runs_table.drawn(found, runs_table.NEWEST_FIRST, [], "RUN-003 finished", most=20)
     assert drawn.count("<tr data-run") == 10 and "10 of 10 runs that match, of 60" in drawn
     assert runs_table.drawn(found, runs_table.NEWEST_FIRST, [], "no-such").count("<tr data-run") == 0
