@@ -106,7 +106,7 @@ def test_a_run_that_is_gone_by_hand_ends_its_evaluation_with_a_sentence(copied: 
         shutil.rmtree(copied.path, ignore_errors=True)
 
     found = evaluate.evaluate([copied.path], None, job.Settings(rows=6, max_new_tokens=0), said.append, progress)
-    assert found["evaluations"] and any("was deleted meanwhile" in text for text in said)
+    assert found["evaluations"] and any("was deleted in the meantime" in text for text in said)
 
 
 def test_what_is_deleted_while_a_report_is_written_is_named(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
