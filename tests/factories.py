@@ -16,6 +16,23 @@ from qlora_gui.runs.store import Run, RunStore
 GB = 2**30
 
 
+ADAPTER_FACTS = {
+    "b_zero_share": 0.0,
+    "delta_ratio": 0.02,
+    "linears": 210,
+    "linears_available": 210,
+    "trained_biases": 0,
+    "lora_only_lost": False,
+    "embeddings_in_file": False,
+    "vocab_differs": False,
+    "template_differs": False,
+    "no_base_template": False,
+    "quantization_differs": False,
+    "revision_differs": False,
+    "double_bos": False,
+}
+
+
 DATA = {"name": "rows.json", "rows.json": "a" * 64}
 
 
@@ -144,21 +161,7 @@ class Made:
             "eos": {"base": 0.3, "adapter": 0.95},
             "drift": {"kl": 0.21, "first_divergence": 4.0, "same": 0.02},
             "general": {"base": 3.1, "adapter": 3.2, "tokens": 700},
-            "adapter_facts": {
-                "b_zero_share": 0.0,
-                "delta_ratio": 0.02,
-                "linears": 168,
-                "linears_available": 168,
-                "trained_biases": 0,
-                "lora_only_lost": False,
-                "embeddings_in_file": False,
-                "vocab_differs": False,
-                "template_differs": False,
-                "no_base_template": False,
-                "quantization_differs": False,
-                "revision_differs": False,
-                "double_bos": False,
-            },
+            "adapter_facts": ADAPTER_FACTS,
             "examples": [
                 {
                     "prompt": f"Question {n}",
@@ -336,21 +339,7 @@ def healthy_evaluation() -> Values:
         "eos": {"base": 0.31, "adapter": 0.97},
         "drift": {"kl": 0.42, "first_divergence": 1.0, "same": 0.0},
         "general": {"base": 3.1, "adapter": 3.12, "tokens": 800},
-        "adapter_facts": {
-            "b_zero_share": 0.0,
-            "delta_ratio": 0.012,
-            "linears": 210,
-            "linears_available": 210,
-            "trained_biases": 0,
-            "lora_only_lost": False,
-            "embeddings_in_file": False,
-            "vocab_differs": False,
-            "template_differs": False,
-            "no_base_template": False,
-            "quantization_differs": False,
-            "revision_differs": False,
-            "double_bos": False,
-        },
+        "adapter_facts": ADAPTER_FACTS | {"delta_ratio": 0.012},
     }
 
 

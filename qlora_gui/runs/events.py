@@ -14,6 +14,7 @@ import math
 import os
 import time
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, get_type_hints
 
@@ -361,8 +362,10 @@ def names(kind: type[Record]) -> list[str]:
     return [name for name in kind.__dataclass_fields__ if name != "nulls"]
 
 
-def _check_of(kind: type[Record]) -> tuple[Any, frozenset[str]]:
-    """What validates a line of a class of events, and the fields that it can do without."""
+@cache  # made when the first such line is read, and not as the page starts
+def _check_of(name: str) -> tuple[Any, frozenset[str]]:
+    """What validates a line of a kind, or of any that is not declared (""), and the fields that it can do without."""
+    kind = KINDS.get(name, Record)
     hints = get_type_hints(kind, include_extras=True)
     known = [part for part in fields(kind) if part.name != "nulls"]
     optional = {part.name for part in known if (part.default, part.default_factory) != (MISSING, MISSING)}
@@ -370,10 +373,6 @@ def _check_of(kind: type[Record]) -> tuple[Any, frozenset[str]]:
     short = Annotated[str, Strict(), StringConstraints(max_length=100)]
     line: Any = TypedDict(kind.__name__, {"t": Seconds, "kind": short} | shape)  # type: ignore[operator, misc]
     return TypeAdapter(line), frozenset(optional)
-
-
-_CHECKS = {kind: _check_of(record) for kind, record in KINDS.items() if kind not in SYNTHETIC}
-_OTHER = _check_of(Record)
 
 
 def sound(value: Any) -> tuple[Event | None, str]:
@@ -387,7 +386,7 @@ def sound(value: Any) -> tuple[Event | None, str]:
     kind = value.get("kind")
     if not isinstance(kind, str) or kind in SYNTHETIC:
         return None, "a kind that no run writes"
-    check, optional = _CHECKS.get(kind, _OTHER)
+    check, optional = _check_of(kind if kind in KINDS else "")
     why = ""
     for _ in range(len(optional) + 1):
         try:

@@ -48,7 +48,8 @@ def line_chart(title: str, series: Sequence[Series], height: int = 200, x_name: 
         for x in x_ticks
         if left <= x <= right
     )
-    summary = f"{title}: " + "; ".join(f"{line.name} last {short(line.points[-1][1])}".strip() for _, line in shown)
+    ends = (f"{line.name} {short(line.points[0][1])} to {short(line.points[-1][1])}".strip() for _, line in shown)
+    summary = f"{title}: {'; '.join(ends)}"
     return (
         f'<figure class="chart"><figcaption><b>{escaped(title)}</b>{keys}</figcaption>'
         f'<div class="plot" style="height:{height}px" role="img" aria-label="{escaped(summary)}">'
