@@ -30,9 +30,9 @@ from tests.security.attacks import Attempts
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATES = {
-    "loops in loops": (LOOPS, "did not come to an end"),
+    "loops in loops": (LOOPS, "did not finish"),
     "a loop beyond all measure": ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-    "a power": ("{% set x = (9 ** 9) ** (9 ** 8) %}{{ x > 1 }}", "did not come to an end"),
+    "a power": ("{% set x = (9 ** 9) ** (9 ** 8) %}{{ x > 1 }}", "did not finish"),
     "a doubled text": (
         "{% set n=namespace(s='x') %}{% for i in range(60) %}{% set n.s=n.s+n.s %}{% endfor %}{{ n.s }}",
         "needs more than 512 MB",
