@@ -1,5 +1,6 @@
 """Fixtures: small real bases, a store of its own for every test, and trained adapters made once."""
 
+import gc
 import os
 import re
 import signal
@@ -57,6 +58,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
     attacks.mark(items)
     items.sort(key=lambda item: item.get_closest_marker("demo") is None)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what the test modules import stays: no collection looks at it again
 
 
 @pytest.hookimpl(tryfirst=True)  # before its fixtures are made

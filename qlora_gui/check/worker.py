@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qlora_gui import hub
-from qlora_gui.check import layer_speed, numbers, tiny_models
 from qlora_gui.check.lines import Line
-from qlora_gui.check.numbers import Numbers
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.memory import run_time
-from qlora_gui.models import device as devices
 from qlora_gui.runs.store import RunStore
-from qlora_gui.system import processes
+from qlora_gui.system import collector, processes
+
+with collector.paused():
+    import torch
+
+    from qlora_gui.check import layer_speed, numbers, tiny_models
+    from qlora_gui.check.numbers import Numbers
+    from qlora_gui.models import device as devices
 
 CHECKED = "QLORA_GUI_CHECKED"  # "gpu" or "cpu": what the first part ran on, for the second one itself is on the CPU
 

@@ -15,7 +15,7 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.references import ModelRef
 from qlora_gui.runs import gpus
 from qlora_gui.runs.store import RunStore
-from qlora_gui.system import console, processes
+from qlora_gui.system import collector, console, processes
 from qlora_gui.ui import address
 
 EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
@@ -218,7 +218,9 @@ def _page(arguments: argparse.Namespace, store: RunStore) -> int:
     if idle or arguments.preset or arguments.config:
         raise UserError(f"{(idle or ['--preset and --config'])[0]} belongs to a headless verb: add --headless-train.")
     from qlora_gui import hub
-    from qlora_gui.ui.app import launch_page
+
+    with collector.paused():
+        from qlora_gui.ui.app import launch_page
 
     auth = arguments.auth or os.environ.pop(address.AUTH, "")  # no child shall have it
     place = address.Address(

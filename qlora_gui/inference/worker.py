@@ -18,7 +18,7 @@ from qlora_gui import locks
 from qlora_gui.data.template_renderer import RENDERER, StoppedRendering
 from qlora_gui.errors import UserError, panicked
 from qlora_gui.inference import protocol
-from qlora_gui.system import processes
+from qlora_gui.system import collector, processes
 
 # About a third of what an equal would get of a busy processor; at 19, the lowest, it would be a sixtieth.
 WHILE_TRAINING = 5
@@ -47,7 +47,8 @@ def main() -> None:
 
     RENDERER.start()  # meanwhile
 
-    from qlora_gui.inference.columns import Columns  # torch: a second after the process is there
+    with collector.paused():
+        from qlora_gui.inference.columns import Columns  # torch: seconds after the process is there
 
     columns = Columns()
     with RENDERER.interrupted_by(look_for_a_stop):

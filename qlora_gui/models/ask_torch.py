@@ -7,11 +7,15 @@ import warnings
 from dataclasses import asdict
 
 import psutil
-import torch
 
 from qlora_gui import torch_view
-from qlora_gui.models import device as devices
+from qlora_gui.system import collector
 from qlora_gui.torch_view import Card, View
+
+with collector.paused():
+    import torch
+
+    from qlora_gui.models import device as devices
 
 
 def view() -> View:

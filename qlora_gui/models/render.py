@@ -13,10 +13,11 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
 from qlora_gui.data.template_renderer import MOST_MEMORY, MOST_TEXT, READY, SECONDS
-from qlora_gui.system import processes, signals
+from qlora_gui.system import collector, processes, signals
+
+with collector.paused():
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 _SIZE = struct.Struct(">I")
 

@@ -12,22 +12,24 @@ import time
 import warnings
 from typing import Any
 
-import bitsandbytes as bnb
-import torch
-from peft import get_peft_model, prepare_model_for_kbit_training
-from torch._subclasses import FakeTensorMode
-from transformers.utils import logging as chatter
-
 from qlora_gui import config as configs
 from qlora_gui import families
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
-from qlora_gui.models import chunked_loss, lora
-from qlora_gui.simulation import fake_model
-from qlora_gui.simulation.cuda_emulation import cuda_rules
-from qlora_gui.simulation.step import Peaks, Way, peak_of_step
 from qlora_gui.step_rules import checkpoint_interval
-from qlora_gui.system import processes
+from qlora_gui.system import collector, processes
+
+with collector.paused():
+    import bitsandbytes as bnb
+    import torch
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from torch._subclasses import FakeTensorMode
+    from transformers.utils import logging as chatter
+
+    from qlora_gui.models import chunked_loss, lora
+    from qlora_gui.simulation import fake_model
+    from qlora_gui.simulation.cuda_emulation import cuda_rules
+    from qlora_gui.simulation.step import Peaks, Way, peak_of_step
 
 _MOST_RAM = 8 * 2**30  # far more than it needs; a base that escapes the fakes must not take the machine with it
 

@@ -9,13 +9,15 @@ import sys
 import warnings
 from typing import Any
 
-import bitsandbytes as bnb
-from transformers.utils import logging as chatter
-
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError, first_line
-from qlora_gui.simulation import fake_model
-from qlora_gui.system import processes
+from qlora_gui.system import collector, processes
+
+with collector.paused():
+    import bitsandbytes as bnb
+    from transformers.utils import logging as chatter
+
+    from qlora_gui.simulation import fake_model
 
 MOST_RAM = 8 * 2**30  # far more than a model without weights needs
 

@@ -20,6 +20,7 @@ from qlora_gui.runs import disk_reserve, gpus, queue
 from qlora_gui.runs.changes import ChangedError
 from qlora_gui.runs.events import EventLog, Silent
 from qlora_gui.runs.store import Run, RunStore
+from qlora_gui.system import collector
 from qlora_gui.training import distributed
 
 
@@ -64,7 +65,8 @@ def _lead(run: Run, arguments: argparse.Namespace) -> int:
 
 def _train(run: Run, log: EventLog, arguments: argparse.Namespace, room: disk_reserve.Reserve | None = None) -> int:
     try:
-        from qlora_gui.training.run import train
+        with collector.paused():
+            from qlora_gui.training.run import train
 
         train(run, log, arguments.resume, arguments.resume_changed)
         return 0

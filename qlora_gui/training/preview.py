@@ -16,14 +16,16 @@ import psutil
 from qlora_gui import config as configs
 from qlora_gui import hub
 from qlora_gui.config import RunConfig
-from qlora_gui.data import load, row_stats, tokenization
 from qlora_gui.errors import UserError, panicked
-from qlora_gui.models import base as bases
-from qlora_gui.models import chats, context, vocabulary
 from qlora_gui.runs import bounded_reading
 from qlora_gui.runs.row_preview import SHOWN
 from qlora_gui.runs.training_rows import Rows, divided
-from qlora_gui.system import processes
+from qlora_gui.system import collector, processes
+
+with collector.paused():
+    from qlora_gui.data import load, row_stats, tokenization
+    from qlora_gui.models import base as bases
+    from qlora_gui.models import chats, context, vocabulary
 
 COUNTED = 2000  # rows of a larger data set are counted up to here
 _LEAST_MEMORY = 4 << 30  # bytes, with the tokenizer
