@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import SLOW
+from tests.browser.conftest import DESK, PHONE, SLOW
 from tests.conftest import TINY
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright").expect
@@ -18,6 +18,14 @@ def shot(page: Any, name: str) -> None:
     """Keep a picture, if somebody wants them."""
     if folder := os.environ.get("QLORA_GUI_SHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def shot_of_both(page: Any, name: str) -> None:
+    """On a desk and on a phone: a picture of each, and nothing to scroll sideways. The page stays on the phone."""
+    for size in (DESK, PHONE):
+        page.set_viewport_size(size)
+        shot(page, f"{name}-{size['width']}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
 def fill(page: Any, knob: str, value: object) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import DESK, PHONE, SLOW, Site
-from tests.browser.page import expect, fill, fill_small, shot, unfold, until
+from tests.browser.conftest import SLOW, Site
+from tests.browser.page import expect, fill, fill_small, shot_of_both, unfold, until
 from tests.conftest import wait_until_ended
 
 pytestmark = pytest.mark.browser
@@ -28,13 +28,11 @@ def a_file_with_faults(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [DESK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desk", "phone"])
 def test_faulty_rows_are_named_and_one_press_leaves_them_out(
-    open_page: Any, site: Site, llama: Path, tmp_path: Path, size: dict[str, int]
+    open_page: Any, site: Site, llama: Path, tmp_path: Path
 ) -> None:
-    page = open_page("", size)
-    name = f"left-out-{size['width']}"
-    fill_small(page, llama, name=name, max_steps=2)
+    page = open_page()
+    fill_small(page, llama, name="left-out", max_steps=2)
     fill(page, "dataset", a_file_with_faults(tmp_path))
     said = page.locator("#bad-rows")
     expect(said).to_contain_text("Rows that cannot be used (7)", timeout=SLOW)
@@ -44,11 +42,10 @@ def test_faulty_rows_are_named_and_one_press_leaves_them_out(
     expect(said).to_contain_text("row 36: it is not JSON")
     expect(page.locator("#knob-dataset")).to_contain_text("7 rows cannot be used")
     expect(page.locator("#preview mark").last).to_be_visible(timeout=SLOW)  # of the rows that can be used
-    shot(page, f"bad-rows-{size['width']}")
-    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    shot_of_both(page, "bad-rows")
     page.locator("#start").click()
     expect(page.locator(".toast-body").first).to_contain_text("7 rows cannot be used")
-    assert name not in {run.id for run in site.store.all()}
+    assert "left-out" not in {run.id for run in site.store.all()}
 
     page.locator("#leave-out").click()
     expect(page.locator("#leave-out")).to_be_hidden(timeout=SLOW)
@@ -58,17 +55,17 @@ def test_faulty_rows_are_named_and_one_press_leaves_them_out(
     expect(said).to_contain_text("Rows that are left out (7)")
     expect(page.locator("#preview")).to_contain_text("7 rows that cannot be used are left out")
     expect(page.locator("#preview")).to_contain_text("equal an earlier one")
-    shot(page, f"bad-rows-left-out-{size['width']}")
+    shot_of_both(page, "bad-rows-left-out")
 
     page.locator("#start").click()
-    until(page, f"{name}.*finished")
+    until(page, "left-out.*finished")
     expect(page.locator("#live-log")).to_contain_text("tickets.jsonl row 3 left out: 'output' is empty")
-    run = site.store.get(name)
+    run = site.store.get("left-out")
     assert wait_until_ended(run) == "finished"
     [event] = [event for event in run.events()[0] if event["kind"] == "data"]
     assert event["skipped"] == 7 and [row["row"] for row in event["skipped_rows"]] == [3, 8, 12, 20, 24, 31, 36]
     assert event["used"] + event["held_out"] == 33 == event["usable"] and event["ignored"] == {"id": 33}
-    shot(page, f"bad-rows-run-{size['width']}")
+    shot_of_both(page, "bad-rows-run")
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 
 from qlora_gui import config as configs
 from qlora_gui.runs.events import EventLog
-from tests.browser.conftest import DESK, PHONE, SLOW, Site
-from tests.browser.page import expect, fill, shot, unfold
+from tests.browser.conftest import SLOW, Site
+from tests.browser.page import expect, fill, shot, shot_of_both, unfold
 from tests.conftest import train, wait_until_ended
 from tests.factories import healthy_events, held_out_losses, of_kind
 
@@ -17,9 +17,8 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_findings_follow_the_form_and_a_press_fixes(open_page: Any, size: dict[str, int]) -> None:
-    page = open_page("", size)
+def test_findings_follow_the_form_and_a_press_fixes(open_page: Any) -> None:
+    page = open_page()
     said = page.locator("#form-findings")
     expect(said).to_contain_text("No problems found in settings and data", timeout=SLOW)
     fill(page, "learning_rate", 0.01)
@@ -29,8 +28,7 @@ def test_findings_follow_the_form_and_a_press_fixes(open_page: Any, size: dict[s
     expect(page.locator("#findings-line")).to_contain_text("2 warnings")
     said.locator("summary").first.click()
     expect(said).to_contain_text("Fix: Start at 0.0002")
-    shot(page, f"findings-form-{size['width']}")
-    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    shot_of_both(page, "findings-form")
     page.locator("#form-fix-0").click()
     expect(page.locator("#knob-learning_rate input")).to_have_value("0.0002")
     expect(said).not_to_contain_text("is 0.01")

@@ -10,8 +10,8 @@ import pytest
 from qlora_gui import config as configs
 from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
-from tests.browser.conftest import DESK, PHONE, SLOW, Site
-from tests.browser.page import expect, fill, shot, until
+from tests.browser.conftest import PHONE, SLOW, Site
+from tests.browser.page import expect, fill, shot, shot_of_both, until
 from tests.conftest import TINY, wait_until_ended
 from tests.small_models import NEOX
 
@@ -114,25 +114,20 @@ def test_a_base_of_another_kind_is_simulated(open_page: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [DESK, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desk", "phone"])
-def test_a_run_that_died_of_memory_says_why_and_is_retried(
-    open_page: Any, site: Site, llama: Path, size: dict[str, int]
-) -> None:
-    name = f"died-{size['width']}"
-    died_of_memory(site, llama, name)
-    page = open_page(f"?tab=runs&run={name}", size)
+def test_a_run_that_died_of_memory_says_why_and_is_retried(open_page: Any, site: Site, llama: Path) -> None:
+    died_of_memory(site, llama, "died")
+    page = open_page("?tab=runs&run=died")
     expect(page.locator("#runs-autopsy")).to_contain_text("in the loss")
     page.wait_for_timeout(1000)
-    shot(page, f"autopsy-runs-{size['width']}")
-    page.goto(f"{site.url}?tab=train&run={name}")
+    shot_of_both(page, "autopsy-runs")
+    page.goto(f"{site.url}?tab=train&run=died")
     autopsy = page.locator("#live-autopsy")
     expect(autopsy).to_contain_text(NASTY)
     expect(autopsy).to_contain_text("15.0 GB")
     expect(page.locator("#live-told")).to_contain_text("accumulation 2 now")
     expect(page.locator("#live-retry-2")).to_be_hidden()
     page.wait_for_timeout(1000)
-    shot(page, f"autopsy-train-{size['width']}")
-    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    shot_of_both(page, "autopsy-train")
     before = {run.id for run in site.store.all()}
     page.locator("#live-retry-0").click()  # the one that fits comes first
     until(page, "finished")

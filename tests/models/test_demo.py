@@ -154,7 +154,7 @@ def test_one_epoch_of_the_shared_data_is_judged_better(tmp_path: Path) -> None:
     headless(tmp_path, "--headless-train", "--dataset", str(SHARED_DATA), "--name", "shared", "--epochs", "1", *KNOBS)
     end = RunStore(tmp_path / "adapters").get("shared").events()[0][-1]
     assert end["loss_after"] <= 0.75 * end["loss_before"]
-    [found] = evaluated(tmp_path, "adapters/shared")
+    [found] = evaluated(tmp_path, "adapters/shared", "--max-new-tokens", "16")
     assert found["loss"]["rows"] == 100 and found["loss"]["high"] < 0 and found["loss"]["p_holm"] < 0.01
     assert found["verdict"]["kind"] == "better" and found["verdict"]["text"].startswith("Better on the task: loss -0.")
     assert found["dependence"]["adapter"] > found["dependence"]["base"] / 2

@@ -26,6 +26,8 @@ _EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled
 _CHOOSE = html.hint("Choose one run to open it, or several to see their curves and how they differ.")
 _MOST = 24
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
+# One that puts a question aside must not answer after one that asks it, though it was asked before it.
+_IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "delete"}
 
 
 class _ActionBar:
@@ -225,7 +227,8 @@ class RunsTab:
         self.find.change(self.redraw, looks, drawn_anew, trigger_mode="always_last", **RAW)
         self.more_rows.click(self.show_more, looks, [self.most, *drawn_anew], **RAW)
         self.chosen.change(**detailing)
-        self.chosen.change(self.put_aside, [self.chosen, self.doomed], [bar.confirm, self.question.box], **RAW)
+        aside = [self.chosen, self.doomed], [bar.confirm, self.question.box]
+        self.chosen.change(self.put_aside, *aside, **_IN_TURN | RAW)
 
     def _wire_actions(self, refreshing: dict[str, Any], detailing: dict[str, Any]) -> None:
         bar, store, chosen, link = self.actions, self._store, self.chosen, self._link
@@ -243,7 +246,7 @@ class RunsTab:
 
     def _wire_delete(self, refreshing: dict[str, Any]) -> None:
         bar = self.actions
-        bar.delete.click(self.ask, self.chosen, [bar.confirm, bar.question, self.doomed], **RAW)
+        bar.delete.click(self.ask, self.chosen, [bar.confirm, bar.question, self.doomed], **_IN_TURN | RAW)
         bar.keep.click(lambda: gr.update(visible=False), None, bar.confirm, **RAW)
         bar.sure.click(self.remove, self.doomed, bar.confirm, **RAW).then(**refreshing)
 
