@@ -143,7 +143,9 @@ class RunConfig(BaseModel):
         if text.lower() == "cpu":
             return "cpu"
         if not re.fullmatch(r"|\d{1,3}|(?i:(gpu-|mig-)?[0-9a-f][0-9a-f-]{7,60})", text):
-            raise ValueError("use the number of a GPU, its uuid (GPU-…), cpu, or nothing for the freest")
+            raise ValueError(
+                "use the number of a GPU, its uuid (GPU-…), cpu, or nothing for the one with the most free memory"
+            )
         return text
 
     @field_validator("gradient_checkpointing", mode="before")

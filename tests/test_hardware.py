@@ -320,8 +320,8 @@ def test_what_nobody_has_tried_says_so(kind: str, is_rocm: bool, said: str) -> N
 @pytest.mark.parametrize(
     ("gpu", "taken", "number", "because"),
     [
-        ("", (), 1, "the freest of 2 GPUs"),
-        ("", ("bbbb2222-0000",), 0, "the freest of 2 GPUs"),
+        ("", (), 1, "the one of 2 GPUs with the most free memory"),
+        ("", ("bbbb2222-0000",), 0, "the one of 2 GPUs with the most free memory"),
         ("0", (), 0, "as gpu says"),
         ("GPU-bbbb2222-0000", (), 1, "as gpu says"),
     ],

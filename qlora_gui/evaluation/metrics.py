@@ -44,7 +44,7 @@ class Side:
 class Metric:
     """One row of METRICS.
 
-    `compute` gives the number of one candidate, None where it cannot be told; a sequence, one number per row, stands for
+    `compute` gives the number of one candidate, None where there is none; a sequence, one number per row, stands for
     its mean, and the difference to the base's is then stored with an interval. `of_answers`: computed from greedy answers,
     and stored under "texts"; others are a part of evaluation.json each. `how` says how it was obtained, with {rows}.
     """

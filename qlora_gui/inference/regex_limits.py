@@ -40,11 +40,11 @@ def check(adapter: str, config: Mapping[str, Any], names: Collection[str]) -> No
         except _TooSlow:
             raise UserError(
                 f"The adapter '{adapter}' cannot be compared: matching its {field} against the names of the modules did "
-                f"not come to an end within {SECONDS:g} s; fix that in its adapter_config.json."
+                f"not finish within {SECONDS:g} s; fix that in its adapter_config.json."
             ) from None
         except RecursionError:
             raise UserError(
-                f"The adapter '{adapter}' cannot be compared: the pattern in its {field} is nested too deeply; mend that in "
+                f"The adapter '{adapter}' cannot be compared: the pattern in its {field} is nested too deeply; fix that in "
                 "its adapter_config.json."
             ) from None
         except (re.error, TypeError, ValueError, OverflowError):

@@ -48,7 +48,7 @@ def card(gib: float) -> Budget:
 
 
 def here(gpu: str = "") -> Budget:
-    """What this machine trains on: the GPU that the knob `gpu` names, by default the freest, or else its CPU."""
+    """What this machine trains on: the GPU that the knob `gpu` names, by default the one with the most free memory, or else its CPU."""
     device = gpus.chosen(gpu)
     if device.kind == "cuda":
         return of_gpu(device.name, device.total, device.free, device.capability)

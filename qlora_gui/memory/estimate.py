@@ -33,7 +33,7 @@ class MemoryPlan:
 
     `moment` says in words when the peak comes: a term that is not held at that moment has 0 bytes. `uncorrected` is
     what torch's allocator is expected to report (no context, no correction): what calibration compares. `correction` is
-    what runs of like size on this GPU said of it.
+    what runs of similar size on this GPU measured.
     """
 
     terms: tuple[Term, ...]

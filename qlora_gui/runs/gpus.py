@@ -36,7 +36,7 @@ def gpus() -> list[Device]:
 
 
 def chosen(gpu: str = "", taken: Collection[str] = ()) -> Device:
-    """The device that the knob `gpu` means, or the freest of those whose address is not `taken`.
+    """The device that the knob `gpu` means, or the one with the most free memory of those whose address is not `taken`.
 
     Where there is no such GPU, or all are taken, as if it were empty, or none were: `check` is what refuses. Never
     waits for torch.
@@ -57,11 +57,13 @@ def check(gpu: str) -> None:
     if _named(gpu, available) is None:
         there = ", ".join(f"{device.number} ({device.name})" for device in available)
         have = f"it is one of {there}" if there else "torch sees none; --headless-check tells why"
-        raise UserError(f"There is no GPU '{gpu}': {have}, or leave gpu empty for the freest.")
+        raise UserError(f"There is no GPU '{gpu}': {have}, or leave gpu empty for the one with the most free memory.")
 
 
 def environment(gpu: str = "", taken: Collection[str] = ()) -> dict[str, str]:
-    """The variables that give a child process one card, the freest or the one that `gpu` names; {} where there is no choice.
+    """The variables that give a child process one card: the one that `gpu` names, else the one with the most free memory.
+
+    {} where there is no choice.
 
     Waits for torch's answer where several GPUs may be there. `taken` are the addresses of cards that are in use.
     Raises UserError as `check` does.
@@ -79,8 +81,12 @@ def environment(gpu: str = "", taken: Collection[str] = ()) -> dict[str, str]:
     if not available or _seen() < 2:
         return {}
     card = chosen(gpu, taken)
-    freest = f"the freest of {len(available)} GPUs" if len(available) > 1 else "the only one that torch has kernels for"
-    text = f"On GPU {card.number} ({card}), {'as gpu says' if gpu else freest}.{_others(available, card, taken)}"
+    default = (
+        f"the one of {len(available)} GPUs with the most free memory"
+        if len(available) > 1
+        else "the only one that torch has kernels for"
+    )
+    text = f"On GPU {card.number} ({card}), {'as gpu says' if gpu else default}.{_others(available, card, taken)}"
     return _visible([card]) | {CARD_VARIABLE: json.dumps({"address": card.address, "said": text})}
 
 

@@ -152,7 +152,7 @@ def test_blind_votes_are_on_what_was_written(open_page: Any, adapter: str, scrip
     shot(page, f"answer-blind-{size['width']}")
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     page.locator("#reveal").click()
-    expect(page.locator("#blind-told")).to_contain_text("Revealed", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed", timeout=SLOW)
 
 
 def test_probes_and_evaluations_show_answers_as_written(open_page: Any, adapter: str) -> None:

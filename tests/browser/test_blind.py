@@ -54,7 +54,7 @@ def begin(page: Any, prompts: list[str]) -> None:
 
 def at(page: Any, number: int, of: int) -> None:
     """Wait until the prompt of this number can be judged."""
-    expect(page.locator("#blind-told")).to_contain_text(f"Prompt {number} of {of}", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text(f"Prompt {number} of {of}", timeout=SLOW)
     expect(page.locator("#vote-1")).to_be_enabled(timeout=SLOW)
 
 
@@ -97,7 +97,7 @@ def test_ten_prompts_judged_by_keyboard_revealed_and_found_after_a_reload(
             at(page, 5, 10)
             assert not re.search(rf"{adapter}|\bbase\b|tokens/s", text_of_columns(page))
         page.keyboard.press(key)
-    expect(page.locator("#blind-told")).to_contain_text("Revealed: 10 of 10", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed: 10 of 10", timeout=SLOW)
     titles = [page.locator(f"#column-title-{place}").inner_text() for place in (0, 1)]
     assert sorted(re.findall(rf"Answer \d: ({adapter}|base)", " ".join(titles))) == sorted([adapter, "base"])
     assert "your choice" in titles[0]
@@ -151,15 +151,15 @@ def test_buttons_retry_and_undo_after_the_reveal(open_page: Any, site: Site, ada
     begin(page, ["One prompt alone"])
     answers = page.locator("#chat-0").inner_text() + page.locator("#chat-1").inner_text()
     page.locator("#blind-retry").click()
-    expect(page.locator("#blind-told")).to_contain_text("retry 1", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("retry 1", timeout=SLOW)
     expect(page.locator("#vote-1")).to_be_enabled(timeout=SLOW)
     assert page.locator("#chat-0").inner_text() + page.locator("#chat-1").inner_text() != answers
     page.locator("#vote-2").click()
-    expect(page.locator("#blind-told")).to_contain_text("Revealed: 1 of 1", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed: 1 of 1", timeout=SLOW)
     vote = log.read()[-1]
     assert (vote.retries, vote.choice, len(log.read())) == (1, vote.order[1], before + 1)
     page.locator("#undo").click()
-    expect(page.locator("#blind-told")).to_contain_text("Revealed: 0 of 1", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed: 0 of 1", timeout=SLOW)
     assert len(log.read()) == before
     assert json.loads(log.path.read_text().splitlines()[-1])["after_reveal"] is True
     page.locator("#blind input").uncheck()
@@ -180,7 +180,7 @@ def test_held_out_examples_and_an_early_reveal(open_page: Any, adapter: str) -> 
     page.keyboard.press("t")
     at(page, 2, 10)
     page.locator("#reveal").click()
-    expect(page.locator("#blind-told")).to_contain_text("Revealed: 1 of 10", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed: 1 of 10", timeout=SLOW)
     expect(page.locator("#base input")).to_be_enabled()
 
 
@@ -197,7 +197,7 @@ def test_aa_shows_the_base_twice_and_counts_for_nobody(
     page.keyboard.press("1")
     at(page, 2, 2)
     page.keyboard.press("2")
-    expect(page.locator("#blind-told")).to_contain_text("Revealed: 2 of 2", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed: 2 of 2", timeout=SLOW)
     assert page.locator("#column-title-0").inner_text().count("base") == 1
     assert page.locator("#column-title-1").inner_text().count("base") == 1
     new = VoteLog(site.store.root).read()[len(votes) :]
@@ -215,11 +215,11 @@ def test_wrong_input_is_told_and_nothing_starts(open_page: Any, adapter: str) ->
     fill_field(page, "#llm-url", "nowhere")
     fill_field(page, "#llm-model", "m")
     page.locator("#llm-ask").click()
-    expect(page.locator("#llm-told")).to_contain_text("address is invalid")
+    expect(page.locator("#llm-status")).to_contain_text("address is invalid")
     fill_field(page, "#llm-url", "http://127.0.0.1:9/v1")
     fill_field(page, "#llm-model", adapter)
     page.locator("#llm-ask").click()
-    expect(page.locator("#llm-told")).to_contain_text("one of the compared models")
+    expect(page.locator("#llm-status")).to_contain_text("one of the compared models")
 
 
 def test_an_llm_judges_what_people_voted_on(open_page: Any, site: Site, adapter: str, votes: list[Vote]) -> None:
@@ -234,7 +234,7 @@ def test_an_llm_judges_what_people_voted_on(open_page: Any, site: Site, adapter:
     its = [vote for vote in VoteLog(site.store.root).read() if vote.by == "llm:big-judge"]
     assert len(its) == len([vote for vote in votes if not vote.aa and vote.by == "human"])
     page.locator("#llm-ask").click()
-    expect(page.locator("#llm-told")).to_contain_text("nothing to judge", timeout=SLOW)
+    expect(page.locator("#llm-status")).to_contain_text("nothing to judge", timeout=SLOW)
     endpoint.server.shutdown()
 
 
@@ -251,7 +251,7 @@ def test_a_phone_judges_without_scrolling_sideways(open_page: Any, adapter: str)
     page.locator("#vote-1").click()
     at(page, 2, 2)
     page.locator("#vote-tie").click()
-    expect(page.locator("#blind-told")).to_contain_text("Revealed", timeout=SLOW)
+    expect(page.locator("#blind-progress")).to_contain_text("Revealed", timeout=SLOW)
     page.wait_for_timeout(700)
     shot(page, "phone-blind-revealed")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_lines_come_one_by_one_and_can_be_pasted(open_page: Any, size: dict[str, int]) -> None:
     page = open_page("", size)
     page.locator("#check-start").click()
-    told = page.locator("#check-told")
+    told = page.locator("#check-report")
     expect(told).to_contain_text("Still checking")
     expect(told).to_contain_text("✓ torch 2.13.0")
     expect(told).to_contain_text("1 of 3 checks failed, 1 warning")

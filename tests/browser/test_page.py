@@ -80,7 +80,7 @@ def test_from_a_data_file_to_the_comparison(open_page: Any, site: Site, llama: P
     expect(page.locator("#knob-base_model textarea")).to_have_value(str(llama))
 
     until(page, "first · finished")
-    expect(page.locator("#live-told")).to_contain_text(re.compile(r"Held-out loss went from .* \(the adapter\)"))
+    expect(page.locator("#live-overview")).to_contain_text(re.compile(r"Held-out loss went from .* \(the adapter\)"))
     shot(page, "train-finished")
     run = site.store.get("first")
     assert run.state() == "finished" and run.has_adapter()
@@ -125,7 +125,7 @@ def test_a_run_started_elsewhere_is_shown_live_and_can_be_stopped_and_resumed(
     until(page, r"elsewhere.*step \d+ of 5000")
     page.locator("#stop").click()
     until(page, "elsewhere · stopped")
-    expect(page.locator("#live-told")).to_contain_text("Press Resume")
+    expect(page.locator("#live-overview")).to_contain_text("Press Resume")
     assert wait_until_ended(run) == "stopped"
     reached = max(event["step"] for event in run.events()[0] if event["kind"] == "step")
     page.locator("#resume").click()
@@ -145,13 +145,13 @@ def test_runs_are_listed_opened_repeated_and_deleted(open_page: Any, site: Site,
         launch.start(run, site.store)
         assert wait_until_ended(run) == "finished"
     page = open_page("?tab=runs&run=old")
-    expect(page.locator("#runs-told")).to_contain_text("old · finished")
+    expect(page.locator("#runs-overview")).to_contain_text("old · finished")
     page.locator("#runs-table tbody button", has_text=re.compile("^new$")).click()
     expect(page.locator("#runs-plots")).to_contain_text("Where their settings differ")
     expect(page.locator("#runs-plots")).to_contain_text("rank")
     shot(page, "runs-two")
     page.locator("#runs-table tbody button", has_text=re.compile("^new$")).click()
-    expect(page.locator("#runs-told")).to_contain_text("old · finished")
+    expect(page.locator("#runs-overview")).to_contain_text("old · finished")
 
     page.locator("#again").click()
     expect(page.locator("#knob-rank input")).to_have_value("3")

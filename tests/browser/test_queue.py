@@ -27,7 +27,7 @@ def test_runs_are_queued_moved_and_taken_out(open_page: Any, site: Site, llama: 
         fill(page, "name", name)
         page.locator("#queue").click()
         expect(page.locator("#live-head")).to_contain_text(name, timeout=SLOW)
-        expect(page.locator("#live-told")).to_contain_text("is waiting for the GPU")
+        expect(page.locator("#live-overview")).to_contain_text("is waiting for the GPU")
     assert [run.id for run in queue.waiting(site.store)] == ["second", "third"]
     page = open_page("?tab=runs&run=third")
     expect(page.locator("#runs-table")).to_contain_text("queued, 2.", timeout=SLOW)
@@ -35,7 +35,7 @@ def test_runs_are_queued_moved_and_taken_out(open_page: Any, site: Site, llama: 
     expect(page.locator("#runs-table")).to_contain_text(re.compile(r"third\s*queued, 1\."), timeout=SLOW)
     shot(page, "queue")
     page.locator("#leave").click()
-    expect(page.locator("#runs-told")).to_contain_text("Taken out of the queue", timeout=SLOW)
+    expect(page.locator("#runs-overview")).to_contain_text("Taken out of the queue", timeout=SLOW)
     page.close()
     first.request_stop()
     assert wait_until_ended(first) == "stopped"

@@ -60,7 +60,7 @@ def test_a_press_on_a_heading_sorts_and_a_row_stays_its_run(open_page: Any, site
     page.locator("#runs-table tr.chosen button").click()
     expect(page.locator("#runs-table tr.chosen")).to_have_count(0)
     page.locator("#runs-table tr", has_text="run-10").locator("td").nth(4).click()
-    expect(page.locator("#runs-told")).to_contain_text("run-10 · finished")
+    expect(page.locator("#runs-overview")).to_contain_text("run-10 · finished")
     expect(page.locator("#runs-table tr.chosen")).to_have_count(1)
     expect(page.locator("#runs-table tr.chosen button")).to_have_text("run-10")
     page.locator("#runs-table button", has_text=re.compile("^run-1$")).click()

@@ -35,7 +35,7 @@ def test_every_listener_that_yields_ends_with_no_change(page: gr.Blocks) -> None
     """Gradio empties the outputs of a generator that ended without a word."""
     yielding = [fn for fn in page.fns.values() if inspect.isgeneratorfunction(fn.fn)]
     drawn = {part.elem_id for fn in yielding for part in fn.outputs}
-    assert drawn >= {"preview", "start", "fit-body", "chat-0", "report", "llm-told"}
+    assert drawn >= {"preview", "start", "fit-body", "chat-0", "report", "llm-status"}
     bare = [fn.name for fn in yielding if not hasattr(getattr(fn.fn, "func", fn.fn), "ends_with_no_change")]
     assert not bare
 

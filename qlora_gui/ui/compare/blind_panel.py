@@ -31,7 +31,7 @@ class BlindPanel:
 
     def __init__(self, log: VoteLog, pinned: bool):
         with gr.Column(visible=False, elem_classes=["startbar", "tight"], elem_id="blind-bar") as self.bar:
-            self.progress = gr.HTML(elem_id="blind-told")
+            self.progress = gr.HTML(elem_id="blind-progress")
             with gr.Row(elem_classes=["tight", "actions"]):
                 self._draw_buttons()
         with gr.Column(visible=False, elem_classes="tight", elem_id="blind-panel") as self.box:

@@ -37,7 +37,7 @@ class LlmJudgePanel:
                     label="Model", info="Must not be one of the compared models.", elem_id="llm-model"
                 )
             self.ask = gr.Button("Let it judge", size="sm", elem_id="llm-ask")
-            self.status = gr.HTML(elem_id="llm-told")
+            self.status = gr.HTML(elem_id="llm-status")
 
     @streams
     def judged(self, url: str, model: str, picked: list[str]) -> Iterator[str]:

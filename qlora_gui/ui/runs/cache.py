@@ -23,7 +23,7 @@ class DiskPanel:
         self._store = store
         title = "Disk: cached quantized models and uploads"
         with gr.Accordion(title, open=False, elem_id="disk") as self.box:
-            self.contents = gr.HTML(elem_id="disk-told")
+            self.contents = gr.HTML(elem_id="disk-contents")
             with gr.Row(elem_classes=["tight", "actions"]):
                 self.clear = gr.Button("Clear…", visible=False, elem_id="disk-clear", **_SMALL)
             with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="disk-confirm") as self.confirm:

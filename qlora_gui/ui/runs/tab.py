@@ -113,7 +113,7 @@ class _Details:
 
     def __init__(self, store: RunStore, link: gr.State, before_start: Callable[[], None]):
         self._store = store
-        self.overview, self.evaluation = gr.HTML(elem_id="runs-told"), gr.HTML(elem_id="runs-judged")
+        self.overview, self.evaluation = gr.HTML(elem_id="runs-overview"), gr.HTML(elem_id="runs-judged")
         self.findings = findings.FindingsPanel("runs", "Train again:")
         self.retry = retry.Retry(store, link, before_start, "runs")
         self.data, self.plots = gr.HTML(), gr.HTML(elem_id="runs-plots")

@@ -30,7 +30,7 @@ class CheckPanel:
         with gr.Column(visible=not _has_finished(store), elem_id="check", elem_classes="tight") as self.box:
             gr.HTML(html.hint(_WHAT))
             self.press = gr.Button(_CAPTION, size="sm", elem_id="check-start")
-            self.report = gr.HTML(elem_id="check-told")
+            self.report = gr.HTML(elem_id="check-report")
 
     def wire(self) -> None:
         """Connect the events."""

@@ -28,7 +28,7 @@ class LivePanel:
         self.followed, self.seen = gr.State(""), gr.State(UNSEEN)
         with gr.Column(visible=False, elem_id="live", elem_classes="tight") as self.box:
             self.head = gr.HTML(elem_id="live-head")
-            self.overview = gr.HTML(elem_id="live-told")
+            self.overview = gr.HTML(elem_id="live-overview")
             self.retry = retry.Retry(store, link, before_start, "live")
             self.findings = findings.FindingsPanel("live", "Train again:")
             self.data = gr.HTML()  # alone, so that what is unfolded in it stays so while the rest is drawn anew

@@ -123,7 +123,7 @@ class MemoryPanel:
                 ]  # each puts a change into the form
                 self.hint = gr.HTML(drawn.hint)
         self.offered = gr.State([offer.knobs for offer in drawn.offers])
-        self.opened = gr.State(_OPENINGS * drawn.opened)  # how often it has been told to stand open
+        self.opened = gr.State(_OPENINGS * drawn.opened)  # how often it was asked to stand open
         self.newest = gr.State(Newest())
         self.asking, self.looking = self._listeners()
 
@@ -185,7 +185,7 @@ class MemoryPanel:
             self.opened: min(openings + 1, _OPENINGS) if drawn.opened else 0,
         }
         there = bool(drawn.table)
-        # When the verdict changes, else it stays as the person has folded it. Opening is said twice, for where two figures
+        # When the verdict changes, else it stays as the person has folded it. Opening is asked for twice, for where two figures
         # come within a moment, as after a preset was chosen, a browser may keep what it was in between.
         changes = openings < _OPENINGS if drawn.opened else openings > 0
         folding = {"open": drawn.opened} if changes else {}
