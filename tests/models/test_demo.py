@@ -37,7 +37,7 @@ def test_an_interrupted_preparation_leaves_no_half_model(tmp_path: Path) -> None
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "models" / "demo").exists()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=900)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["demo", "demo.lock"]
     assert (tmp_path / "models" / "demo" / "model.safetensors").stat().st_size > 200_000_000
@@ -93,7 +93,7 @@ def test_the_demo_adapter_answers_headless(demo_run: tuple[Path, str]) -> None:
     (folder / "prompts.txt").write_text("My blender leaks, order B-2231, and my guests come tomorrow!\n")
     words = ["--headless-compare", "--adapters", "adapters/demo", "--prompts", "prompts.txt", "--out", "out.json"]
     command = [sys.executable, str(ROOT / "app.py"), *words, "--max-new-tokens", "64"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=900)
     assert done.returncode == 0, done.stderr
     out = json.loads((folder / "out.json").read_text())
     assert [column["adapter"] is None for column in out["columns"]] == [True, False]
