@@ -25,6 +25,9 @@ FLOORS = [
     {"training", "inference"},
     {"inference.client"},
     {"evaluation", "check.lines"},
+    {"export.job"},
+    {"export"},
+    {"export.run"},
     {"diagnostics", "preferences", "ui.rendering"},
     {"check", "check.machine", "report"},
     {"check.client"},
@@ -56,6 +59,7 @@ FRONT = {
     "memory",
     "inference.client",
     "evaluation",
+    "export.job",
     "diagnostics",
     "preferences",
     "report",
@@ -114,7 +118,7 @@ def test_front_and_back_keep_apart() -> None:
             back = {
                 other
                 for other in inner(names)
-                if place(other) in {"models", "training", "inference", "simulation", "check"}
+                if place(other) in {"models", "training", "inference", "simulation", "check", "export"}
             }
             back |= inner(names) & {"qlora_gui.data.collate"}
             back -= {"qlora_gui.inference"}

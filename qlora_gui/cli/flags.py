@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from pydantic.fields import FieldInfo
 
 from qlora_gui import config as configs
 from qlora_gui.errors import UserError
+from qlora_gui.export import job as export
 from qlora_gui.inference.sampling import Decoding
 
 _GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
@@ -86,7 +87,7 @@ def headless() -> Parser:
             )
     _page(parser.add_argument_group("page"))
     _store(parser)
-    groups = [_run, _train, _queue, _no_wait, _plan, _cache, _evaluate, _measured, _compare]
+    groups = [_run, _train, _queue, _no_wait, _plan, _cache, _evaluate, _measured, _compare, _export]
     for add in groups:
         add(parser)
     return parser
@@ -218,13 +219,21 @@ def _adapters(group: Any) -> None:
 
 
 def _out(group: Any) -> None:
-    group.add_argument("--out", metavar="FILE", type=Path, help="where the result goes: JSON, or the report")
+    group.add_argument(
+        "--out", metavar="PATH", type=Path, help="where the result goes: JSON, the report, or the folder of an export"
+    )
+
+
+def _rows(group: Any) -> None:
+    group.add_argument(
+        "--rows", type=int, metavar="N", help="measure on at most this many rows (default: 100; of an export, 50)"
+    )
 
 
 def _evaluate(parser: Any) -> None:
     group = parser.add_argument_group("evaluate")
     group.add_argument("--data", metavar="FILE", help="rows to measure on (default: those that the run held out)")
-    group.add_argument("--rows", type=int, metavar="N", help="measure on at most this many rows (default: 100)")
+    _rows(group)
 
 
 def _measured(parser: Any) -> None:
@@ -232,6 +241,30 @@ def _measured(parser: Any) -> None:
     group = parser.add_argument_group("evaluate and compare")
     _adapters(group)
     _out(group)
+
+
+def _export(parser: Any) -> None:
+    group = parser.add_argument_group("export")
+    group.add_argument(
+        "--to",
+        choices=get_args(export.Kind),
+        help="what to make: the adapter merged into its base, the same as a GGUF file, or the adapter alone as one",
+    )
+    group.add_argument(
+        "--type", choices=get_args(export.Type), default="f16", help="number format of a GGUF file (default: f16)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=get_args(export.Dtype),
+        default="bf16",
+        help="number format of a merged folder (default: bf16)",
+    )
+    group.add_argument(
+        "--onto",
+        choices=get_args(export.Onto),
+        default="base",
+        help="merge onto the base's own weights, or onto the 4-bit values that were trained on (default: base)",
+    )
 
 
 def _compare(parser: Any) -> None:
@@ -285,6 +318,17 @@ VERBS = {
             _evaluate,
             _only(Decoding.model_fields, "max_new_tokens"),
             _only(configs.fields(), "dataset_format", "dataset_split", "skip_bad_rows", "revision"),
+        ),
+    ),
+    "export": Verb(
+        "merge an adapter into its base, and show that it is still the same model",
+        (
+            _adapters,
+            _out,
+            _export,
+            _rows,
+            _only(Decoding.model_fields, "max_new_tokens"),
+            _only(configs.fields(), "revision"),
         ),
     ),
     "report": Verb("write a report on these runs (default: all), .md or .html, to --out", (_runs, _out)),

@@ -150,6 +150,27 @@ def _evaluate(arguments: argparse.Namespace, store: RunStore) -> int:
     )
 
 
+def _export(arguments: argparse.Namespace, store: RunStore) -> int:
+    from qlora_gui.cli import export
+
+    if not arguments.adapters or len(arguments.adapters) > 1:
+        raise UserError(f"{arguments.called} needs --adapters with one adapter: see {flags.program()} --help.")
+    for name in ("to", "out"):
+        if not getattr(arguments, name):
+            raise UserError(f"{arguments.called} needs --{name}: see {flags.program()} --help.")
+    asked = {"rows": arguments.rows, "max_new_tokens": _whole(arguments, "max_new_tokens")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    settings = export.Settings(
+        kind=arguments.to,
+        dtype=arguments.dtype,
+        onto=arguments.onto,
+        type=arguments.type,
+        out=str(arguments.out),
+        **given,
+    )
+    return export.run(arguments.adapters[0], settings, arguments.base, getattr(arguments, "revision", ""))
+
+
 def _report(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui.cli.report import report
 
@@ -269,6 +290,7 @@ _HANDLERS = {
     "preview": _preview,
     "compare": _compare,
     "evaluate": _evaluate,
+    "export": _export,
     "report": _report,
     "cache": _cache,
 }

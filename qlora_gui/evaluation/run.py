@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from qlora_gui import locks
 from qlora_gui.data import load, prompts
 from qlora_gui.data.bad_rows import place
@@ -23,9 +21,8 @@ from qlora_gui.files import explained, write_whole
 from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.sampling import MAX_ADAPTERS
-from qlora_gui.runs import changes, disk_reserve
+from qlora_gui.runs import changes
 from qlora_gui.runs.event_text import data_remarks, data_warnings
-from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run
 from qlora_gui.runs.training_rows import rows_of
 
@@ -244,38 +241,7 @@ def _rows(measured: results.Measured) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """The page's child: settings as JSON, and adapters; what it does goes into the first one's `evaluate.jsonl`."""
     settings, folders = job.Settings(**json.loads(argv[0])), [Path(word) for word in argv[1:]]
-    try:
-        with job.lock(folders[0]), disk_reserve.hold(folders[0]) as room:
-            return _logged(folders, settings, EventLog(folders[0] / job.PROGRESS), room)
-    except filelock.Timeout:  # another page was faster
-        return 1
-
-
-def _logged(folders: Sequence[Path], settings: job.Settings, log: EventLog, room: disk_reserve.Reserve) -> int:
-    last = -1
-
-    def say(text: str) -> None:
-        log.append("stage", text=text)
-
-    def progress(done: int, of: int) -> None:
-        nonlocal last
-        if 100 * done // of > last:
-            last = 100 * done // of
-            log.append("progress", done=done, of=of)
-
-    try:
-        log.append("started", adapters=[folder.name for folder in folders])
-        evaluate(folders, None, settings, say, progress)
-        log.append("finished")
-        return 0
-    except Exception as error:
-        room.give_back()  # a last word needs a place on the disk
-        full = disk_reserve.why_not_written(folders[0], error, "evaluate again")
-        message = str(error) if isinstance(error, UserError) else full or f"{type(error).__name__}: {error}"
-        log.append("failed", message=message)
-        if not (full or isinstance(error, UserError)):
-            raise
-    return 1
+    return job.JOB.run(folders, lambda say, count: evaluate(folders, None, settings, say, count))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from qlora_gui.models import device as devices
 
 Emit = Callable[[protocol.Measured], None]
 MOST_PROMPTS = 8  # per batch: with six columns 48 rows
+FIRST = 32  # tokens of a reference whose whole distributions are given to whoever compares models
 _SHARE = 4  # a batch may take one part in four of the free memory
 
 
@@ -287,6 +288,42 @@ def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None
         return None
     pairs = zip(first, second, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One example read by one model: the loss of its reference in nats, summed, its greedy answer, and log-probabilities
+    [tokens, vocabulary] of its reference's first FIRST tokens.
+    """
+
+    number: int
+    loss: float
+    answer: Answer
+    first: torch.Tensor
+
+
+@torch.no_grad()
+def readings(
+    base: CleanBase, adapters: MultiLora, adapter: int, examples: Sequence[Encoded], task: Task
+) -> Iterator[Reading]:
+    """Read every example under one adapter, or BASE, with whole distributions: to hold one model against another."""
+    asked = _Asked(base, adapters, [[adapter]], task, not chunked_loss.not_plain(base.model))
+    for batch, states, answers in _read(asked, 1, examples, lambda: False):
+        for place, number in enumerate(batch.numbers):
+            labels = examples[number].labels
+            places = [place for place in range(1, len(labels)) if labels[place] != IGNORED]
+            row = {adapter: states[adapter][place, batch.shift[place] :]}
+            loss, head = 0.0, None
+            for begin in range(0, len(places), FIRST):
+                here = places[begin : begin + FIRST]
+                logs = (
+                    asked.logits(row, [place - 1 for place in here])[0].float().log_softmax(-1)
+                )  # [tokens, vocabulary]
+                targets = torch.tensor([labels[place] for place in here], device=logs.device)[:, None]
+                loss -= float(logs.gather(-1, targets).double().sum())
+                head = logs if head is None else head
+            assert head is not None, "an example without a reference"
+            yield Reading(number, loss, answers[adapter][place] if task.max_new_tokens else Answer(), head)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from qlora_gui.runs.fingerprints import config_of, fingerprint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 _MOST_INDEX = 64 << 20  # bytes
-_MOST_TOKENIZER = 128 << 20  # bytes; Gemma 3's has 33 million
+MOST_TOKENIZER = 128 << 20  # bytes; Gemma 3's has 33 million
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it alarms about a kernel nobody needs
 
@@ -123,9 +123,9 @@ def _listed_weights(index: Path) -> list[str]:
 def check_tokenizer_size(folder: str | Path) -> None:
     """Raise UserError for a tokenizer's file that is beyond all measure; what reads it takes ten times its size."""
     for file in map(Path(folder).joinpath, _TOKENIZER_FILES):
-        if file.is_file() and file.stat().st_size > _MOST_TOKENIZER:
+        if file.is_file() and file.stat().st_size > MOST_TOKENIZER:
             raise UserError(
-                f"The file '{file}' has {file.stat().st_size:,} bytes, and at most {_MOST_TOKENIZER:,} are read of a "
+                f"The file '{file}' has {file.stat().st_size:,} bytes, and at most {MOST_TOKENIZER:,} are read of a "
                 "tokenizer: choose another one."
             )
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,7 @@ def test_an_evaluation_that_ends_at_once_says_its_last_words(
     run = Run(shutil.copytree(llama_run.path, tmp_path / "broken", ignore=shutil.ignore_patterns("evalua*")))
     (tmp_path / "broken_module.py").write_text("raise SystemExit('no library of that name')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(job, "MODULE", "broken_module")
+    monkeypatch.setattr(job, "JOB", replace(job.JOB, module="broken_module"))
     with pytest.raises(UserError, match="ended at once: no library of that name"):
         job.start([run])
     assert job.state(run) == job.State(False, fault="The evaluation ended at once: no library of that name")

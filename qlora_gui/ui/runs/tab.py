@@ -9,13 +9,14 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
 from qlora_gui.evaluation.results import Evaluation
+from qlora_gui.export import job as exports
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import queue
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions, evaluation_views, findings, links, run_view, views
 from qlora_gui.ui.compare import offers
 from qlora_gui.ui.rendering import html
-from qlora_gui.ui.runs import cache, comparison, index, resuming
+from qlora_gui.ui.runs import cache, comparison, export_panel, index, resuming
 from qlora_gui.ui.runs import table as runs_table
 from qlora_gui.ui.runs.index import Look
 from qlora_gui.ui.runs.summary import Summary
@@ -188,6 +189,7 @@ class RunsTab:
         )
         self.actions = _ActionBar()
         self.question = resuming.ResumeQuestion(store, "runs")
+        self.export = export_panel.ExportPanel(store, before_start)
         self.details = _Details(store, link, before_start)
         self.disk = cache.DiskPanel(store)
         self.seen, self.detail_seen = gr.State(""), gr.State("")
@@ -208,7 +210,7 @@ class RunsTab:
         detailing: dict[str, Any] = {
             "fn": self.detail,
             "inputs": [self.chosen, self.detail_seen],
-            "outputs": [*self.details.outputs, self.detail_seen, *self.actions.outputs],
+            "outputs": [*self.details.outputs, self.detail_seen, *self.actions.outputs, *self.export.outputs],
         } | RAW
         self.timer.tick(**refreshing | {"fn": self.tick}).then(**detailing)
         followed = self._link.change(**refreshing)
@@ -217,6 +219,7 @@ class RunsTab:
         self._wire_table(detailing)
         self._wire_actions(refreshing, detailing)
         self._wire_delete(refreshing)
+        self.export.wire(self.chosen, detailing)
 
     def _wire_table(self, detailing: dict[str, Any]) -> None:
         looks, drawn_anew, bar = self._looks(), self._drawn_anew(), self.actions
@@ -337,7 +340,9 @@ class RunsTab:
         made = [result and result.made for result in results.values()]
         reading = [index.reading(run) for run in runs]
         log_sizes = [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs]
-        now = repr((summaries, working, made, reading, log_sizes))
+        exporting = exports.state(runs[0]) if len(runs) == 1 else job.State(False)
+        exported = exports.made(runs[0]) if len(runs) == 1 else []
+        now = repr((summaries, working, made, reading, log_sizes, exporting, exported))
         if now == before:
             return gr.skip()
         live = len(summaries) == 1 and summaries[0].state in views.LIVE
@@ -346,6 +351,7 @@ class RunsTab:
             **self.details.updates(runs, summaries),
             **self.details.evaluation_updates(runs, results, working, live),
             **self.actions.updates(index.glance(self._store), runs, summaries, working.running),
+            **self.export.updates(None if live or len(runs) != 1 else runs[0], exporting, exported),
         }
 
     def begin_evaluation(self, picked: list[str], rows: int | None, tokens: int | None) -> None:

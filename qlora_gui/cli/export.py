@@ -1,0 +1,60 @@
+"""`--headless-export`: a trained model to take along, and whether it is still the model that was evaluated."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from qlora_gui.errors import UserError
+from qlora_gui.export import job
+from qlora_gui.export.job import Settings
+from qlora_gui.formatting import amount
+from qlora_gui.runs.launch import child_environment
+
+__all__ = ["Settings", "run"]
+_TIDYING_SECONDS = 10.0
+
+
+def run(adapter: Path, settings: Settings, base: str | None = None, revision: str = "") -> int:
+    """Export in a child process, which it follows. Returns 0, or 1 where the exported model is worse. Raises UserError."""
+    asked = {"settings": asdict(settings), "adapter": str(adapter.absolute()), "base": base, "revision": revision}
+    command = [sys.executable, "-m", job.MODULE, "--lines"]
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=child_environment()
+    )
+    assert child.stdin and child.stdout
+    error = ""
+    try:
+        child.stdin.write(json.dumps(asked))
+        child.stdin.close()
+        with tqdm(disable=not sys.stderr.isatty(), leave=False, bar_format="{l_bar}{bar}") as bar:
+            for line in child.stdout:
+                event = json.loads(line)
+                if event["kind"] == "progress":
+                    bar.total = event["of"]
+                    bar.update(event["done"] - bar.n)
+                elif event["kind"] == "stage":
+                    tqdm.write(event["text"], file=sys.stderr)
+                elif event["kind"] == "failed":
+                    error = event["message"]
+    finally:
+        code = _ended(child)
+    if error:
+        raise UserError(error)
+    made = job.read(Path(settings.out)) if code == 0 else None
+    if made is None:
+        raise UserError(f"The export ended without an error message (exit code {code}): see what is written above.")
+    print(f"{made.proof}\n{amount(made.bytes)} in {made.folder}", flush=True)
+    return int(made.worse)
+
+
+def _ended(child: subprocess.Popen[str]) -> int:
+    """The child's exit code. A Ctrl+C has mostly reached it, too, and it tidies up: a second signal would end that."""
+    try:
+        return child.wait(_TIDYING_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.terminate()
+        return child.wait()

@@ -1,0 +1,263 @@
+"""Whether what was exported is the model that was evaluated: the same rows read by both, one model after the other."""
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from transformers import AutoConfig, GenerationConfig, GgufConfig
+
+from qlora_gui.data import tokenization
+from qlora_gui.data.chat import Chat
+from qlora_gui.data.formats import Example
+from qlora_gui.errors import UserError, first_line
+from qlora_gui.evaluation import stats
+from qlora_gui.inference import model_probe, score
+from qlora_gui.inference.clean_base import CleanBase
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.multi_lora import BASE, MultiLora
+from qlora_gui.models import attention, rope, text_part
+from qlora_gui.models import base as bases
+from qlora_gui.models import device as devices
+
+ROWS, NEW_TOKENS = 50, 64  # at most
+_MUCH = 0.02  # of the loss: significant, and more than that, is worse where no evaluation says what is allowed
+_TRAINED = "merge onto the trained weights (--onto trained)"
+Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One row under one model: the summed loss of its reference in nats, and the tokens of its greedy answer."""
+
+    loss: float
+    answer: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """An exported model against the one that was trained, on the same rows.
+
+    Losses are means of rows, in nats per token; `kl` is nats per token, from the trained to the exported one, on the first
+    tokens of each reference. `low` and `high` bound the mean difference of the losses (95%, paired). `identical` of
+    `answers` greedy answers have the same tokens. `worse` is a sentence where it is, else "";
+    `remark` one where it is measurably worse within what is allowed.
+    """
+
+    rows: int
+    trained: float | None
+    exported: float | None
+    low: float | None
+    high: float | None
+    kl: float | None
+    identical: int
+    answers: int
+    worse: str
+    remark: str
+    computed_in: str
+    different: tuple[tuple[str, str, str], ...] = ()
+
+    def sentence(self, what: str) -> str:
+        """ "Held-out loss 0.561 merged, 0.558 as trained; 47 of 50 answers identical.\""""
+        parts = []
+        if self.trained is not None and self.exported is not None:
+            parts.append(f"Held-out loss {self.exported:.3f} {what}, {self.trained:.3f} as trained")
+        if self.kl is not None:
+            parts.append(f"KL {self.kl:.4f} nats per token")
+        if self.answers:
+            parts.append(f"{self.identical} of {self.answers} answers identical")
+        return " ".join(filter(None, (f"{'; '.join(parts)}.", self.worse, self.remark)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows to compare on, encoded as they were trained, and how long answers may get."""
+
+    rows: Sequence[tokenization.Encoded]
+    chat: Chat
+    new_tokens: int = NEW_TOKENS
+
+
+def encoded(examples: Sequence[Example], chat: Chat, max_length: int, system_prompt: str) -> list[tokenization.Encoded]:
+    """Rows as in training, one per conversation; [] for none."""
+    rows, _ = tokenization.encode_all(examples, chat, max_length, system_prompt)
+    first: dict[int, tokenization.Encoded] = {}
+    for row in rows:
+        first.setdefault(row.row, row)
+    return list(first.values())
+
+
+class Kept:
+    """Log-probabilities of the first tokens of each row, in a file: they are too many for memory. fp16, as they are only compared."""
+
+    def __init__(self, file: Path, rows: int, vocabulary: int):
+        shape = (rows, score.FIRST, vocabulary)
+        self.values = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
+        self.counts = [0] * rows
+
+    def keep(self, number: int, logs: torch.Tensor) -> None:
+        """Keep [tokens, vocabulary] of row `number`."""
+        count = min(logs.shape[0], score.FIRST)
+        self.values[number, :count, : logs.shape[1]] = logs[:count].half().cpu().numpy()
+        self.counts[number] = count
+
+    def kl(self, number: int, logs: torch.Tensor) -> float:
+        """The sum over these tokens of KL(kept || logs), in nats."""
+        count = self.counts[number]
+        kept = torch.from_numpy(np.array(self.values[number, :count])).float().to(logs.device)
+        common = min(kept.shape[1], logs.shape[1])  # a merged embedding may be padded
+        kept = kept[:, :common].log_softmax(-1)
+        return float((kept.exp() * (kept - logs[:count, :common])).sum())
+
+
+def as_trained(columns: Columns, asked: Asked, kept: Kept, progress: Progress) -> dict[int, Read]:
+    """What the adapter answers on its 4-bit base, as Compare and the evaluation compute it; distributions go into `kept`."""
+    assert columns.base is not None and columns.multi_lora is not None
+    found: dict[int, Read] = {}
+    for row in _readings(columns.base, columns.multi_lora, 0, asked):
+        kept.keep(row.number, row.first)
+        found[row.number] = Read(row.loss, tuple(row.answer.ids), row.answer.text)
+        progress(len(found), 2 * len(asked.rows))
+    return found
+
+
+def exported(model: CleanBase, asked: Asked, kept: Kept, progress: Progress) -> tuple[dict[int, Read], float]:
+    """What a whole model answers to the same rows, and the sum of its KLs to what was kept."""
+    found: dict[int, Read] = {}
+    kl = 0.0
+    for row in _readings(model, MultiLora(model.model, []), BASE, asked):
+        kl += kept.kl(row.number, row.first)
+        found[row.number] = Read(row.loss, tuple(row.answer.ids), row.answer.text)
+        progress(len(asked.rows) + len(found), 2 * len(asked.rows))
+    return found, kl
+
+
+def _readings(base: CleanBase, adapters: MultiLora, adapter: int, asked: Asked) -> Iterator[score.Reading]:
+    ending = replace(base, eos=asked.chat.ends)
+    return score.readings(ending, adapters, adapter, asked.rows, score.Task(asked.new_tokens, asked.chat.stops))
+
+
+def compared(
+    asked: Asked,
+    trained: dict[int, Read],
+    other: dict[int, Read],
+    kl: float,
+    kept: Kept,
+    allowed: float | None,
+    computed_in: str,
+) -> Proof:
+    """Both models side by side. `allowed` is how much worse the loss may be, by the evaluation's interval, if there is one."""
+    numbers = sorted(trained.keys() & other.keys())
+    each = [max(asked.rows[number].supervised, 1) for number in numbers]
+    one = [trained[number].loss / count for number, count in zip(numbers, each, strict=True)]
+    two = [other[number].loss / count for number, count in zip(numbers, each, strict=True)]
+    apart = [b - a for a, b in zip(one, two, strict=True)]
+    difference = stats.paired(apart) if len(apart) > 1 and all(map(math.isfinite, apart)) else None
+    same = [number for number in numbers if trained[number].answer == other[number].answer]
+    different = tuple(
+        (asked_text(asked, number), trained[number].text, other[number].text)
+        for number in numbers
+        if number not in same
+    )
+    mean_one, mean_two = _mean(one), _mean(two)
+    worse = _worse(mean_one, mean_two, difference, allowed)
+    return Proof(
+        len(numbers),
+        mean_one,
+        mean_two,
+        difference.low if difference else None,
+        difference.high if difference else None,
+        kl / max(sum(kept.counts), 1),
+        len(same),
+        len(numbers) if asked.new_tokens else 0,
+        worse,
+        "" if worse or difference is None or difference.low <= 0 else _remark(difference),
+        computed_in,
+        different[:5],
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _worse(trained: float | None, other: float | None, difference: stats.Paired | None, allowed: float | None) -> str:
+    if trained is None or other is None:
+        return ""
+    if not math.isfinite(other):
+        return "The exported model computes no finite loss: do not use it."
+    if allowed is not None and other - trained > allowed:
+        return (
+            f"It is worse than the evaluation's interval allows (loss {other - trained:+.3f}, allowed {allowed:+.3f}): "
+            f"{_TRAINED}, or evaluate it before you use it."
+        )
+    if allowed is None and difference is not None and difference.low > _MUCH * trained:
+        return f"It is worse than as trained (loss {_interval(difference)}): {_TRAINED}."
+    return ""
+
+
+def _remark(difference: stats.Paired) -> str:
+    return f"The loss is measurably higher than as trained ({_interval(difference)}): {_TRAINED} for the very model that was evaluated."
+
+
+def _interval(difference: stats.Paired) -> str:
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def asked_text(asked: Asked, number: int) -> str:
+    """The prompt of a row, as text."""
+    row = asked.rows[number]
+    return str(asked.chat.tokenizer.decode(row.input_ids[: score.answer_begins(row)]))
+
+
+@contextmanager
+def loaded(folder: Path, tokenizer: Any, say: Say, gguf: Path | None = None) -> Iterator[CleanBase]:
+    """The model in a merged folder, or in a GGUF file, which transformers reads with code of its own.
+
+    In 16 bits on a GPU that it fits into; on the CPU in fp32 if that fits, else as it is stored. Raises UserError where it fits
+    nowhere, or cannot be read.
+    """
+    size = sum(file.stat().st_size for file in ([gguf] if gguf else folder.glob("*.safetensors")))
+    device = devices.pick()
+    if device.type != "cpu" and devices.free_memory(device) < 1.2 * size:
+        device = torch.device("cpu")
+    free = psutil.virtual_memory().available
+    if device.type == "cpu" and free < 1.2 * size:
+        raise UserError("the exported model does not fit into this machine's memory.")
+    named: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {}
+    say("Loading the exported model")
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **named)
+        stored = getattr(torch, str(config.dtype or torch.bfloat16).removeprefix("torch."))
+        dtype = torch.float32 if device.type == "cpu" and free > 2 * 2 * size else stored
+        if gguf:
+            named["quantization_config"] = GgufConfig(dequantize=True)
+        auto = text_part.auto_class(config)
+        model = auto.from_pretrained(str(folder), dtype=dtype, device_map={"": device}, **named).eval()
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        raise UserError(f"transformers cannot read the exported model ({first_line(error)}).") from error
+    text_part.drop_the_rest(model)
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"
+    rope.forget_rows(model)
+    if device.type != "cpu":  # as in Compare
+        attention.install(model, "auto")
+    model.generation_config = GenerationConfig()
+    located = bases.Base(folder.name, str(folder), None, "")
+    computed_in = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+    quantization: Any = None
+    reading = model_probe.ask(model)
+    try:
+        yield CleanBase(located, model, tokenizer, frozenset(), {"computed_in": computed_in}, quantization, reading)
+    finally:
+        del model
+        gc.collect()
+        devices.release()
