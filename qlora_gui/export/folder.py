@@ -35,11 +35,12 @@ class Origin:
 def fill(folder: Path, base: bases.Base, adapter: Adapter, chat: Chat, dtype: str, untied: bool) -> None:
     """Everything but weights and card, into `folder`. Raises OSError."""
     source = Path(base.path)
+    saved = json_object(folder / "config.json")  # by PEFT's merge: of the class that it loaded
     for pattern in _COPIED:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and file.name not in _NOT_COPIED:
                 shutil.copyfile(file, folder / file.name)
-    config = json_object(source / "config.json")
+    config = saved or json_object(source / "config.json")
     config.pop("quantization_config", None)
     for values in (config, *(part for part in config.values() if isinstance(part, dict))):
         for name in ("torch_dtype", "dtype"):

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 from qlora_gui import plain_files
 from qlora_gui.errors import UserError
 from qlora_gui.runs.child_job import ChildJob, State
-from qlora_gui.runs.store import Run
+from qlora_gui.runs.store import EXPORT_LOCK, Run
 
 MODULE = "qlora_gui.export.run"
-LOCK, PROGRESS = ".export.lock", "export.jsonl"
+PROGRESS = "export.jsonl"
 RECORD = "export.json"  # in an exported folder: what was asked for, and its proof; written last
-JOB = ChildJob(MODULE, LOCK, PROGRESS, "export.log", "the export", "is being exported already", "export again")
+JOB = ChildJob(MODULE, EXPORT_LOCK, PROGRESS, "export.log", "the export", "is being exported already", "export again")
 Kind = Literal["merged", "gguf", "gguf-lora"]
 Dtype = Literal["bf16", "fp16"]
 Onto = Literal["base", "trained"]

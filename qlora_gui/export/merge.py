@@ -55,10 +55,11 @@ def plan(folder: Path, adapter: Adapter, dtype: torch.dtype, packed: Mapping[str
     `packed` are the 4-bit linears of a loaded base by module name: their values then take the place of the base's own.
     Raises NotPlain for what one tensor at a time cannot do, and UserError for a base that does not fit the adapter.
     """
+    if adapter.parameters:
+        raise NotPlain(f"it has LoRA on {', '.join(adapter.parameters)}")
     stored = {name: part for name, part in weights.listed(folder).items() if not _is_statistic(name)}
     model = _on_meta(folder)
-    places = weights.places(model, list(stored))
-    tied = _tied(model)
+    base = _Base(stored, weights.places(model, list(stored)), set(model.state_dict()), _tied(model))
     changes: dict[str, Change] = {}
     extra: list[Planned] = []
     packed = packed or {}
@@ -66,14 +67,65 @@ def plan(folder: Path, adapter: Adapter, dtype: torch.dtype, packed: Mapping[str
         lora, linear = adapter.loras.get(name), packed.get(name)
         if lora is not None or linear is not None:
             target = f"{name}.weight"
-            if target in tied and lora is not None:
-                extra.append(_untied(target, stored, places, tied[target], lora, dtype))
+            if target in base.tied and lora is not None:
+                extra.append(base.untied(target, lora, dtype))
             else:
-                changes[_one(places, target)] = Change(lora, linear)
+                changes[base.one(target, adapter.name)] = Change(lora, linear)
         if name in adapter.biases:
-            changes[_one(places, f"{name}.bias")] = Change(bias=adapter.biases[name])
-    tensors = [_planned(name, part, changes.get(name), dtype) for name, part in stored.items()]
+            changes[base.one(f"{name}.bias", adapter.name)] = Change(bias=adapter.biases[name])
+    written = {tensor.name for tensor in extra}
+    exact = _exact(model, dtype)
+    tensors = [
+        _planned(name, part, changes.get(name), part.dtype if exact(name, part) else dtype)
+        for name, part in stored.items()
+        if name not in written
+    ]
     return Merged(tensors + extra, bool(extra))
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A base's tensors on disk, where its parameters come from, the names of all, and those that share another's weights."""
+
+    stored: Mapping[str, Stored]
+    places: Mapping[str, weights.Place]
+    known: set[str]
+    tied: Mapping[str, str]
+
+    def one(self, name: str, adapter: str) -> str:
+        """The one tensor on disk that is this parameter. Raises NotPlain where it is made of several, UserError where there is none."""
+        if name not in self.known:
+            raise UserError(f"The adapter '{adapter}' was trained on another base: this one has no '{name}'.")
+        place = self.places.get(name)
+        if place is None:
+            raise NotPlain(f"'{name}' is not in the base's files under a name of its own")
+        if place.converted:
+            raise NotPlain(f"transformers makes '{name}' out of several tensors of the base's files")
+        return place.stored[0]
+
+    def untied(self, name: str, lora: Lora, dtype: torch.dtype) -> Planned:
+        """A head with LoRA that shares its base's embedding: written on its own, for the embedding stays as it is.
+
+        Under the name that the files have for it, where they list it though it is tied.
+        """
+        shared = self.places.get(self.tied[name])
+        if shared is None or len(shared.stored) != 1:
+            raise NotPlain(f"'{name}' shares its weights with another module")
+        embedding, own = self.stored[shared.stored[0]], self.places.get(name)
+        called = own.stored[0] if own else name
+        return Planned(called, dtype, embedding.shape, lambda: _changed(embedding, Change(lora), dtype))
+
+
+def _exact(model: Any, dtype: torch.dtype) -> Callable[[str, Stored], bool]:
+    """Which tensors stay in fp32 as they are stored, because the architecture computes with them so (routers, mostly)."""
+    modules = set(model._keep_in_fp32_modules_strict or ())
+    if dtype == torch.float16:
+        modules |= set(model._keep_in_fp32_modules or ())
+
+    def stays(name: str, part: Stored) -> bool:
+        return part.dtype == torch.float32 and any(f".{module}." in f".{name}." for module in modules)
+
+    return stays
 
 
 def _is_statistic(name: str) -> bool:
@@ -94,43 +146,18 @@ def _tied(model: Any) -> dict[str, str]:
     return dict(tied) if isinstance(tied, Mapping) else dict.fromkeys(tied, "")
 
 
-def _one(places: Mapping[str, weights.Place], name: str) -> str:
-    """The one tensor on disk that is this parameter. Raises NotPlain where there is no such."""
-    place = places.get(name)
-    if place is None:
-        raise NotPlain(f"'{name}' is not in the base's files under a name of its own")
-    if place.converted:
-        raise NotPlain(f"transformers makes '{name}' out of several tensors of the base's files")
-    return place.stored[0]
-
-
-def _untied(
-    name: str,
-    stored: Mapping[str, Stored],
-    places: Mapping[str, weights.Place],
-    shared: str,
-    lora: Lora,
-    dtype: torch.dtype,
-) -> Planned:
-    """A head with LoRA that shares its base's embedding: written on its own, for the embedding stays as it is."""
-    embedding = stored[_one(places, shared)] if shared else None
-    if embedding is None or len(places[shared].stored) != 1:
-        raise NotPlain(f"'{name}' shares its weights with another module")
-    return Planned(name, dtype, embedding.shape, lambda: _changed(embedding, Change(lora), dtype))
-
-
 def _planned(name: str, part: Stored, change: Change | None, dtype: torch.dtype) -> Planned:
     floating = part.dtype.is_floating_point and part.dtype.itemsize >= 2
     if change is None:
         own = dtype if floating else part.dtype
-        return Planned(name, own, part.shape, lambda: _fitting(part.read(), own, name))
+        return Planned(name, own, part.shape, lambda: fitting(part.read(), own, name))
     if change.bias is not None:
         bias = change.bias
         if bias.shape != torch.Size(part.shape):
             raise UserError(
                 f"The adapter has a bias of {tuple(bias.shape)} for '{name}', which is {part.shape} in the base."
             )
-        return Planned(name, dtype, part.shape, lambda: _fitting(bias, dtype, name))
+        return Planned(name, dtype, part.shape, lambda: fitting(bias, dtype, name))
     if change.packed is not None:
         linear = change.packed
         shape = (linear.out_features, linear.in_features)
@@ -151,7 +178,7 @@ def _changed(part: Stored, change: Change, dtype: torch.dtype) -> torch.Tensor:
     else:
         values = part.read()
     if change.lora is None:
-        return _fitting(values, dtype, part.name)
+        return fitting(values, dtype, part.name)
     lora = change.lora
     outputs, inputs = values.shape
     if (lora.b.shape[0], lora.a.shape[1]) != (outputs, inputs):
@@ -162,16 +189,16 @@ def _changed(part: Stored, change: Change, dtype: torch.dtype) -> torch.Tensor:
     merged = torch.empty(outputs, inputs, dtype=dtype)
     for rows in weights.in_pieces(outputs, inputs):
         exact = values[rows].float() + lora.b[rows] @ lora.a * lora.scaling  # [some of out, in]
-        merged[rows] = _fitting(exact, dtype, part.name)
+        merged[rows] = fitting(exact, dtype, part.name)
     return merged
 
 
-def _fitting(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+def fitting(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     """The values in `dtype`. Raises UserError where fp16 does not reach that far: it would be infinite."""
     if dtype == torch.float16 and values.is_floating_point() and values.numel():
         largest = float(values.abs().max())
         if math.isfinite(largest) and largest > _LARGEST_HALF:
-            raise UserError(f"'{name}' has values up to {largest:.3g}, beyond what fp16 holds: merge in bf16.")
+            raise UserError(f"'{name}' has values up to {largest:.3g}, beyond what fp16 holds: choose bf16.")
     return values.to(dtype)
 
 

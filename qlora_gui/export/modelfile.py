@@ -64,6 +64,8 @@ def pieces(chat: Chat) -> Pieces | None:
         first = head.removesuffix(user_pre)
         bos = _leading(chat.tokenizer, first)
         system = _system(render, user, user_pre, bos)
+        if system is None and _shows_system(render, user):
+            return None  # Ollama would leave a system message out
         made = Pieces(
             "" if _adds_bos(chat.tokenizer) else bos,
             first.removeprefix(bos),
@@ -78,8 +80,8 @@ def pieces(chat: Chat) -> Pieces | None:
             return None
     except Exception:  # templates are programs; they raise what they like on turns they dislike
         return None
-    text = made.go()
-    return None if '"""' in text or any("{{" in part for part in (made.first, *made.user, *made.assistant)) else made
+    parts = (made.bos, made.first, *(made.system or ()), *made.user, *made.assistant)
+    return None if '"""' in made.go() or any("{{" in part for part in parts) else made
 
 
 def _common_end(one: str, other: str) -> str:
@@ -104,6 +106,13 @@ def _system(render: Any, user: dict[str, str], user_pre: str, bos: str) -> tuple
     if not mark or not between.endswith(user_pre):
         return None
     return before.removeprefix(bos), between.removesuffix(user_pre)
+
+
+def _shows_system(render: Any, user: dict[str, str]) -> bool:
+    try:
+        return _S in render([_turn("system", _S), user], None, True)
+    except Exception:  # as above
+        return False
 
 
 def _leading(tokenizer: Any, text: str) -> str:

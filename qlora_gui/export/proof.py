@@ -1,7 +1,10 @@
 """Whether what was exported is the model that was evaluated: the same rows read by both, one model after the other."""
 
+import errno
 import gc
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +14,15 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from gguf import GGUFReader
 from transformers import AutoConfig, GenerationConfig, GgufConfig
 
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.formats import Example
-from qlora_gui.errors import UserError, first_line
+from qlora_gui.errors import UserError
 from qlora_gui.evaluation import stats
+from qlora_gui.formatting import amount
 from qlora_gui.inference import model_probe, score
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
@@ -27,6 +32,7 @@ from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 
 ROWS, NEW_TOKENS = 50, 64  # at most
+_LEFT_FREE = 64 << 20  # bytes on the disk
 _MUCH = 0.02  # of the loss: significant, and more than that, is worse where no evaluation says what is allowed
 _TRAINED = "merge onto the trained weights (--onto trained)"
 Say = Callable[[str], None]
@@ -100,8 +106,15 @@ class Kept:
 
     def __init__(self, file: Path, rows: int, vocabulary: int):
         shape = (rows, score.FIRST, vocabulary)
-        self.values = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
+        _allocate(file, 2 * math.prod(shape))
+        self.values = np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
         self.counts = [0] * rows
+
+    def close(self) -> None:
+        """Let go of the file: Windows removes no file that is mapped."""
+        mapped: Any = self.values._mmap  # type: ignore[attr-defined]
+        del self.values
+        mapped.close()
 
     def keep(self, number: int, logs: torch.Tensor) -> None:
         """Keep [tokens, vocabulary] of row `number`."""
@@ -116,6 +129,36 @@ class Kept:
         common = min(kept.shape[1], logs.shape[1])  # a merged embedding may be padded
         kept = kept[:, :common].log_softmax(-1)
         return float((kept.exp() * (kept - logs[:count, :common])).sum())
+
+
+def _allocate(file: Path, size: int) -> None:
+    """A file with real room for so many bytes: a mapped file on a full disk ends the process. Raises UserError where there is none."""
+    free = shutil.disk_usage(file.parent).free
+    try:
+        with file.open("wb") as body:
+            if free < size + _LEFT_FREE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(body.fileno(), 0, max(size, 1))
+            else:
+                body.truncate(max(size, 1))
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise UserError(
+            f"the disk of '{file.parent.parent}' has {amount(free)} free, and the comparison keeps {amount(size)} there: free some "
+            "space, or compare fewer rows (--rows)."
+        ) from None
+
+
+@contextmanager
+def keeping(file: Path, rows: int, vocabulary: int) -> Iterator[Kept]:
+    """`Kept` in a file that is gone afterwards. Raises UserError where the disk has no room for it."""
+    kept = Kept(file, rows, vocabulary)
+    try:
+        yield kept
+    finally:
+        kept.close()
+        file.unlink(missing_ok=True)
 
 
 def as_trained(columns: Columns, asked: Asked, kept: Kept, progress: Progress) -> dict[int, Read]:
@@ -218,32 +261,40 @@ def asked_text(asked: Asked, number: int) -> str:
     return str(asked.chat.tokenizer.decode(row.input_ids[: score.answer_begins(row)]))
 
 
-@contextmanager
-def loaded(folder: Path, tokenizer: Any, say: Say, gguf: Path | None = None) -> Iterator[CleanBase]:
-    """The model in a merged folder, or in a GGUF file, which transformers reads with code of its own.
+def _numbers(folder: Path, gguf: Path | None) -> int:
+    """How many numbers a model's weights are."""
+    if gguf:
+        return sum(int(part.n_elements) for part in GGUFReader(gguf).tensors)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2
 
-    In 16 bits on a GPU that it fits into; on the CPU in fp32 if that fits, else as it is stored. Raises UserError where it fits
-    nowhere, or cannot be read.
+
+@contextmanager
+def loaded(folder: Path, tokenizer: Any, say: Say, gguf: tuple[Path, Path] | None = None) -> Iterator[CleanBase]:
+    """The model in a merged folder; or in a GGUF file, as (file, folder of the base), read by transformers with code of its own.
+
+    Of a GGUF file the weights are read, and the base's config beside them: transformers' reader leaves out scaling of
+    positions. In 16 bits on a GPU that it fits into; on the CPU in fp32 if that fits, else as it is stored. Raises UserError
+    where it fits nowhere.
     """
-    size = sum(file.stat().st_size for file in ([gguf] if gguf else folder.glob("*.safetensors")))
+    numbers = _numbers(folder, gguf[0] if gguf else None)
     device = devices.pick()
-    if device.type != "cpu" and devices.free_memory(device) < 1.2 * size:
+    if device.type != "cpu" and devices.free_memory(device) < 1.2 * 2 * numbers:
         device = torch.device("cpu")
     free = psutil.virtual_memory().available
-    if device.type == "cpu" and free < 1.2 * size:
-        raise UserError("the exported model does not fit into this machine's memory.")
-    named: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {}
+    copies = 2.2 if gguf else 1.2  # a GGUF file is unpacked into memory before the model takes it
+    if (gguf or device.type == "cpu") and free < copies * 2 * numbers:
+        raise UserError("the exported model does not fit into this machine's memory in 16 bits.")
+    config = AutoConfig.from_pretrained(str(gguf[1] if gguf else folder), trust_remote_code=False)
+    stored = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    dtype = torch.float32 if device.type == "cpu" and free > copies * 4 * numbers else stored
     say("Loading the exported model")
-    try:
-        config = AutoConfig.from_pretrained(str(folder), **named)
-        stored = getattr(torch, str(config.dtype or torch.bfloat16).removeprefix("torch."))
-        dtype = torch.float32 if device.type == "cpu" and free > 2 * 2 * size else stored
-        if gguf:
-            named["quantization_config"] = GgufConfig(dequantize=True)
-        auto = text_part.auto_class(config)
-        model = auto.from_pretrained(str(folder), dtype=dtype, device_map={"": device}, **named).eval()
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
-        raise UserError(f"transformers cannot read the exported model ({first_line(error)}).") from error
+    auto = text_part.auto_class(config)
+    named: dict[str, Any] = {}
+    if gguf:
+        named = {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
+        config = config.get_text_config()
+        config.quantization_config = None
+    model = auto.from_pretrained(str(folder), config=config, dtype=dtype, device_map={"": device}, **named).eval()
     text_part.drop_the_rest(model)
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"

@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ import torch
 from qlora_gui import locks
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.formats import Example
-from qlora_gui.errors import UserError
+from qlora_gui.errors import UserError, first_line
 from qlora_gui.evaluation import job as evaluations
 from qlora_gui.export import folder as companions
 from qlora_gui.export import job, merge, modelfile, peft_merge, proof
@@ -33,12 +34,13 @@ from qlora_gui.inference.client import base_of
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
-from qlora_gui.models import chats
+from qlora_gui.models import chats, supported
 from qlora_gui.models import device as devices
 from qlora_gui.runs import changes, disk_reserve
 from qlora_gui.runs.child_job import Count, Say
 from qlora_gui.runs.event_text import loss_of
 from qlora_gui.runs.events import Data, Eval
+from qlora_gui.runs.fingerprints import config_of
 from qlora_gui.runs.store import Run
 from qlora_gui.runs.training_rows import rows_of
 from qlora_gui.system import files
@@ -60,7 +62,9 @@ def export(
         say("Finding the base model")
         arguments = base_of([folder], base, revision)
         located = bases.locate(arguments["base_model"], arguments.get("revision", ""), say)
+        supported.check(located.path)
         adapter = adapter_file.read(folder)
+        _check_stored(located, settings)
         _check_base(adapter, located, chosen=base is not None)
         chat = _chat(adapter, located)
         work = _Work(part, folder, located, adapter, chat, settings, arguments, say, progress)
@@ -96,7 +100,21 @@ def _aside(out: Path) -> Iterator[Path]:
         raise UserError(f"The folder '{out}' is being made by another process: wait for it.") from None
     except OSError as error:
         full = disk_reserve.why_not_written(out.parent, error, "export again")
-        raise UserError(full or f"The export cannot be written to '{out}': {error.strerror or error}.") from error
+        ours = error.filename is None or str(error.filename).startswith(str(out.parent))
+        what = f"The export cannot be written to '{out}'" if ours else "The export needs a file that cannot be read"
+        raise UserError(full or f"{what}: {error.strerror or error} ({error.filename}).") from error
+
+
+def _check_stored(located: bases.Base, settings: job.Settings) -> None:
+    if (
+        settings.kind != "gguf-lora"
+        and settings.onto == "base"
+        and config_of(Path(located.path)).get("quantization_config")
+    ):
+        raise UserError(
+            f"The base '{located.name}' is stored quantized, so there are no 16-bit weights to merge onto: merge onto the trained "
+            "weights (--onto trained), or name the base in 16 bits with --base."
+        )
 
 
 def _check_base(adapter: Adapter, located: bases.Base, chosen: bool) -> None:
@@ -143,7 +161,7 @@ class _Work:
     @property
     def about(self) -> dict[str, str]:
         """Names, for a GGUF file."""
-        return {"name": self.adapter.name, "base": self.located.name}
+        return {"name": self.adapter.name, "base": self.located.name, "loras": " ".join(self.adapter.loras)}
 
 
 def _merged(work: _Work) -> None:
@@ -160,6 +178,7 @@ def _merged(work: _Work) -> None:
         if packed:
             raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
         work.say(f"Merging with PEFT on the whole base, because {why}")
+        _check_room(work.part, sum(file.stat().st_size for file in work.base.glob("*.safetensors")))
         peft_merge.merge(work.base, work.adapter.folder, work.part, dtype)
     companions.fill(work.part, work.located, work.adapter, work.chat, str(dtype).removeprefix("torch."), untied)
 
@@ -230,36 +249,43 @@ def _check_room(part: Path, needed: int) -> None:
 
 
 def _proof(work: _Work) -> Proof | str:
-    """The exported model against the trained one, or why they were not compared."""
+    """The exported model against the trained one, or why they were not compared: the model is made by then, and stays."""
     if work.settings.kind == "gguf-lora":
         return gguf_file.compared(work.file, work.base, work.adapter)
-    run = Run(work.folder)
-    rows = _held_out(run, work.settings.rows) if work.settings.rows else f"{_NOT_COMPARED}, as asked."
+    rows = _held_out(Run(work.folder), work.settings.rows) if work.settings.rows else f"{_NOT_COMPARED}, as asked."
     if isinstance(rows, str):
         return rows
-    columns, config = Columns(), run.config()
+    try:
+        return _compared(work, rows)
+    except UserError as error:
+        return f"{_NOT_COMPARED}: {error}"
+    except Exception as error:  # memory, mostly; libraries raise what they like for a file that they cannot read
+        if devices.ran_out(error):
+            return f"{_NOT_COMPARED}: memory is too short for the exported model in 16 bits."
+        traceback.print_exc()
+        return f"{_NOT_COMPARED}: {type(error).__name__}: {first_line(error)}"
+
+
+def _compared(work: _Work, rows: list[Example]) -> Proof:
+    run, columns = Run(work.folder), Columns()
+    config = run.config()
     columns.load(_key(work.arguments), [work.folder], work.say, chosen=bool(work.arguments.get("chosen")))
     chat = columns.chat(columns.adapters[0], Decoding(control_tokens=config.control))
-    asked = Asked(
-        proof.encoded(rows, chat, config.max_length, config.system_prompt), chat, work.settings.max_new_tokens
-    )
+    encoded = proof.encoded(rows, chat, config.max_length, config.system_prompt)
+    asked = Asked(encoded, chat, work.settings.max_new_tokens)
     assert columns.base is not None
-    kept = proof.Kept(work.part / ".kept", len(asked.rows), columns.base.model.get_output_embeddings().weight.shape[0])
-    try:
+    vocabulary = columns.base.model.get_output_embeddings().weight.shape[0]
+    with proof.keeping(work.part / ".kept", len(asked.rows), vocabulary) as kept:
         work.say(f"Reading {len(asked.rows)} held-out rows with the trained model")
         trained = proof.as_trained(columns, asked, kept, work.progress)
         columns.base = columns.multi_lora = None
         gc.collect()  # its memory is the next model's
         devices.release()
-        gguf = work.file if work.settings.kind == "gguf" else None
+        gguf = (work.file, work.base) if work.settings.kind == "gguf" else None
         with proof.loaded(work.part, chat.tokenizer, work.say, gguf) as model:
             work.say(f"Reading {len(asked.rows)} held-out rows with the exported model")
             other, kl = proof.exported(model, asked, kept, work.progress)
             return proof.compared(asked, trained, other, kl, kept, _allowed(run), model.proof["computed_in"])
-    except UserError as error:  # the model is made, and well; only the comparison does not fit
-        return f"{_NOT_COMPARED}: {error}"
-    finally:
-        (work.part / ".kept").unlink(missing_ok=True)
 
 
 def _key(arguments: dict[str, Any]) -> clean_base.Key:

@@ -127,7 +127,7 @@ class ChildJob:
 
         def count(done: int, of: int) -> None:
             nonlocal last
-            if 100 * done // of > last:
+            if 100 * done // of != last:  # a second stage counts from the beginning
                 last = 100 * done // of
                 log.append("progress", done=done, of=of)
 

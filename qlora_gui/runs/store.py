@@ -41,6 +41,7 @@ vole whale wolf wren
 SCHEMA = 1
 YOUNG_SECONDS = 30.0
 EVALUATION_LOCK = ".evaluate.lock"  # held while an evaluation lives that was begun from the run
+EXPORT_LOCK = ".export.lock"  # and an export
 _GONE = ".deleted-"
 _PATIENCE_SECONDS = 10.0  # for a start that is under way
 _MOST_MARK = 4096  # bytes
@@ -355,8 +356,9 @@ class RunStore:
             raise UserError(f"The run '{run.id}' cannot be deleted: {error.strerror or error}.") from None
 
     def _check_unread(self, run: Run) -> None:
-        evaluated = ["an evaluation"] if locks.is_held(run.path / EVALUATION_LOCK) else []
-        if readers := [*locks.readers(run.path), *evaluated]:
+        begun = {"an evaluation": EVALUATION_LOCK, "an export": EXPORT_LOCK}
+        held = [what for what, lock in begun.items() if locks.is_held(run.path / lock)]
+        if readers := [*locks.readers(run.path), *held]:
             raise UserError(f"The run '{run.id}' is being read by {readers[0]}: delete it when that is done.")
 
     def _make_folder(self, name: str) -> Path:

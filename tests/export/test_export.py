@@ -159,3 +159,13 @@ def test_ctrl_c_leaves_nothing(bloom_runs: dict[str, Run], tmp_path: Path) -> No
     while (tmp_path / ".m.part").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not (tmp_path / ".m.part").exists() and not (tmp_path / "m").exists()
+
+
+def test_a_comparison_that_fails_leaves_the_model(bloom_runs: dict[str, Run], tmp_path: Path) -> None:
+    """Its data is gone: said, and the export is there."""
+    run = Run(Path(shutil.copytree(bloom_runs["none"].path, tmp_path / "run")))
+    manifest = json.loads((run.path / "run.json").read_text())
+    manifest["config"]["dataset"] = str(tmp_path / "gone.jsonl")
+    (run.path / "run.json").write_text(json.dumps(manifest))
+    done = exported(tmp_path, run.path, "--to", "merged", "--out", "m")
+    assert "Not compared with the trained model" in done.stdout and (tmp_path / "m" / "model.safetensors").exists()

@@ -205,3 +205,27 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(
 def test_other_architectures_are_refused_with_a_way_out() -> None:
     with pytest.raises(UserError, match=r"'mixtral' here: merge it \(--to merged\)"):
         architectures.of({"model_type": "mixtral"})
+
+
+def test_what_is_only_added_beyond_the_embedding_is_left_out(llama: Path, tmp_path: Path) -> None:
+    """Gemma 3's smallest has a token for images that it does not embed; a token of the vocabulary is another matter."""
+    body = json.loads((llama / "tokenizer.json").read_text())
+    size = max(*body["model"]["vocab"].values(), *(token["id"] for token in body["added_tokens"])) + 1
+    body["added_tokens"].append(body["added_tokens"][0] | {"id": size, "content": "<image>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    found = vocabulary.read(tmp_path, size)
+    assert len(found.tokens) == size and "<image>" not in found.tokens
+    with pytest.raises(UserError, match="tokens, and the model embeds"):
+        vocabulary.read(tmp_path, size - 100)
+
+
+def test_weights_beyond_fp16_are_refused_and_go_into_bf16(llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = made_adapter(llama, tmp_path / "adapter", 3, r=4, target_modules=["q_proj"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors[next(name for name in tensors if "lora_B" in name)] *= 1e9
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="beyond what fp16 holds: choose bf16"):
+        write(llama, adapter, tmp_path / "model.gguf")
+    write(llama, adapter, tmp_path / "other.gguf", "bf16")

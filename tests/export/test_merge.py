@@ -1,6 +1,8 @@
 """Merged tensor by tensor: the same weights as PEFT's own merge of the whole model, for families, biases, patterns and tied heads."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +144,46 @@ def test_what_fp16_cannot_hold_is_refused(llama: Path, tmp_path: Path) -> None:
     tensors[next(name for name in tensors if "lora_B" in name)] *= 1e9
     save_file(tensors, adapter / "adapter_model.safetensors")
     plan = merge.plan(llama, adapter_file.read(adapter), torch.float16)
-    with pytest.raises(UserError, match="beyond what fp16 holds: merge in bf16"):
+    with pytest.raises(UserError, match="beyond what fp16 holds: choose bf16"):
         merge.write(plan, tmp_path, QUIET)
 
 
 def test_an_adapter_of_another_base_is_refused(llama: Path, bloom: Path, tmp_path: Path) -> None:
     adapter = made_adapter(llama, tmp_path / "adapter", 6, r=4, target_modules=["q_proj"])
-    with pytest.raises(merge.NotPlain):
+    with pytest.raises(
+        UserError, match=r"trained on another base: this one has no 'model\.layers\.0\.self_attn\.q_proj"
+    ):
         merge.plan(bloom, adapter_file.read(adapter), BF16)
+
+
+def test_lora_on_parameters_is_never_left_out_in_silence(llama: Path, tmp_path: Path) -> None:
+    """LoRA on experts is not among the linears that are merged one by one: PEFT has to do it."""
+    adapter = adapter_file.read(made_adapter(llama, tmp_path / "adapter", 7, r=4, target_modules=["q_proj"]))
+    with pytest.raises(merge.NotPlain, match=r"LoRA on experts\.gate_up_proj"):
+        merge.plan(llama, replace(adapter, parameters=("experts.gate_up_proj",)), BF16)
+
+
+def test_a_tied_head_that_the_files_list_is_written_once(llama: Path, tmp_path: Path) -> None:
+    """As some published bases have it: the embedding, and the head that shares its weights, both in the file."""
+    base = tmp_path / "base"
+    shutil.copytree(llama, base)
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+    adapter = made_adapter(base, tmp_path / "adapter", 8, r=4, target_modules=["q_proj", "lm_head"])
+    stored = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: part for name, part in stored.items() if "base_layer" not in name}, adapter / "adapter_model.safetensors"
+    )
+    names = [tensor.name for tensor in merge.plan(base, adapter_file.read(adapter), BF16).tensors]
+    assert sorted(names) == sorted(set(names)) and names.count("lm_head.weight") == 1
+    model = ours(base, adapter, tmp_path / "out")
+    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+
+
+def test_what_is_kept_in_fp32_stays(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"norm"})
+    adapter = made_adapter(llama, tmp_path / "adapter", 9, r=4, target_modules=["q_proj"])
+    dtypes = {tensor.name: tensor.dtype for tensor in merge.plan(llama, adapter_file.read(adapter), BF16).tensors}
+    assert dtypes["model.norm.weight"] == torch.float32 and dtypes["model.embed_tokens.weight"] == BF16

@@ -38,16 +38,16 @@ def same(chat: Chat) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama3", "phi3", "gemma", "mistral"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "phi3"])
 def test_templates_are_taken_apart(name: str, llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama)
-    assert same(Chat(tokenizer, TEMPLATES[name].text)) or name in ("mistral", "gemma")
+    assert same(Chat(tokenizer, TEMPLATES[name].text))
 
 
-@pytest.mark.parametrize("family", ["llama3", "gemma3", "qwen3"])
-def test_real_templates(family: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tokenizers.fetch(family))
-    assert same(Chat(tokenizer)) or family == "qwen3"  # which drops the thoughts of earlier turns
+@pytest.mark.parametrize(("family", "plain"), [("llama3", True), ("gemma3", False)])
+def test_real_templates(family: str, plain: bool) -> None:
+    """Gemma writes a system message into the question: Ollama's language would lose it, so there is no template then."""
+    assert same(Chat(AutoTokenizer.from_pretrained(tokenizers.fetch(family)))) == plain
 
 
 def test_the_plain_template_and_its_stop(bloom: Path) -> None:

@@ -424,6 +424,7 @@ def test_a_worker_that_dies_after_its_reader_left_is_started_anew(
     answers.close()  # type: ignore[attr-defined]
     assert client.pid
     os.kill(client.pid, signal.SIGKILL)
+    assert client._child and client._child.wait(20)  # else it may take the next question with it
     assert list(client.answer([chat("Hi")] * 2, GREEDY))[-1] == protocol.Done()
 
 

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import AutoConfig
 
 from qlora_gui.errors import UserError
+from qlora_gui.export import merge
 from qlora_gui.export.gguf import architectures, vocabulary
 from qlora_gui.export.gguf.architectures import Config
 from qlora_gui.export.weights import Planned
@@ -64,6 +66,7 @@ def write_model(
     architecture = architectures.of(config)
     names = gguf.get_tensor_name_map(architecture.arch, architectures.blocks(config))
     planned = [(tensor, name) for tensor in tensors if (name := _name(names, tensor.name))]
+    planned = _without_second_head(planned, architecture.arch, config, "lm_head" in about.get("loras", ""))
     size = next(tensor.shape[0] for tensor, name in planned if name == "token_embd.weight")
     writer = GGUFWriter(out, gguf.MODEL_ARCH_NAMES[architecture.arch])
     writer.add_type("model")
@@ -85,6 +88,8 @@ def write_model(
     try:
         for (tensor, _), how in zip(planned, types, strict=True):
             values = architecture.changed(tensor.name, tensor.make().float(), config)
+            if how == GGMLQuantizationType.F16:
+                merge.fitting(values, torch.float16, tensor.name)  # else it would be infinite
             writer.write_tensor_data(gguf.quants.quantize(values.contiguous().numpy(), how))
             wrote(tensor.bytes)
         for values in extra.values():
@@ -106,6 +111,10 @@ def write_adapter(out: Path, base: Path, adapter: Adapter, about: Mapping[str, s
         raise UserError(f"A LoRA file cannot hold LoRA on {', '.join(adapter.parameters)}: merge it (--to gguf).")
     config = config_of(base)
     architecture = architectures.of(config)
+    if "lm_head" in adapter.loras and config.get("tie_word_embeddings"):
+        raise UserError(
+            "A LoRA file cannot hold LoRA on a head that shares the embedding's weights: merge it (--to merged)."
+        )
     names = gguf.get_tensor_name_map(architecture.arch, architectures.blocks(config))
     writer = GGUFWriter(out, gguf.MODEL_ARCH_NAMES[architecture.arch])
     writer.add_type("adapter")
@@ -161,6 +170,19 @@ def _name(names: Any, name: str) -> str | None:
             if found := names.get_name(plain, try_suffixes=_SUFFIXES):
                 return str(found)
     raise UserError(f"llama.cpp has no tensor for '{name}': merge the model (--to merged) instead.")
+
+
+def _without_second_head(
+    planned: Sequence[tuple[Planned, str]], arch: gguf.MODEL_ARCH, config: Config, trained: bool
+) -> list[tuple[Planned, str]]:
+    """What is written of these: llama.cpp's Gemma 2 has one tensor for embedding and head. Raises UserError for a head with LoRA."""
+    if arch != gguf.MODEL_ARCH.GEMMA2 or not config.get("tie_word_embeddings", True):
+        return list(planned)
+    if trained:
+        raise UserError(
+            "llama.cpp's Gemma 2 has no head of its own, and the adapter trained it: merge it (--to merged)."
+        )
+    return [(tensor, name) for tensor, name in planned if name != "output.weight"]
 
 
 def _type(tensor: Planned, kind: Kind) -> GGMLQuantizationType:

@@ -68,9 +68,12 @@ def read(folder: Path, size: int) -> Vocabulary:
     ids: dict[str, int] = dict(model["vocab"])
     added = {int(token["id"]): token for token in body.get("added_tokens") or []}
     ids |= {str(token["content"]): number for number, token in added.items()}
-    by_id = {number: token for token, number in ids.items()}
+    # Gemma 3's smallest has a token for images, which it does not embed: what is only added and beyond is left out
+    by_id = {number: token for token, number in ids.items() if number < size or number not in added}
     if max(by_id) >= size:
-        raise UserError(f"The tokenizer has {max(by_id) + 1:,} tokens, and the model embeds {size:,}.")
+        raise UserError(
+            f"The tokenizer has {max(by_id) + 1:,} tokens, and the model embeds {size:,}: take a whole copy of the base."
+        )
     tokens = [by_id.get(number, f"[PAD{number}]") for number in range(size)]
     kinds = [_kind(number, by_id, added, pieces, model.get("unk_token")) for number in range(size)]
     merges = [_merge(pair) for pair in model.get("merges") or []]
@@ -157,7 +160,12 @@ def _adds_space(body: dict[str, Any]) -> bool:
 
 
 def write(writer: GGUFWriter, vocabulary: Vocabulary, folder: Path, ends: Sequence[int]) -> None:
-    """Write the vocabulary, its special tokens and chat template, and every token that ends an answer (`ends`)."""
+    """Write the vocabulary, its special tokens and chat template, and every token that ends an answer (`ends`).
+
+    Raises UserError where an answer ends with a token that the model does not embed.
+    """
+    if beyond := [end for end in ends if end >= len(vocabulary.tokens)]:
+        raise UserError(f"An answer ends with token {beyond[0]:,}, and the model embeds {len(vocabulary.tokens):,}.")
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
