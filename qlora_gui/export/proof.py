@@ -30,6 +30,7 @@ from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.models import attention, rope, text_part
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
+from qlora_gui.system import files
 
 ROWS, NEW_TOKENS = 50, 64  # at most
 _LEFT_FREE = 64 << 20  # bytes on the disk
@@ -138,10 +139,7 @@ def _allocate(file: Path, size: int) -> None:
         with file.open("wb") as body:
             if free < size + _LEFT_FREE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(body.fileno(), 0, max(size, 1))
-            else:
-                body.truncate(max(size, 1))
+            files.allocate(body, size)
     except OSError:
         file.unlink(missing_ok=True)
         raise UserError(

@@ -102,6 +102,17 @@ def replace(source: Path | str, target: Path | str) -> None:
             time.sleep(0.05)
 
 
+def allocate(body: BinaryIO, size: int) -> None:
+    """Give a file so many bytes (at least one) that are really on the disk. Raises OSError where it is full.
+
+    macOS keeps no place for bytes that nobody has written, so there it may still fill up; Windows does.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(body.fileno(), 0, max(size, 1))
+    else:
+        body.truncate(max(size, 1))
+
+
 def set_mode(path: Path | str, mode: int) -> None:
     """POSIX permissions. On Windows a file has its folder's, and a profile's folders are their owner's alone."""
     if not is_windows():

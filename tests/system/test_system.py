@@ -555,3 +555,15 @@ def test_the_libraries_of_a_process_are_known_where_the_system_tells(monkeypatch
     assert any("python" in Path(file).name or ".so" in file for file in processes.mapped_files())
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace())  # as on macOS, where psutil has no memory_maps
     assert processes.mapped_files() == []
+
+
+@pytest.mark.parametrize("as_elsewhere", [False, True])
+def test_a_file_has_its_bytes(as_elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux really on the disk; where the system has no such call, as long as it should be."""
+    if as_elsewhere:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    for size, length in ((1 << 20, 1 << 20), (0, 1)):
+        with (tmp_path / "file").open("wb") as body:
+            files.allocate(body, size)
+        info = (tmp_path / "file").stat()
+        assert info.st_size == length and (as_elsewhere or 512 * info.st_blocks >= size)
