@@ -8,14 +8,12 @@ from typing import Any
 
 from qlora_gui.data.chat import Chat
 from qlora_gui.files import json_object
-from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats
 
 # Of a base's folder nothing else is taken along: weights, their index, and what could run code stay.
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 _NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", "source.json")
-_OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Origin:
     data: str = ""
 
 
-def fill(folder: Path, base: bases.Base, adapter: Adapter, chat: Chat, dtype: str, untied: bool) -> None:
+def fill(folder: Path, base: bases.Base, chat: Chat, dtype: str, untied: bool) -> None:
     """Everything but weights and card, into `folder`. Raises OSError."""
     source = Path(base.path)
     saved = json_object(folder / "config.json")  # by PEFT's merge: of the class that it loaded

@@ -26,6 +26,6 @@ def merge(base: Path, adapter: Path, out: Path, dtype: torch.dtype) -> None:
     model = auto.from_pretrained(str(base), dtype=dtype, trust_remote_code=False, use_safetensors=True)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:
         raise UserError(f"PEFT cannot merge the adapter '{adapter.name}': {first_line(error)}") from error
     merged.save_pretrained(str(out), max_shard_size=SHARD_BYTES)

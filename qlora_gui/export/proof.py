@@ -22,7 +22,7 @@ from qlora_gui.data.chat import Chat
 from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import stats
-from qlora_gui.formatting import amount
+from qlora_gui.formatting import amount, counted
 from qlora_gui.inference import model_probe, score
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
@@ -32,7 +32,6 @@ from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 from qlora_gui.system import files
 
-ROWS, NEW_TOKENS = 50, 64  # at most
 _LEFT_FREE = 64 << 20  # bytes on the disk
 _MUCH = 0.02  # of the loss: significant, and more than that, is worse where no evaluation says what is allowed
 _TRAINED = "merge onto the trained weights (--onto trained)"
@@ -73,10 +72,12 @@ class Proof:
     different: tuple[tuple[str, str, str], ...] = ()
 
     def sentence(self, what: str) -> str:
-        """ "Held-out loss 0.561 merged, 0.558 as trained; 47 of 50 answers identical.\""""
+        """What is said of it; `what` is how the exported model is called."""
         parts = []
         if self.trained is not None and self.exported is not None:
-            parts.append(f"Held-out loss {self.exported:.3f} {what}, {self.trained:.3f} as trained")
+            parts.append(
+                f"Held-out loss {self.exported:.3f} {what}, {self.trained:.3f} as trained ({counted(self.rows, 'row')})"
+            )
         if self.kl is not None:
             parts.append(f"KL {self.kl:.4f} nats per token")
         if self.answers:
@@ -90,15 +91,17 @@ class Asked:
 
     rows: Sequence[tokenization.Encoded]
     chat: Chat
-    new_tokens: int = NEW_TOKENS
+    new_tokens: int = 64
 
 
 def encoded(examples: Sequence[Example], chat: Chat, max_length: int, system_prompt: str) -> list[tokenization.Encoded]:
-    """Rows as in training, one per conversation; [] for none."""
+    """Rows as in training, the first answer of each conversation. Raises UserError where none can be read."""
     rows, _ = tokenization.encode_all(examples, chat, max_length, system_prompt)
     first: dict[int, tokenization.Encoded] = {}
     for row in rows:
         first.setdefault(row.row, row)
+    if not first:
+        raise UserError("none of the held-out rows can be read as they were trained.")
     return list(first.values())
 
 

@@ -180,7 +180,7 @@ def _merged(work: _Work) -> None:
         work.say(f"Merging with PEFT on the whole base, because {why}")
         _check_room(work.part, sum(file.stat().st_size for file in work.base.glob("*.safetensors")))
         peft_merge.merge(work.base, work.adapter.folder, work.part, dtype)
-    companions.fill(work.part, work.located, work.adapter, work.chat, str(dtype).removeprefix("torch."), untied)
+    companions.fill(work.part, work.located, work.chat, str(dtype).removeprefix("torch."), untied)
 
 
 def _gguf(work: _Work) -> None:

@@ -52,12 +52,6 @@ def of(config: Config) -> Architecture:
     return found
 
 
-def text_config(config: Config) -> Config:
-    """The part of a config.json that is about text."""
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else config
-
-
 def head_size(config: Config) -> int:
     """The width of one attention head."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])

@@ -101,7 +101,7 @@ def write_model(
 def write_adapter(out: Path, base: Path, adapter: Adapter, about: Mapping[str, str]) -> None:
     """Write the LoRA pairs alone, as llama.cpp's --lora and Ollama's ADAPTER take them, in fp32.
 
-    Raises UserError for what such a file cannot hold: trained biases, or a rank and alpha of its own for each linear.
+    Raises UserError for what such a file cannot hold: trained biases, LoRA on bare parameters or on a tied head.
     """
     if adapter.biases:
         raise UserError(
