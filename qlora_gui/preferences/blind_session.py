@@ -54,6 +54,18 @@ class Trial:
     vote: Vote | None = None
 
 
+def balanced_orders(columns: int, prompts: int) -> list[list[int]]:
+    """For every prompt which column stands at which place, by chance, each column equally often at each place.
+
+    Judges prefer a place; counterbalanced, that preference cancels out instead of favouring whoever chance put there.
+    Where prompts are no multiple of columns, the counts differ by one at most.
+    """
+    first = _RANDOM.sample(range(columns), columns)
+    orders = [first[turn % columns :] + first[: turn % columns] for turn in range(prompts)]
+    _RANDOM.shuffle(orders)
+    return orders
+
+
 class BlindSession:
     """The trials and the judge's way through them. Safe to share between the page's threads and the one that answers.
 
@@ -63,8 +75,10 @@ class BlindSession:
     def __init__(self, client: CompareClient, log: VoteLog, plan: Plan):
         self.id = uuid.uuid4().hex[:12]
         self.plan = plan
+        orders = balanced_orders(plan.count, len(plan.prompts))
         self.trials = [
-            Trial([_question(prompt)], *self._shuffled(number)) for number, prompt in enumerate(plan.prompts)
+            Trial([_question(prompt)], order, self._decoding(number))
+            for number, (prompt, order) in enumerate(zip(plan.prompts, orders, strict=True))
         ]
         self.current = 0
         self.revealed = False
@@ -150,7 +164,8 @@ class BlindSession:
                 return
             trial = self.trials[number]
             trial.answers, trial.retries = [], trial.retries + 1
-            trial.order, trial.decoding = self._shuffled(number + trial.retries * len(self.trials))
+            trial.order = balanced_orders(self.plan.count, 1)[0]
+            trial.decoding = self._decoding(number + trial.retries * len(self.trials))
             self.version += 1
         self.write_on()
 
@@ -169,11 +184,10 @@ class BlindSession:
         if asking_now:
             self._client.stop()
 
-    def _shuffled(self, number: int) -> tuple[list[int], Decoding]:
-        """Places by chance, and the settings with a seed of their own: prompts must not share sampling noise."""
-        order = _RANDOM.sample(range(self.plan.count), self.plan.count)
+    def _decoding(self, number: int) -> Decoding:
+        """The settings with a seed of their own: prompts must not share sampling noise."""
         seed = (self.plan.decoding.seed + number) % SEEDS
-        return order, self.plan.decoding.model_copy(update={"seed": seed})
+        return self.plan.decoding.model_copy(update={"seed": seed})
 
     def _missing(self) -> int | None:
         """The trial to answer next: the one being judged first."""

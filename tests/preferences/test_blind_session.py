@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.preferences.blind_session import BlindSession, Plan, as_text, parse
+from qlora_gui.preferences.blind_session import BlindSession, Plan, as_text, balanced_orders, parse
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import Run
 from qlora_gui.ui.compare import vote_views
@@ -104,6 +105,22 @@ def test_all_prompts_are_answered_ahead_with_seeds_of_their_own(worker: Worker, 
     assert kept.messages[0] == {"role": "system", "content": "Be kind."} and kept.decoding["seed"] == 7
 
 
+@pytest.mark.parametrize("columns", [2, 3, 6])
+@pytest.mark.parametrize("prompts", [1, 2, 7, 30])
+def test_every_column_stands_equally_often_at_every_place(columns: int, prompts: int) -> None:
+    orders = balanced_orders(columns, prompts)
+    assert len(orders) == prompts and all(sorted(order) == list(range(columns)) for order in orders)
+    for place in range(columns):
+        at_place = Counter(order[place] for order in orders)
+        counts = [at_place[column] for column in range(columns)]
+        assert max(counts) - min(counts) <= 1, f"place {place}: {counts}"
+
+
+def test_the_places_are_drawn_by_chance() -> None:
+    drawn = {tuple(map(tuple, balanced_orders(2, 12))) for _ in range(50)}
+    assert len(drawn) > 10, "of 924 possible sequences"
+
+
 def test_a_vote_is_for_the_column_at_the_place_and_the_next_prompt_comes(worker: Worker, tmp_path: Path) -> None:
     session = started(worker, tmp_path, prompts=20)
     until(lambda: session.written == 20)
@@ -112,7 +129,7 @@ def test_a_vote_is_for_the_column_at_the_place_and_the_next_prompt_comes(worker:
     assert session.revealed
     votes = VoteLog(tmp_path).read()
     assert [vote.choice for vote in votes] == [vote.order[0] for vote in votes]
-    assert {vote.order for vote in votes} == {(0, 1), (1, 0)}
+    assert Counter(vote.order for vote in votes) == {(0, 1): 10, (1, 0): 10}
     assert len({vote.session for vote in votes}) == 1 and all(vote.same_dice for vote in votes)
     session.vote(19, 1)
     assert len(VoteLog(tmp_path).read()) == 20, "a vote after the reveal"
