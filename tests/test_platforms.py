@@ -74,7 +74,7 @@ def test_its_command_is_one_that_the_program_takes_and_asks_for_a_login() -> Non
     assert words[:2] == ["python", "app.py"]
     arguments = flags.headless().parse_args(words[2:])
     assert (arguments.host, arguments.port, str(arguments.adapters_dir)) == ("0.0.0.0", 7860, "/data/adapters")
-    from qlora_gui.ui.address import Address
+    from qlora_gui.serving.address import Address
 
     assert Address(arguments.host).login() is not None
 

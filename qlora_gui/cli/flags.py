@@ -81,7 +81,7 @@ def headless() -> Parser:
     for name, verb in VERBS.items():
         if name == "report":
             verbs.add_argument("--headless-report", nargs="*", metavar="RUN", dest="runs", help=verb.about)
-        elif name != "preview":
+        elif name not in ("preview", "serve"):
             verbs.add_argument(
                 f"--headless-{name}", action="store_const", const=name, dest="verb", default="", help=verb.about
             )
@@ -120,9 +120,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _page(group: Any) -> None:
+def _listen(group: Any, first_port: int) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    group.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    group.add_argument("--port", type=int, help=f"port (default: the first free one from {first_port})")
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name by which it is reached; may be given again",
+    )
+
+
+def _page(group: Any) -> None:
+    _listen(group, 7860)
     group.add_argument("--share", action="store_true", help="also create a public Gradio link, always with a password")
     group.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this login (also: QLORA_GUI_AUTH)")
     group.add_argument(
@@ -137,13 +148,6 @@ def _page(group: Any) -> None:
         type=Path,
         metavar="DIR",
         help="a folder whose files may be named on a page that others can reach; may be given again",
-    )
-    group.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another host name under which the page is reached",
     )
 
 
@@ -215,7 +219,21 @@ def _cache(parser: Any) -> None:
 
 def _adapters(group: Any) -> None:
     group.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
+    _base(group)
+
+
+def _base(group: Any) -> None:
     group.add_argument("--base", help="base model, if it is not the one that the first adapter names")
+
+
+def _serve(parser: Any) -> None:
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="runs or adapter folders, five at most (default: the newest run)"
+    )
+    group = parser.add_argument_group("serve")
+    _listen(group, 8000)
+    _base(group)
+    group.add_argument("--vllm", action="store_true", help="only print vLLM's command for the same, or why it refuses")
 
 
 def _out(group: Any) -> None:
@@ -330,6 +348,10 @@ VERBS = {
             _only(Decoding.model_fields, "max_new_tokens"),
             _only(configs.fields(), "revision"),
         ),
+    ),
+    "serve": Verb(
+        "answer other programs as base and adapters, in the form of OpenAI's API",
+        (_serve, _only(configs.fields(), "revision")),
     ),
     "report": Verb("write a report on these runs (default: all), .md or .html, to --out", (_runs, _out)),
     "cache": Verb("show place and size of the cached quantized models", (_cache,)),

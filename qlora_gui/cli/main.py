@@ -15,8 +15,8 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.references import ModelRef
 from qlora_gui.runs import gpus
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving import address
 from qlora_gui.system import collector, console, processes
-from qlora_gui.ui import address
 
 EXIT_FINISHED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 2, 130
 _GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
@@ -171,6 +171,15 @@ def _export(arguments: argparse.Namespace, store: RunStore) -> int:
     return export.run(arguments.adapters[0], settings, arguments.base, getattr(arguments, "revision", ""))
 
 
+def _serve(arguments: argparse.Namespace, store: RunStore) -> int:
+    from qlora_gui.cli import serve
+
+    key = os.environ.pop(serve.KEY, "")  # no child shall have it
+    place = address.Address(arguments.host, arguments.port, hosts=arguments.allow_host)
+    models = serve.models_of(store, arguments.runs or [], arguments.base, getattr(arguments, "revision", ""))
+    return serve.print_vllm(models) if arguments.vllm else serve.run(models, place, key)
+
+
 def _report(arguments: argparse.Namespace, store: RunStore) -> int:
     from qlora_gui.cli.report import report
 
@@ -291,6 +300,7 @@ _HANDLERS = {
     "compare": _compare,
     "evaluate": _evaluate,
     "export": _export,
+    "serve": _serve,
     "report": _report,
     "cache": _cache,
 }

@@ -113,6 +113,16 @@ class CompareClient:
         Yields `Stage` events, `Loaded`, then what `answer` yields; the answers are stopped when nobody listens any more.
         Raises UserError, also for a bug of the worker, of which the next question starts a new one.
         """
+        return self._loaded_and_asked(load, protocol.Ask(conversations, decoding))
+
+    def complete(self, load: Load, completions: Sequence[protocol.Completion]) -> Generator[Event]:
+        """Ask these columns, loaded as by `ask`, completions of prompts; without any they are only loaded.
+
+        Yields `Stage` events, `Loaded`, then the events of the completions in any order, and `Done`. Raises as `ask` does.
+        """
+        return self._loaded_and_asked(load, protocol.Complete(completions))
+
+    def _loaded_and_asked(self, load: Load, request: protocol.Ask | protocol.Complete) -> Generator[Event]:
         ages = [_age(folder) for folder in load.adapters]
         with self._turn:
             try:
@@ -123,17 +133,17 @@ class CompareClient:
                 yield self._loaded
                 if not self.is_loaded:
                     raise UserError(_CLOSED)
-                yield from self._exchange(protocol.Ask(conversations, decoding))
+                yield from self._exchange(request)
             except UserError:
                 raise
             except Exception as error:
                 self.close()
                 raise UserError(f"The compare process failed ({error}); ask again to start it anew.") from error
 
-    def stop(self) -> None:
-        """End the answers that are being written; their text so far stands."""
+    def stop(self, numbers: Sequence[int] | None = None) -> None:
+        """End the answers that are being written, or the completions of these numbers; their text so far stands."""
         if self.is_loaded:
-            self._send(protocol.Stop())
+            self._send(protocol.Stop(numbers))
 
     def close(self) -> None:
         """End the worker and free its memory."""
@@ -168,7 +178,7 @@ class CompareClient:
                 else:
                     yield event
 
-    def _exchange(self, request: Load | protocol.Ask | protocol.Evaluate) -> Generator[Event]:
+    def _exchange(self, request: Load | protocol.Ask | protocol.Complete | protocol.Evaluate) -> Generator[Event]:
         """Send a request; yield its events up to the last. Raises UserError, or RuntimeError for a bug of the worker."""
         if self._idle:
             self._idle.cancel()

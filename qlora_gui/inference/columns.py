@@ -104,7 +104,7 @@ class Columns:
         if len(conversations) != len(self.adapters) + 1:
             raise UserError(f"There are {len(self.adapters) + 1} columns but {len(conversations)} conversations.")
         asked = [self.chat(adapter, decoding) for adapter in (None, *self.adapters)]
-        prompts = [_prompt(chat, messages, tools) for messages, chat in zip(conversations, asked, strict=True)]
+        prompts = [prompt_of(chat, messages, tools) for messages, chat in zip(conversations, asked, strict=True)]
         for column, prompt in enumerate(prompts):
             emit(protocol.Prompt(column, prompt.text))
         stops = [chat.stops for chat in asked]
@@ -187,7 +187,8 @@ class Columns:
         return warnings
 
 
-def _prompt(chat: Chat, messages: protocol.Conversation, tools: Sequence[Any] | None) -> special_tokens.Text:
+def prompt_of(chat: Chat, messages: protocol.Conversation, tools: Sequence[Any] | None) -> special_tokens.Text:
+    """A conversation up to where the answer begins, in a chat's template. Raises UserError where the template refuses it."""
     try:
         return chat.prompt(messages, None if tools is None else list(tools))
     except UserError:  # a template without an end

@@ -40,8 +40,11 @@ Emit = Callable[[protocol.Event], None]
 
 @dataclass
 class Row:
-    """One column's answer in the making."""
+    """One answer in the making: the texts and tokens that end it, and the most tokens that it may have (None: no limit)."""
 
+    stops: Sequence[str]
+    eos: Collection[int]
+    most: int | None = None
     ids: list[int] = field(default_factory=list)
     sent: int = 0  # characters that were emitted
     ended: str = ""
@@ -50,9 +53,8 @@ class Row:
 class Rows:
     """transformers' streamer contract: `put` gets the prompt [rows, tokens], then one new token per row; then `end`."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[Sequence[str]], eos: Collection[int], emit: Emit):
-        self.tokenizer, self.stops, self.eos, self.emit = tokenizer, stops, eos, emit
-        self.rows = [Row() for _ in stops]
+    def __init__(self, tokenizer: Any, rows: list[Row], emit: Emit):
+        self.tokenizer, self.rows, self.emit = tokenizer, rows, emit
         self.prompt_seen = False
         self.began = time.monotonic()
 
@@ -63,11 +65,13 @@ class Rows:
         for column, (row, token) in enumerate(zip(self.rows, value.tolist(), strict=True)):
             if row.ended:
                 continue  # padding after this row's end
-            if token in self.eos:
+            if token in row.eos:
                 self.finish(column, "eos")
             else:
                 row.ids.append(token)
-                self._show(column)
+                self.show(column)
+                if len(row.ids) == row.most:
+                    self.finish(column, "length")
 
     def end(self) -> None:
         for column in range(len(self.rows)):
@@ -79,16 +83,17 @@ class Rows:
         if row.ended:
             return
         text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
-        positions = [text.find(stop) for stop in self.stops[column] if stop in text]
+        positions = [text.find(stop) for stop in row.stops if stop in text]
         self._send(column, text[: min(positions)] if positions else text)
         row.ended = reason
         seconds = time.monotonic() - self.began
         rate = round(len(row.ids) / max(seconds, 1e-6), 2)
         self.emit(protocol.Ended(column, len(row.ids), round(seconds, 3), rate, reason, list(row.ids)))
 
-    def _show(self, column: int) -> None:
+    def show(self, column: int) -> None:
+        """Emit what the newest token makes certain of a row's text, and end the row at a stop string."""
         text = self.tokenizer.decode(self.rows[column].ids, skip_special_tokens=True)
-        stops = self.stops[column]
+        stops = self.rows[column].stops
         if any(stop in text for stop in stops):
             self.finish(column, "stop string")
             return
@@ -168,7 +173,7 @@ def renumbered(emit: Emit, places: Sequence[int]) -> Emit:
     """Events of rows that are the columns `places`, with the columns' numbers."""
 
     def of_column(event: protocol.Event) -> None:
-        assert isinstance(event, protocol.Text | protocol.Ended)
+        assert isinstance(event, protocol.Text | protocol.Ended | protocol.Scored)
         emit(replace(event, column=places[event.column]))
 
     return of_column
@@ -191,13 +196,8 @@ def run(
     mask = torch.tensor(
         [[0] * gap + [1] * len(row) for gap, row in zip(padding, prompts, strict=True)], device=model.device
     )
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(base.eos),
-        pad_token_id=pad,
-        use_cache=True,
-    )
+    # Without an end mark for all: each row has its own, and ends by it (`_Ended`).
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, use_cache=True)
     model.generate(
         input_ids=batch,
         attention_mask=mask,
@@ -234,7 +234,7 @@ def answer(
         for batch in allowed
         for part in group_prompts({place: ids[place] for place in batch}, base.reading, decoding.max_new_tokens)
     ):
-        rows = Rows(base.tokenizer, [stops[place] for place in places], base.eos, renumbered(emit, places))
+        rows = Rows(base.tokenizer, [Row(stops[place], base.eos) for place in places], renumbered(emit, places))
         noise = [] if decoding.greedy else [GumbelNoise(decoding, places)]
         with activate(places):
             run(base, [ids[place] for place in places], rows, decoding.max_new_tokens, noise, cancelled)

@@ -1,8 +1,9 @@
 """What client and worker send each other: a frozen dataclass per request and event, and the JSON lines they travel as.
 
 A line of a request has its name in `do`, a line of an event in `kind`. A load is answered with `Stage` events and one
-`Loaded`, a question with a `Prompt`, `Text` events and an `Ended` per column, an evaluation with the events of its
-measurements, both with `Done` at the end; instead of the last event of any of them there may be an `Error`.
+`Loaded`, a question with a `Prompt`, `Text` events and an `Ended` per column, completions with the same per completion, or a
+`Refused`, an evaluation with the events of its measurements, all with `Done` at the end; instead of the last event of any of
+them there may be an `Error`.
 """
 
 import json
@@ -43,6 +44,32 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """One prompt to one column, with settings of its own.
+
+    `prompt` is a conversation for the column's chat template, a text that is read as it is, or its tokens. `stops` are texts
+    that end the answer besides the template's own. `top` asks for the log-probability of every token, and for so many of the
+    likeliest instead of each; None for none. With `echo` the prompt is part of the answer, and of what is scored; without
+    `answer` it is all of it.
+    """
+
+    column: int
+    prompt: "Conversation | str | list[int]"
+    decoding: Decoding
+    stops: Sequence[str] = ()
+    top: int | None = None
+    echo: bool = False
+    answer: bool = True
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Answer prompts to any columns, as many at a time as go into one batch; their events have the number here as `column`."""
+
+    completions: Sequence[Completion]
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Measure examples under every column.
 
@@ -61,7 +88,9 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Stop:
-    """End what was asked for before; it is answered as far as it has come."""
+    """End what was asked for before, or only completions of these numbers; it is answered as far as it has come."""
+
+    numbers: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +133,33 @@ class Ended:
     tokens_per_second: float
     ended: str
     ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """More tokens of a completion: of each its text, log-probability (nats, None where there is none), and the likeliest
+    tokens there as pairs of text and log-probability.
+    """
+
+    column: int
+    tokens: "list[tuple[str, float | None, list[tuple[str, float]]]]"
+
+
+@dataclass(frozen=True)
+class Began:
+    """A completion's prompt has so many tokens."""
+
+    column: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a completion cannot be answered; the others are. `too_long`: prompt and answer exceed the model's context."""
+
+    column: int
+    message: str
+    too_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,15 +234,25 @@ class Error:
     bug: bool
 
 
-Request = Load | Ask | Evaluate | Stop
-Event = Stage | Loaded | Prompt | Text | Ended | Facts | Rows | Measured | Foreign | General | Done | Error
-_REQUESTS: dict[str, type[Request]] = {"load": Load, "answer": Ask, "evaluate": Evaluate, "stop": Stop}
+Request = Load | Ask | Complete | Evaluate | Stop
+Answering = Prompt | Text | Ended | Scored | Began | Refused  # what belongs to one column, or one completion
+Event = Stage | Loaded | Answering | Facts | Rows | Measured | Foreign | General | Done | Error
+_REQUESTS: dict[str, type[Request]] = {
+    "load": Load,
+    "answer": Ask,
+    "complete": Complete,
+    "evaluate": Evaluate,
+    "stop": Stop,
+}
 _EVENTS: dict[str, type[Event]] = {
     "stage": Stage,
     "columns": Loaded,
     "prompt": Prompt,
     "text": Text,
     "column": Ended,
+    "scored": Scored,
+    "began": Began,
+    "refused": Refused,
     "facts": Facts,
     "rows": Rows,
     "measured": Measured,
@@ -212,6 +278,11 @@ def to_request(line: str) -> Request:
     content = json.loads(line)
     if isinstance(content.get("decoding"), dict):
         content["decoding"] = Decoding(**content["decoding"])
+    if isinstance(content.get("completions"), list):
+        content["completions"] = [
+            _made(Completion, completion | {"decoding": Decoding(**completion["decoding"])})
+            for completion in content["completions"]
+        ]
     request: Request = _made(_REQUESTS[content.pop("do")], content)
     return request
 
@@ -236,6 +307,8 @@ def _made(kind: Any, content: dict[str, Any]) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump()
+    if isinstance(value, Completion):
+        return vars(value)
     raise TypeError(f"{type(value).__name__} has no JSON")
 
 

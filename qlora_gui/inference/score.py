@@ -249,7 +249,8 @@ def _go_on(
     """One greedy answer per row of the batch, in its order, from the cache of the pass over prompt and reference."""
     cache.crop(-(ids.shape[1] - batch.begin + 1))  # its last token is read again, to be answered
     answers = [Answer() for _ in active]
-    rows = generate.Rows(base.tokenizer, [task.stops] * len(active), base.eos, partial(protocol.take, answers))
+    making = [generate.Row(task.stops, base.eos) for _ in active]
+    rows = generate.Rows(base.tokenizer, making, partial(protocol.take, answers))
     start = generate.Started(cache, ids[:, batch.begin - 1], mask[:, : batch.begin], list(active))
     generate.greedy(base.model, adapters, start, rows, task.max_new_tokens, cancelled)
     return answers
@@ -267,7 +268,7 @@ def _read_anew(
     answers = [Answer() for _ in active]
     for places in generate.group_prompts(dict(enumerate(prompts)), base.reading, task.max_new_tokens):
         emit = generate.renumbered(partial(protocol.take, answers), places)
-        rows = generate.Rows(base.tokenizer, [task.stops] * len(places), base.eos, emit)
+        rows = generate.Rows(base.tokenizer, [generate.Row(task.stops, base.eos) for _ in places], emit)
         with adapters.activate([active[place] for place in places]):
             generate.run(base, [prompts[place] for place in places], rows, task.max_new_tokens, [], cancelled)
     return answers

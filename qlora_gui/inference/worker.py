@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def main() -> None:
         events.flush()
 
     requests: queue.Queue[protocol.Request | Exception] = queue.Queue()
-    stop = threading.Event()
+    stop = Stop()
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
 
     def look_for_a_stop() -> None:
@@ -56,7 +56,19 @@ def main() -> None:
             _serve(requests.get(), columns, emit, stop)
 
 
-def _serve(request: protocol.Request | Exception, columns: Any, emit: Emit, stop: threading.Event) -> None:
+class Stop(threading.Event):
+    """Set when all that was asked for is to end; `numbers` are completions of it that are to end before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: set[int] = set()
+
+    def clear(self) -> None:
+        super().clear()
+        self.numbers.clear()
+
+
+def _serve(request: protocol.Request | Exception, columns: Any, emit: Emit, stop: Stop) -> None:
     """Do what one request asks; whatever goes wrong is an event, and the next one is served."""
     try:
         if isinstance(request, Exception):
@@ -65,7 +77,7 @@ def _serve(request: protocol.Request | Exception, columns: Any, emit: Emit, stop
             from qlora_gui.models import device  # torch, which is imported by now
 
             device.keep_on_card(columns.base.model.device)  # a run may have ended, or begun, since it was loaded
-        do(request, columns, emit, stop.is_set)
+        do(request, columns, emit, stop.is_set, stop.numbers)
     except UserError as error:
         emit(protocol.Error(str(error), bug=False))
     except StoppedRendering:
@@ -83,7 +95,13 @@ def _serve(request: protocol.Request | Exception, columns: Any, emit: Emit, stop
         emit(protocol.Error(str(panic), bug=False))
 
 
-def do(request: protocol.Request, columns: Any, emit: Emit, cancelled: Callable[[], bool]) -> None:
+def do(
+    request: protocol.Request,
+    columns: Any,
+    emit: Emit,
+    cancelled: Callable[[], bool],
+    dropped: Collection[int] = (),
+) -> None:
     """Do what a request asks of the `Columns`; what comes of it is emitted. Raises UserError."""
     if isinstance(request, protocol.Load):
         key = (request.base_model, request.revision, request.quant_type, request.double_quant)
@@ -94,6 +112,10 @@ def do(request: protocol.Request, columns: Any, emit: Emit, cancelled: Callable[
         return
     if isinstance(request, protocol.Ask):
         columns.answer(request.conversations, request.decoding, emit, cancelled, request.tools)
+    elif isinstance(request, protocol.Complete):
+        from qlora_gui.inference import completions  # torch, which is imported by now
+
+        completions.complete(columns, request.completions, emit, cancelled, dropped)
     elif isinstance(request, protocol.Evaluate):
         from qlora_gui.inference import evidence  # torch, which is imported by now
 
@@ -107,7 +129,7 @@ def _ran_out(error: Exception) -> bool:
     return device.ran_out(error)
 
 
-def _listen(requests: "queue.Queue[protocol.Request | Exception]", stop: threading.Event) -> None:
+def _listen(requests: "queue.Queue[protocol.Request | Exception]", stop: Stop) -> None:
     """Read requests; a stop is for what was asked for before it. What cannot be read is served as its error."""
     for line in sys.stdin:
         request: protocol.Request | Exception
@@ -116,7 +138,10 @@ def _listen(requests: "queue.Queue[protocol.Request | Exception]", stop: threadi
         except Exception as error:
             request = error
         if isinstance(request, protocol.Stop):
-            stop.set()
+            if request.numbers is None:
+                stop.set()
+            else:
+                stop.numbers.update(request.numbers)
             continue
         stop.clear()
         requests.put(request)

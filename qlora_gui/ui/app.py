@@ -27,9 +27,11 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.runs import queue, scan, uploads
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving.address import Address
+from qlora_gui.serving.batching import Batcher
+from qlora_gui.serving.server import Beside, Endpoint
 from qlora_gui.system import signals
 from qlora_gui.ui import key, links
-from qlora_gui.ui.address import Address
 from qlora_gui.ui.compare import tab as compare_tab
 from qlora_gui.ui.guard import MOST_UPLOAD, Guard, Login
 from qlora_gui.ui.key import Key
@@ -54,12 +56,12 @@ ENDS_RUNS = "QLORA_GUI_PAGE_ENDS_RUNS"  # set where nothing outlives the page
 _END_SECONDS = 280.0  # compose.yaml gives five minutes
 
 
-def _tabs(store: RunStore, link: gr.State, client: CompareClient) -> dict[str, Callable[[], None]]:
+def _tabs(store: RunStore, link: gr.State, client: CompareClient, endpoint: Endpoint) -> dict[str, Callable[[], None]]:
     """The tabs in their order, each with what fills it."""
     return {
         "train": lambda: train_tab.TrainTab(store, link, client.close).wire(),
         "runs": lambda: runs_tab.RunsTab(store, link, client.close).wire(),
-        "compare": lambda: compare_tab.CompareTab(store, client).wire(link),
+        "compare": lambda: compare_tab.CompareTab(store, client, endpoint).wire(link),
         "report": lambda: report_tab.ReportTab(store).wire(link),
     }
 
@@ -67,13 +69,14 @@ def _tabs(store: RunStore, link: gr.State, client: CompareClient) -> dict[str, C
 def build_app(store: RunStore, compare: CompareClient | None = None) -> gr.Blocks:
     """The page over a store of runs. It holds no model and imports no torch: its one compare worker does."""
     client = compare or CompareClient()
+    endpoint = Endpoint(Batcher(client))
     swept = (3600, 86400)  # Gradio's copies of uploads and reports: looked at every hour, deleted after a day
     with gr.Blocks(title="qlora_gui", analytics_enabled=False, fill_width=True, delete_cache=swept) as app:
         link = gr.State(links.to("train"))
         address = gr.Textbox(visible=False)
         header(store, link)
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
-            for name, fill in _tabs(store, link, client).items():
+            for name, fill in _tabs(store, link, client, endpoint).items():
                 with gr.Tab(name.capitalize(), id=name) as tab:
                     fill()
                 tab.select(None, None, None, js=links.ON_TAB.format(tab=name), **QUIET)
@@ -84,6 +87,7 @@ def build_app(store: RunStore, compare: CompareClient | None = None) -> gr.Block
         app.load(links.from_request, None, link, **QUIET)
         app.unload(lambda: None)
     app.close_session = client.close
+    app.endpoint = endpoint
     return app
 
 
@@ -176,7 +180,12 @@ def _launch(app: gr.Blocks, address: Address, login: Login | None, page_key: Key
                 num_workers=0,
                 mcp_server=False,
                 pwa=False,
-                app_kwargs={"middleware": [Middleware(Guard, hosts=address.names(), key=page_key, login=login)]},
+                app_kwargs={
+                    "middleware": [
+                        Middleware(Guard, hosts=address.names(), key=page_key, login=login),
+                        Middleware(Beside, endpoint=app.endpoint),
+                    ]
+                },
             )
             return
         except OSError:

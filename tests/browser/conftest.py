@@ -38,7 +38,7 @@ class Site:
 
 _PAGE = (
     "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
-    "from qlora_gui.ui.address import Address; launch_page(RunStore(sys.argv[1]), Address())"
+    "from qlora_gui.serving.address import Address; launch_page(RunStore(sys.argv[1]), Address())"
 )
 
 

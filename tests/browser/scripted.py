@@ -14,8 +14,8 @@ from pathlib import Path
 from qlora_gui.inference import protocol
 from qlora_gui.inference.client import CompareClient
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving.address import Address
 from qlora_gui.ui import app
-from qlora_gui.ui.address import Address
 
 
 class Scripted(CompareClient):

@@ -14,7 +14,7 @@ import sys, time
 from qlora_gui.check import client
 from qlora_gui.check.lines import Line
 from qlora_gui.runs.store import RunStore
-from qlora_gui.ui.address import Address
+from qlora_gui.serving.address import Address
 from qlora_gui.ui.app import launch_page
 
 def lines(store):

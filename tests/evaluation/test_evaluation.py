@@ -136,7 +136,7 @@ def test_rows_that_end_leave_and_the_others_go_on(columns: Columns, encoded: lis
     active = [BASE, BASE, 0, 0, 1, 2, 2]
 
     def run(eos: set[int]) -> list[list[int]]:
-        rows = generate.Rows(base.tokenizer, [[]] * len(active), eos, lambda event: None)
+        rows = generate.Rows(base.tokenizer, [generate.Row([], eos) for _ in active], lambda event: None)
         with columns.multi_lora.activate(active) if columns.multi_lora else None:  # type: ignore[union-attr]
             out = base.model(input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1]), use_cache=True)
         start = generate.Started(out.past_key_values, ids[:, -1], torch.ones_like(ids), list(active))

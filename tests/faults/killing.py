@@ -44,7 +44,7 @@ def page(ground: Ground) -> None:
     run = ground.create()
     code = (
         "import sys\nfrom qlora_gui.runs import launch\nfrom qlora_gui.runs.store import RunStore\n"
-        "from qlora_gui.ui.address import Address\nfrom qlora_gui.ui.app import launch_page\nstore = RunStore(sys.argv[1])\n"
+        "from qlora_gui.serving.address import Address\nfrom qlora_gui.ui.app import launch_page\nstore = RunStore(sys.argv[1])\n"
         "if len(sys.argv) > 2:\n    launch.start(store.get(sys.argv[2]), store)\nlaunch_page(store, Address())"
     )
 

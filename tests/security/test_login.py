@@ -15,8 +15,8 @@ import pytest
 
 from qlora_gui.errors import UserError
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving.address import Address
 from qlora_gui.ui import key, throttle
-from qlora_gui.ui.address import Address
 from tests.security.attacks import Attempts
 from tests.served_page import PASSWORD, USER, Page, call, login, opened
 

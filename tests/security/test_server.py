@@ -15,9 +15,9 @@ from qlora_gui import config as configs
 from qlora_gui.errors import UserError
 from qlora_gui.runs import launch
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving.address import Address
 from qlora_gui.system import processes
 from qlora_gui.ui import guard
-from qlora_gui.ui.address import Address
 from qlora_gui.ui.train import form
 from tests.conftest import train
 from tests.served_page import PASSWORD, USER, call, login, opened

@@ -27,8 +27,8 @@ from qlora_gui.runs.event_text import describe
 from qlora_gui.runs.events import EventLog, Step
 from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving.address import Address
 from qlora_gui.ui import app, links, run_view, views
-from qlora_gui.ui.address import Address
 from qlora_gui.ui.compare import columns, offers
 from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.rendering import chart, html

@@ -9,8 +9,9 @@ from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import RunStore
+from qlora_gui.serving.server import Endpoint
 from qlora_gui.ui import links
-from qlora_gui.ui.compare import blind, blind_panel, chat, columns, offers
+from qlora_gui.ui.compare import blind, blind_panel, chat, columns, endpoint_panel, offers
 from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
@@ -24,7 +25,7 @@ _EMPTY = html.empty("No adapters yet. Train one: on the Train tab the demo is fi
 class CompareTab:
     """The tab's components, and what happens when they are used."""
 
-    def __init__(self, store: RunStore, client: CompareClient):
+    def __init__(self, store: RunStore, client: CompareClient, endpoint: Endpoint):
         self.store, self.client = store, client
         self.log = VoteLog(store.root)
         self.empty = gr.HTML(_EMPTY, elem_id="no-adapters")
@@ -37,6 +38,7 @@ class CompareTab:
             self.panel = blind_panel.BlindPanel(self.log, store.has_guests)
             with gr.Accordion("Settings", open=False, elem_id="decoding"):
                 self._draw_settings()
+            self.for_programs = endpoint_panel.EndpointPanel(endpoint, store.has_guests)
         choices = (self.base, self.chosen, self.switch)
         self.room = Room(store, client, *choices, self.system, self.fields, self.shown)
         self.seen, self.laid = gr.State(""), gr.State(None)
@@ -165,6 +167,7 @@ class CompareTab:
         lay_out = self.lay_out  # one object: Gradio lets listeners of the same function take turns
         self.switch.change(lay_out, **laying)
         self.chat.wire()
+        self.for_programs.wire(self.room, link)
         bar.clear.click(lay_out, **laying)
         self.unload.click(self.client.close, None, None, **RAW)
 

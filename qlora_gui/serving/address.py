@@ -1,4 +1,4 @@
-"""Where the page is served, who may log in, and under which names it may be asked for."""
+"""Where something is served, who may log in to the page, and under which names it may be asked for."""
 
 import errno
 import ipaddress
@@ -60,8 +60,8 @@ class Address:
             own += [name, f"{name}.local", socket.getfqdn()]
         return [*dict.fromkeys([*own, *self.hosts])]
 
-    def free_port(self) -> int:
-        """The port asked for, or the first free one. Raises UserError."""
+    def free_port(self, first: int = FIRST_PORT) -> int:
+        """The port asked for, or the first free one from `first`. Raises UserError."""
         if _is_number(self.host) and ":" in self.host:
             raise UserError(f"The page cannot listen on '{self.host}': use an IPv4 address, or a name.")
         if self.port is not None:
@@ -72,10 +72,10 @@ class Address:
                     f"Port {self.port} is in use: choose another with --port, or stop the program that has it."
                 )
             return self.port
-        for number in range(FIRST_PORT, FIRST_PORT + PORTS):
+        for number in range(first, first + PORTS):
             if _is_free(self.host, number):
                 return number
-        raise UserError(f"No port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free: choose one with --port.")
+        raise UserError(f"No port from {first} to {first + PORTS - 1} is free: choose one with --port.")
 
 
 def _is_number(host: str) -> bool:
