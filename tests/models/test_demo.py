@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qlora_gui import diagnostics
+from qlora_gui.data import load
 from qlora_gui.models import demo
 from qlora_gui.runs.store import RunStore
 from tests.commands import ROOT, evaluated, headless
 from tests.conftest import SHARED_DATA, need, train
+from tests.export import llama_cpp
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(2700)]  # minutes, on one core of a small machine
 KNOBS = ["--gradient-accumulation", "1", "--gradient-checkpointing", "none", "--dropout", "0", "--eval-steps", "1000"]
@@ -110,6 +114,33 @@ def test_the_demo_adapter_is_judged_better(demo_run: tuple[Path, str]) -> None:
     assert found["verdict"]["kind"] == "better" and found["verdict"]["text"].startswith("Better on the task: loss -")
     assert found["dependence"]["adapter"] > found["dependence"]["base"] / 2
     assert not _bad_findings(folder, "demo", found)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_llama_cpp_answers_as_the_demo_adapter_does(demo_run: tuple[Path, str]) -> None:
+    """20 held-out prompts: the GGUF file in llama.cpp gives the greedy answers of the merged model in transformers.
+
+    An answer is the greedy one if every token of it is the likeliest after those before it, and an end mark after the last.
+    """
+    folder, _ = demo_run
+    words = ["--headless-export", "--adapters", "adapters/demo", "--onto", "trained"]
+    printed = headless(folder, *words, "--to", "gguf", "--out", "in-gguf", "--rows", "4", "--max-new-tokens", "32")
+    assert "4 of 4 answers identical" in printed
+    headless(folder, *words, "--to", "merged", "--dtype", "fp16", "--out", "merged", "--rows", "0")
+    model = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
+    questions = [row["messages"][:1] for row in load.load("demo").held_out[:20]]
+    asked = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in questions]
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in asked]
+    answers = llama_cpp.ask(folder / "in-gguf" / "demo-f16.gguf", prompts=prompts, tokens=80)["answers"]
+    end = model.generation_config.eos_token_id
+    ends = {end} if isinstance(end, int) else {*end}
+    identical = 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        likeliest = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :].argmax(-1).tolist()
+        identical += likeliest[:-1] == answer and (likeliest[-1] in ends or len(answer) == 80)
+    assert identical >= 19, f"{identical} of 20: near ties may fall otherwise, as llama.cpp rounds to fp16 on its way"
 
 
 @pytest.mark.slow
