@@ -77,8 +77,11 @@ class _Chat(_Common):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+_Token = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+
+
 class _Text(_Common):
-    prompt: str | list[str] | Annotated[list[int], Field(min_length=1)] | list[list[int]]
+    prompt: str | list[str] | list[_Token] | list[list[_Token]]
     logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
     echo: bool | None = False
 
@@ -178,6 +181,10 @@ def _read(form: type[_Form], body: Any) -> _Form:
         return form.model_validate(body)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
+        if fault["loc"][0] == "prompt":
+            raise ApiError(
+                400, "prompt: give a text, a list of texts, tokens, or a list of lists of tokens.", "prompt"
+            ) from None
         place = ".".join(map(str, fault["loc"][:2]))
         raise ApiError(400, f"{place}: {fault['msg']}.", place) from None
 

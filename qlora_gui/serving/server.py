@@ -26,6 +26,13 @@ _LOOK_SECONDS = 0.5  # between looks at whether somebody still waits
 _Event = tuple[int, protocol.Event]
 
 
+class _Json(JSONResponse):
+    """JSON in ASCII: what is quoted of a request may hold half a surrogate pair, which UTF-8 has no bytes for."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
 class Endpoint:
     """What answers requests: `models` can change at any time, None while nothing is served.
 
@@ -68,11 +75,11 @@ class Endpoint:
 
     async def _list(self, request: Request) -> Response:
         models = self._ready(request)
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in models.names]})
+        return _Json({"object": "list", "data": [self._about(name) for name in models.names]})
 
     async def _show(self, request: Request) -> Response:
         models, name = self._ready(request), request.path_params["name"]
-        return JSONResponse(self._about(models.names[requests.column_of(name, models.names)]))
+        return _Json(self._about(models.names[requests.column_of(name, models.names)]))
 
     def _about(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._since, "owned_by": "qlora_gui"}
@@ -116,7 +123,7 @@ class Endpoint:
                 _take(answer, *first)
                 if answer.is_whole:
                     finished = True
-                    return JSONResponse(answer.whole())
+                    return _Json(answer.whole())
                 first = await _next(request, events)
         finally:
             if not finished:
@@ -238,10 +245,10 @@ async def _as_json(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     headers = {"retry-after": "5"} if error.status in (429, 503) else {}
     headers |= {"www-authenticate": "Bearer"} if error.status == 401 else {}
-    return JSONResponse(error.body, error.status, headers)
+    return _Json(error.body, error.status, headers)
 
 
 async def _no_such_place(request: Request, error: Exception) -> Response:
     status = int(getattr(error, "status_code", 404))
     fault = ApiError(status, f"There is no {request.method} {request.url.path} here.")
-    return JSONResponse(fault.body, status)
+    return _Json(fault.body, status)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 
@@ -144,6 +145,7 @@ def test_plain_completions_read_texts_and_tokens_and_score_the_prompt(served: Se
 
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
+    ({"model": "\ud800"}, 404, "There is no model"),
     ({"model": "nobody"}, 404, "There is no model 'nobody' here: there are "),
     ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
     ({"tools": [{"type": "function", "function": {"name": "x"}}]}, 400, "tools is not supported"),
@@ -171,6 +173,23 @@ def test_what_is_not_supported_is_refused_in_openais_form(
     response = post(served, "/chat/completions", content=json.dumps(body))
     error = response.json()["error"]
     assert response.status_code == status and sentence in error["message"] and error["type"].endswith("_error"), error
+
+
+@pytest.mark.parametrize("prompt", [[2**40], [-1], [True], [1.5], [[1], "a"], [[]], [""], "", {}, None])
+def test_prompts_that_are_none_are_refused_before_the_model_sees_them(served: Served, prompt: Any) -> None:
+    response = post(served, "/completions", content=json.dumps({"model": "base", "prompt": prompt, "max_tokens": 1}))
+    assert response.status_code == 400 and "prompt" in response.json()["error"]["message"], response.text
+
+
+def test_a_worker_that_was_killed_comes_back(served: Served, compared: dict[tuple[str, str], str]) -> None:
+    children = psutil.Process(served.process.pid).children()
+    (worker,) = [child for child in children if "qlora_gui.inference.worker" in child.cmdline()]
+    worker.kill()
+    with pytest.raises(openai.InternalServerError, match="ask again to start it anew"):
+        greedy(served.client, "bloom-all", PROMPTS[0])
+    assert (
+        greedy(served.client, "bloom-all", PROMPTS[0]).choices[0].message.content == compared["bloom-all", PROMPTS[0]]
+    )
 
 
 def post(served: Served, path: str, **more: Any) -> httpx.Response:
