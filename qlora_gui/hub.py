@@ -111,6 +111,21 @@ def in_cache(kind: Literal["models", "datasets"], name: str) -> bool:
         return False
 
 
+def cached_models() -> list[str]:
+    """The whole models in the hub's local cache (safetensors; no adapters), in the spelling they have there."""
+    from huggingface_hub import constants
+
+    found = []
+    with contextlib.suppress(OSError):  # there is no cache, or it is another user's
+        for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
+            snapshots = [config.parent for config in folder.glob("snapshots/*/config.json")]
+            if any(
+                any(path.glob("*.safetensors")) and not (path / "adapter_config.json").exists() for path in snapshots
+            ):
+                found.append(folder.name.removeprefix("models--").replace("--", "/", 1))
+    return found
+
+
 def cached_file(kind: Literal["models", "datasets"], name: str, file: str, revision: str = "") -> Path | None:
     """A file of the hub's local cache, of the revision asked for (default: main), or None where it is not cached."""
     from huggingface_hub import constants

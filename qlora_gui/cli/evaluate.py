@@ -21,8 +21,12 @@ def run(
     base: str | None = None,
     revision: str = "",
     how: Reading = AS_IT_IS,
+    root: Path | None = None,
 ) -> int:
-    """Evaluate, print verdicts and figures, write everything to `out`. Returns 0. Raises UserError for bad input."""
+    """Evaluate, print verdicts and figures, write everything to `out`. Returns 0. Raises UserError for bad input.
+
+    `root` is the store's folder: also of adapters in it that are no runs the evaluation is kept.
+    """
     if out is not None:
         check_writable(out, "The result")
     with tqdm(disable=not sys.stderr.isatty(), unit="row", leave=False) as bar:
@@ -34,7 +38,7 @@ def run(
         def say(text: str) -> None:
             tqdm.write(text, file=sys.stderr)
 
-        result = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how)
+        result = evaluate(adapters, data, settings, say, progress, base=base, revision=revision, how=how, root=root)
     for evaluation in filter(None, map(parse, result["evaluations"])):
         print("\n".join(lines(evaluation)), flush=True)
     if out is not None:

@@ -218,7 +218,12 @@ def _cache(parser: Any) -> None:
 
 
 def _adapters(group: Any) -> None:
-    group.add_argument("--adapters", nargs="+", metavar="DIR", type=Path, help="adapter folders, five at most")
+    group.add_argument(
+        "--adapters",
+        nargs="+",
+        metavar="ADAPTER",
+        help="adapters, five at most: folders, names of runs, or hub ids like owner/name or owner/name@revision",
+    )
     _base(group)
 
 
@@ -228,7 +233,10 @@ def _base(group: Any) -> None:
 
 def _serve(parser: Any) -> None:
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="runs or adapter folders, five at most (default: the newest run)"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="runs, adapter folders or hub ids, five at most (default: the newest run)",
     )
     group = parser.add_argument_group("serve")
     _listen(group, 8000)

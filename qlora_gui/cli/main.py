@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qlora_gui import config as configs
@@ -111,15 +112,26 @@ def _compare(arguments: argparse.Namespace, store: RunStore) -> int:
     sampling = arguments.sample or not given.keys().isdisjoint({"temperature", "top_p"})
     decoding = configs.checked(Decoding, {"greedy": not sampling} | given)
     batch.compare_file(
-        arguments.adapters,
+        _adapters(arguments, store),
         arguments.prompts,
         arguments.out,
         base=arguments.base,
         revision=getattr(arguments, "revision", ""),
         decoding=decoding,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=_say,
     )
     return EXIT_FINISHED
+
+
+def _adapters(arguments: argparse.Namespace, store: RunStore) -> list[Path]:
+    """The folders of the adapters that were named; those on the hub are fetched. Raises UserError."""
+    from qlora_gui.runs import fetched
+
+    return [fetched.find(named, store, _say) for named in arguments.adapters]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _evaluate(arguments: argparse.Namespace, store: RunStore) -> int:
@@ -140,13 +152,14 @@ def _evaluate(arguments: argparse.Namespace, store: RunStore) -> int:
         split=getattr(arguments, "dataset_split", "train"),
     )
     return evaluate.run(
-        arguments.adapters,
+        _adapters(arguments, store),
         arguments.data,
         arguments.out,
         settings,
         arguments.base,
         revision=getattr(arguments, "revision", ""),
         how=how,
+        root=store.root,
     )
 
 
@@ -168,7 +181,7 @@ def _export(arguments: argparse.Namespace, store: RunStore) -> int:
         out=str(arguments.out),
         **given,
     )
-    return export.run(arguments.adapters[0], settings, arguments.base, getattr(arguments, "revision", ""))
+    return export.run(_adapters(arguments, store)[0], settings, arguments.base, getattr(arguments, "revision", ""))
 
 
 def _serve(arguments: argparse.Namespace, store: RunStore) -> int:

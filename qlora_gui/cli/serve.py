@@ -3,7 +3,6 @@
 import secrets
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -13,6 +12,7 @@ from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.protocol import Load
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.references import ModelRef
+from qlora_gui.runs import fetched
 from qlora_gui.runs.store import RunStore
 from qlora_gui.serving import vllm
 from qlora_gui.serving.address import Address
@@ -25,10 +25,10 @@ LEAST_KEY = 16
 
 
 def models_of(store: RunStore, runs: Sequence[str], base: str | None, revision: str) -> Models:
-    """What `serve` serves: these runs or folders of adapters, on their base or on another that is named. Raises UserError."""
-    adapters = [_folder(store, name) for name in runs]
+    """What `serve` serves: these runs, folders or hub ids of adapters, on their base or on another that is named. Raises UserError."""
+    adapters = [fetched.find(name, store, _say).absolute() for name in runs]
     if not adapters and base is None:
-        newest = next((run for run in store.all() if run.has_adapter()), None)
+        newest = next((run for run in store.all() if run.has_adapter() and not run.is_elsewhere()), None)
         if newest is None:
             raise UserError("There is no adapter to serve yet: train one, or name a base with --base.")
         adapters = [newest.path]
@@ -44,9 +44,8 @@ def models_of(store: RunStore, runs: Sequence[str], base: str | None, revision: 
     return Models(Load(adapters=tuple(str(adapter) for adapter in adapters), **arguments), names)
 
 
-def _folder(store: RunStore, name: str) -> Path:
-    path = Path(name)
-    return path.absolute() if (path / "adapter_config.json").is_file() else store.get(name).path.absolute()
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def print_vllm(models: Models) -> int:
@@ -81,7 +80,7 @@ def run(models: Models, place: Address, key: str) -> int:
     client = CompareClient(idle_seconds=float("inf"))
     try:
         batcher = Batcher(client)
-        for column in batcher.load(models, lambda text: print(text, file=sys.stderr, flush=True)):
+        for column in batcher.load(models, _say):
             if warning := column.get("warning"):
                 print(f"{column['name']}: {warning}", file=sys.stderr)
         endpoint = Endpoint(batcher, models, key, ["localhost", *place.names()])

@@ -1,8 +1,11 @@
 """An evaluation as a child process: started, followed, and its result read, by files alone (`runs.child_job`)."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from qlora_gui import plain_files
 from qlora_gui.errors import UserError
@@ -11,7 +14,7 @@ from qlora_gui.runs import event_file
 from qlora_gui.runs.child_job import ChildJob, State
 from qlora_gui.runs.events import Saved
 from qlora_gui.runs.history import RunHistory
-from qlora_gui.runs.store import EVALUATION_LOCK, Run
+from qlora_gui.runs.store import EVALUATION_LOCK, WEIGHTS, Run
 
 MODULE = "qlora_gui.evaluation.run"
 FILE, PROGRESS = "evaluation.json", "evaluate.jsonl"
@@ -41,12 +44,12 @@ class Settings:
 STANDARD = Settings()
 
 
-def start(runs: Sequence[Run], settings: Settings = STANDARD) -> None:
-    """Evaluate runs in a child; its progress is in the first run's folder.
+def start(runs: Sequence[Run], settings: Settings = STANDARD, data: str = "", base: str = "") -> None:
+    """Evaluate runs in a child, on `data` and on `base` where they are named; its progress is in the first run's folder.
 
     Raises UserError where it cannot begin, or ended at once.
     """
-    JOB.start(runs, asdict(settings))
+    JOB.start(runs, asdict(settings) | {"data": data, "base": base})
 
 
 def state(run: Run) -> State:
@@ -64,5 +67,25 @@ def result(run: Run) -> results.Evaluation | None:
     if known is None:
         return None
     saved = RunHistory(event_file.recent(run.events_file)).latest(Saved)
+    if saved is None and run.is_elsewhere():  # whose weights no event tells
+        return known if _checksum(run.path / WEIGHTS) in (None, known.adapter.sha256) else None
     stale = saved and saved.sha256 not in (None, known.adapter.sha256)
     return None if stale else known
+
+
+def _checksum(weights: Path) -> str | None:
+    """The SHA-256 of a file, computed anew when the file has changed; None where it cannot be read."""
+    try:
+        info = weights.stat()
+        return _computed(weights, info.st_size, info.st_mtime_ns, info.st_ino)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _computed(weights: Path, *stamp: int) -> str:
+    digest = hashlib.sha256()
+    with plain_files.open_to_read(weights) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

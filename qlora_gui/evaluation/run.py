@@ -66,6 +66,7 @@ def evaluate(
     base: str | None = None,
     revision: str = "",
     how: Reading = AS_IT_IS,
+    root: Path | None = None,
 ) -> dict[str, Any]:
     """Measure adapters of one base against it. Gives `evaluations`, one per adapter, and `rows`, one per row.
 
@@ -73,13 +74,17 @@ def evaluate(
     read.
 
     Without `data` the rows are those that the first adapter's run held out, less any that another was trained on.
-    Each evaluation is also written into its adapter's folder where that is a run. Raises UserError.
+    Each evaluation is also written into its adapter's folder where that is a run, or lies in `root`, the store's folder.
+    Raises UserError.
     """
     if not 1 <= len(adapters) <= MAX_ADAPTERS:
         raise UserError(f"{len(adapters)} adapters cannot be evaluated at once: give 1 to {MAX_ADAPTERS}.")
     folders = [path.absolute() for path in adapters]
     with locks.reading(folders, "an evaluation"):
-        return _evaluated(folders, data, settings, say, progress, client, base, revision, how)
+        result = _evaluated(folders, data, settings, say, progress, client, base, revision, how)
+        for folder, evaluation in zip(folders, result["evaluations"], strict=True):
+            _keep(folder, evaluation, root, say)
+        return result
 
 
 def _evaluated(
@@ -106,16 +111,22 @@ def _evaluated(
         raise UserError(f"Of {question.source} only {len(measured.rows)} rows can be measured: give more with --data.")
     say("Computing intervals")
     evaluations = results.put_together(measured, columns, question.grams, question.source, asdict(settings))
-    for folder, evaluation in zip(folders, evaluations, strict=True):
+    for evaluation in evaluations:
         evaluation["data"]["trained_on"] = question.shared
-        if folder.is_symlink():
-            say(f"{folder.name} is a symbolic link: the results are not written to its target")
-        elif (folder / "run.json").is_file():
-            with explained("The evaluation", folder):
-                write_whole(folder / job.FILE, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n")
-        elif not folder.is_dir():
-            say(f"'{folder.name}' was deleted in the meantime: its evaluation is not kept anywhere else.")
     return {"columns": columns, "evaluations": evaluations, "rows": _rows(measured)}
+
+
+def _keep(folder: Path, evaluation: dict[str, Any], root: Path | None, say: Callable[[str], None]) -> None:
+    """Write an evaluation into its adapter's folder, or say why not."""
+    if folder.is_symlink():
+        say(f"{folder.name} is a symbolic link: the results are not written to its target")
+    elif (folder / "run.json").is_file() or (folder.is_dir() and folder.parent == root):
+        with explained("The evaluation", folder):
+            write_whole(folder / job.FILE, json.dumps(evaluation, ensure_ascii=False, indent=1) + "\n")
+    elif folder.is_dir():
+        say(f"'{folder}' is no folder of this program: its evaluation is not kept there, --out keeps it in a file")
+    else:
+        say(f"'{folder.name}' was deleted in the meantime: its evaluation is not kept anywhere else.")
 
 
 def _question(
@@ -125,6 +136,8 @@ def _question(
     runs = [Run(folder) if (folder / "run.json").is_file() else None for folder in folders]
     configs = [run.config() if run else None for run in runs]
     trained = [_trained_rows(run, say) for run in runs]
+    if unknown := [folder.name for folder, run in zip(folders, runs, strict=True) if run is None]:
+        say(f"What {', '.join(unknown)} was trained on is not known: perhaps on some of these rows")
     known = {_key(example) for rows in trained for example in rows}
     first = configs[0]
     if data is not None:
@@ -151,7 +164,8 @@ def _question(
             )
     else:
         raise UserError(
-            f"The adapter '{folders[0]}' is not a run of this program: name rows to measure on with --data."
+            f"The adapter '{folders[0]}' was trained elsewhere, so it has no held-out rows here: name rows to measure on with "
+            "--data, or Rows from in the page."
         )
     taken = [{**example, "row": number} for number, example in enumerate(examples[: settings.rows], 1)]
     grams = [metrics.grams([_answer(example) for example in rows]) for rows in trained]
@@ -240,8 +254,10 @@ def _rows(measured: results.Measured) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """The page's child: settings as JSON, and adapters; what it does goes into the first one's `evaluate.jsonl`."""
-    settings, folders = job.Settings(**json.loads(argv[0])), [Path(word) for word in argv[1:]]
-    return job.JOB.run(folders, lambda say, count: evaluate(folders, None, settings, say, count))
+    asked, folders = json.loads(argv[0]), [Path(word) for word in argv[1:]]
+    data, base = asked.pop("data") or None, asked.pop("base") or None
+    settings, root = job.Settings(**asked), folders[0].parent
+    return job.JOB.run(folders, lambda say, count: evaluate(folders, data, settings, say, count, base=base, root=root))
 
 
 if __name__ == "__main__":

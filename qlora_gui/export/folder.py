@@ -18,7 +18,10 @@ _NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", "source.js
 
 @dataclass(frozen=True)
 class Origin:
-    """What a merged model is made of, as its card names it. `adapter` and `base` are names, `data` a sentence or ""."""
+    """What a merged model is made of, as its card names it. `adapter` and `base` are names, `data` a sentence or "".
+
+    `source` says where an adapter is from that was trained elsewhere, "" of one of this program.
+    """
 
     adapter: str
     sha256: str
@@ -28,6 +31,7 @@ class Origin:
     onto: str
     dtype: str
     data: str = ""
+    source: str = ""
 
 
 def fill(folder: Path, base: bases.Base, chat: Chat, dtype: str, untied: bool) -> None:
@@ -83,6 +87,7 @@ def card(origin: Origin, losses: str, proof: str, gguf: str = "") -> str:
     data = f"\n{origin.data}\n" if origin.data else ""
     lora = gguf.endswith("-lora.gguf")
     made = "as a GGUF file of its own" if lora else f"merged into {onto}, in {origin.dtype}"
+    trained = f"Trained elsewhere ({origin.source}), exported" if origin.source else "Trained with QLoRA and exported"
     library = "gguf" if gguf else "transformers"
     return f"""---
 library_name: {library}
@@ -91,7 +96,7 @@ library_name: {library}
 # {origin.adapter}
 
 The base `{origin.base}`{revision}, fingerprint `{origin.fingerprint}`, with the LoRA adapter `{origin.adapter}`
-(SHA-256 `{origin.sha256}`) {made}. Trained with QLoRA and exported by qlora_gui.
+(SHA-256 `{origin.sha256}`) {made}. {trained} by qlora_gui.
 {data}
 {_how_to_use(origin.adapter, gguf, lora)}
 

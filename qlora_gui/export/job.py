@@ -63,9 +63,12 @@ def _differs(settings: Settings) -> list[str]:
     return [settings.kind, *filter(None, (number, "onto-trained" if settings.onto == "trained" else ""))]
 
 
-def start(run: Run, settings: Settings) -> None:
-    """Export a run in a child; its progress is in the run's folder. Raises UserError where it cannot begin."""
-    JOB.start([run], asdict(settings))
+def start(run: Run, settings: Settings, base: str = "") -> None:
+    """Export a run in a child, with another `base` than it names where one is given; its progress is in the run's folder.
+
+    Raises UserError where it cannot begin.
+    """
+    JOB.start([run], asdict(settings) | {"base": base})
 
 
 def state(run: Run) -> State:

@@ -20,12 +20,14 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv == ["--lines"]:
         return _lines()
-    settings, folder = job.Settings(**json.loads(argv[0])), Path(argv[1])
+    asked, folder = json.loads(argv[0]), Path(argv[1])
+    base = asked.pop("base") or None
+    settings = job.Settings(**asked)
 
     def work(say: Say, progress: Count) -> None:
         with collector.paused():
             from qlora_gui.export.work import export
-        export(folder, settings, say, progress)
+        export(folder, settings, say, progress, base)
 
     return job.JOB.run([folder], work)
 

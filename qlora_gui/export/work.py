@@ -36,7 +36,7 @@ from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats, supported
 from qlora_gui.models import device as devices
-from qlora_gui.runs import changes, disk_reserve
+from qlora_gui.runs import changes, disk_reserve, fetched
 from qlora_gui.runs.child_job import Count, Say
 from qlora_gui.runs.event_text import loss_of
 from qlora_gui.runs.events import Data, Eval
@@ -322,6 +322,8 @@ def _record(work: _Work, found: Proof | str) -> None:
     losses = (
         f"| step | held-out loss |\n|---|---|\n{losses}\n\nStep 0 is the base." if evals else "No rows were held out."
     )
+    if run.is_elsewhere():
+        losses = "Not known: the adapter was trained elsewhere."
     origin = companions.Origin(
         adapter.name,
         adapter.sha256,
@@ -331,6 +333,7 @@ def _record(work: _Work, found: Proof | str) -> None:
         settings.onto,
         settings.dtype if settings.kind == "merged" else settings.type,
         _data(run),
+        fetched.source(run.path) or "another program" if run.is_elsewhere() else "",
     )
     gguf = work.file.name if settings.kind != "merged" else ""
     (work.part / "README.md").write_text(companions.card(origin, losses, sentence, gguf), encoding="utf-8")

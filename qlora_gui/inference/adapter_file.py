@@ -22,6 +22,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.formatting import gigabytes
 from qlora_gui.inference import regex_limits
 from qlora_gui.models import chats
+from qlora_gui.runs import elsewhere
 from qlora_gui.runs.events import Base, Saved
 from qlora_gui.runs.store import Run
 
@@ -33,6 +34,8 @@ _COPIES = 3  # of the weights at a time: as stored, in fp32, and stacked for the
 _LEAVES_THE_BASE_ALONE = ("true", "false", "none", "gaussian", "eva", "orthogonal")  # kinds of initialization
 # aLoRA, KaSA and other kinds that compute something else than x @ a.T @ b.T; PEFT marks them in its config.
 _VARIANTS = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
+_SAYS_NOTHING: tuple[Any, ...] = (None, False, "", [], {}, 0)
+_KNOWN = {field.name for field in fields(LoraConfig)}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class Adapter:
         return self.folder.name
 
 
+def unknown_settings(config: dict[str, Any]) -> list[str]:
+    """The settings in an adapter_config.json that say something and that this PEFT does not know, and so leaves out."""
+    return sorted(name for name, value in config.items() if name not in _KNOWN and value not in _SAYS_NOTHING)
+
+
 def for_text(adapter: Adapter, left_off: tuple[str, ...]) -> Adapter:
     """The adapter without what it has on modules that a base for text and images has left off, by their names' beginnings.
 
@@ -89,8 +97,8 @@ def read(folder: Path) -> Adapter:
     config = _config(folder)
     _refuse_what_is_not_plain_lora(folder, config)
     _refuse_strange_files(folder)
-    if not (folder / _WEIGHTS).is_file():
-        raise UserError(f"The adapter '{folder}' has no {_WEIGHTS}: other formats can run code and are not loaded.")
+    if why := elsewhere.why_no_weights(folder):
+        raise UserError(why)
     try:
         _refuse_too_large(folder)
         tensors = load_file(folder / _WEIGHTS)
@@ -164,7 +172,7 @@ def _config(folder: Path) -> dict[str, Any]:
             raise ValueError("it is no object")
         return value
     except FileNotFoundError:
-        raise UserError(f"The folder '{folder}' holds no adapter: it has no adapter_config.json.") from None
+        raise UserError(elsewhere.why_no_adapter(folder)) from None
     except RecursionError:
         raise UserError(f"The adapter_config.json of '{folder}' is damaged: it is nested too deeply.") from None
     except (OSError, ValueError) as error:

@@ -37,7 +37,7 @@ def check(base: CleanBase, adapter: Adapter, chosen: bool) -> str:
     if how is None and not chosen:
         raise UserError(f"The adapter '{adapter.name}' was trained on {named}, not on {located.name}: {_OWN}.")
     vocabulary, lacking = _check_vocabulary(base, adapter)
-    if how == "the same name" and not chosen:
+    if not chosen and named in ("", located.path, located.name):
         return f"{named or located.name}; all shapes fit{vocabulary}" if lacking else ""
     why = "it was chosen" if chosen else f"that is {how}"
     return f"{named or 'none'}; on {located.name} because {why}; all shapes fit{vocabulary}"

@@ -1,6 +1,5 @@
 """The front's side of the compare worker: starts it, asks it, notices when it died. Never imports torch."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -10,20 +9,21 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_gui import plain_files
 from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.inference import protocol
 from qlora_gui.inference.protocol import Conversation, Event, Load
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.references import ModelRef
-from qlora_gui.runs import base_names, gpus
+from qlora_gui.runs import base_names, elsewhere, gpus
 from qlora_gui.runs.launch import child_environment
 from qlora_gui.runs.store import Run
 from qlora_gui.system import processes
 
 MODULE = "qlora_gui.inference.worker"
 IDLE_SECONDS = 900.0
+_WHERE = "with --base, or in the field Base in the page"
+_NAME_IT = f"name it {_WHERE}"
 _CLOSED = "The compare process was closed meanwhile: ask again to start it anew."
 
 
@@ -285,9 +285,17 @@ class CompareClient:
 
 def columns_of(base: RunConfig, runs: Sequence[Run]) -> Load:
     """The adapters of runs on the base that a config names with its quantization; it may be another than they name."""
-    chosen = any(run.config().base_model != base.base_model for run in runs)
+    chosen = any(_is_chosen(base.base_model, run) for run in runs)
     adapters = tuple(str(run.path) for run in runs)
     return Load(base.base_model, base.revision, base.quant_type, base.double_quant, adapters, chosen)
+
+
+def _is_chosen(base: str, run: Run) -> bool:
+    """Whether a base is not the one that an adapter names, so that a person must have chosen it."""
+    if not run.is_elsewhere():
+        return run.config().base_model != base
+    named = elsewhere.base_here(run.path)[0]
+    return not named or base_names.relation(named, base) is None
 
 
 def _age(adapter: str) -> int:
@@ -308,11 +316,11 @@ def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "
         arguments |= {"base_model": base, "revision": revision, "chosen": True}
     named = arguments["base_model"]
     if not named:
-        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: name it with --base.")
+        raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: {_NAME_IT}.")
     if base is None and base_names.is_elsewhere(named):
         raise UserError(
             f"The adapter '{adapters[0]}' was trained on '{named}', a folder that is not on this machine: name the same "
-            "base with --base."
+            f"base {_WHERE}."
         )
     ModelRef.find(named, arguments["revision"]).check()
     return arguments
@@ -321,20 +329,13 @@ def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "
 def trained_on(adapter: Path) -> dict[str, Any]:
     """The base of an adapter, as arguments of `CompareClient.columns`; from its run.json, else from PEFT's config.
 
-    `base_model` is empty where the folder does not name one. Raises UserError when it holds no adapter.
+    `base_model` is empty where the folder does not name one; of an adapter made elsewhere it is the one to take for it
+    (`base_names.at_hand`). Raises UserError when it holds no adapter.
     """
     if (adapter / "run.json").is_file():
         config = Run(adapter).config()
         name, revision = base_names.resolved(config.base_model, config.revision)
         quantization = {"quant_type": config.quant_type, "double_quant": config.double_quant}
         return {"base_model": name, "revision": revision, **quantization}
-    try:
-        peft_config = json.loads(plain_files.read_text(adapter / "adapter_config.json", plain_files.MOST_CONFIG))
-        name, revision = base_names.resolved(
-            str(peft_config.get("base_model_name_or_path") or ""), str(peft_config.get("revision") or "")
-        )
-    except plain_files.StrangeFile as error:
-        raise UserError(f"The adapter '{adapter}' cannot be read: {error}.") from None
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise UserError(f"The folder '{adapter}' holds no adapter: it has no readable adapter_config.json.") from None
+    name, revision = base_names.at_hand(*base_names.resolved(*elsewhere.named_base(adapter)))
     return {"base_model": name, "revision": revision}

@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peft import __version__ as PEFT
+
 from qlora_gui.data import chat_template, special_tokens
 from qlora_gui.data.chat import Chat
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.inference import base_match, clean_base, generate, protocol, regex_limits, selftest
-from qlora_gui.inference.adapter_file import Adapter, for_text, read
+from qlora_gui.inference.adapter_file import Adapter, for_text, read, unknown_settings
 from qlora_gui.inference.clean_base import CleanBase, Key
 from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.models import chats, text_part
 from qlora_gui.models import device as devices
+from qlora_gui.runs import fetched
 
 Say = Callable[[str], None]
 
@@ -161,6 +164,8 @@ class Columns:
                 + "".join(f", {name}" for name in adapter.parameters),
                 "biases": f"{config.get('bias')}, {len(adapter.biases)} trained",
             }
+            if source := fetched.source(adapter.folder):
+                proof["source"] = source
             if warnings := self._warnings(adapter):
                 proof["warning"] = "; ".join(warnings)
         return proof
@@ -178,6 +183,11 @@ class Columns:
             warnings.append(
                 f"what it trained in {len(adapter.unasked):,} module{s} of the vision part is left out: no images are asked "
                 "about"
+            )
+        if unknown := unknown_settings(adapter.config):
+            warnings.append(
+                f"its config has settings that this PEFT ({PEFT}) does not know and leaves out: {', '.join(unknown)}; if they "
+                "change what the adapter computes, it is not what is shown here"
             )
         if "fingerprint" not in trained_on:
             warnings.append("that it belongs to this base is known by name and shapes only")

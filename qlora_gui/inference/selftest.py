@@ -15,6 +15,7 @@ from qlora_gui.models import device as devices
 
 # The largest difference of logits, as a share of the largest logit, that rounding explains (`model_probe.by_depth`).
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_LONGEST = 300  # characters of what PEFT says
 _TEXT = "The parcel never came, and the shop does not answer."
 
 
@@ -56,7 +57,7 @@ def run(base: CleanBase, multi_lora: MultiLora, number: int, adapter: Adapter) -
     if failure is not None:
         why = f"{reason}, and " * bool(reason)
         raise UserError(
-            f"The adapter '{adapter.name}' cannot be compared: {why}PEFT refuses it ({first_line(failure)})."
+            f"The adapter '{adapter.name}' cannot be compared: {why}PEFT refuses it ({_short(first_line(failure))})."
         ) from failure
     largest = theirs.abs().max().clamp_min(1e-6)
     effect = float((theirs - before)[1].abs().max() / largest)
@@ -71,6 +72,11 @@ def run(base: CleanBase, multi_lora: MultiLora, number: int, adapter: Adapter) -
             f"The adapter '{adapter.name}' cannot be compared: its answers differ from PEFT's by {result.difference:.1%}."
         )
     return result
+
+
+def _short(text: str) -> str:
+    """PEFT lists every missing tensor: some are enough."""
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 def tolerance(dtype: torch.dtype, layers: int) -> float:

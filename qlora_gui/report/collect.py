@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from qlora_gui.memory.budget import Budget
 from qlora_gui.memory.estimate import plan
 from qlora_gui.memory.model_shape import Shape
 from qlora_gui.report import votes
-from qlora_gui.report.facts import Experiment, Facts, Figure, Kind
+from qlora_gui.report.facts import UNKNOWN, Experiment, Facts, Figure, Kind
+from qlora_gui.runs import base_names, elsewhere
 from qlora_gui.runs.events import Base, Memory, Saved, Step, Thinned
 from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import Run, RunStore
@@ -42,7 +44,7 @@ def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
         raise UserError(f"There are no runs in {store.root} to report on: train one first.")
     configs = [_config(run) for run in runs]
     manifests = [_manifest(run) for run in runs]
-    bases = _distinct_names([_base_name(config) for config, _ in configs])
+    bases = _distinct_names([_base_name(run, config) for run, (config, _) in zip(runs, configs, strict=True)])
     data = _distinct_names(
         [_data_name(config, manifest) for (config, _), manifest in zip(configs, manifests, strict=True)]
     )
@@ -52,7 +54,7 @@ def facts_of(store: RunStore, run_ids: Sequence[str] = ()) -> Facts:
             zip(runs, configs, manifests, zip(bases, data, strict=True), strict=True), 1
         )
     )
-    gone = tuple(run.id for run in runs if not (run.path / "run.json").exists())
+    gone = tuple(run.id for run in runs if not (run.path / "run.json").exists() and not run.is_elsewhere())
     experiments = tuple(experiment for experiment in experiments if experiment.id not in gone)
     if not experiments:
         raise UserError(f"All runs of the report were deleted while it was written: {', '.join(gone)}.")
@@ -71,6 +73,8 @@ def _experiment(
     shape = shape_of(config)
     evaluation = job.result(run)
     findings, no_diagnostics = _examined(config, shape, history, evaluation)
+    if run.is_elsewhere():
+        no_diagnostics = "Not examined: it was trained elsewhere, with settings and data that are not known here."
     return Experiment(
         number=number,
         id=run.id,
@@ -95,6 +99,9 @@ def _experiment(
 
 
 def _config(run: Run) -> tuple[RunConfig | None, str]:
+    """The settings of a run, or None and why they are not known, "" of an adapter made elsewhere."""
+    if run.is_elsewhere():
+        return None, ""
     try:
         return run.config(), ""
     except UserError as error:
@@ -126,16 +133,19 @@ def _examined(
     return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))), ""
 
 
-def _base_name(config: RunConfig | None) -> Named:
+def _base_name(run: Run, config: RunConfig | None) -> Named:
     if config is None:
-        return "unknown", ""
+        with suppress(UserError):
+            if run.is_elsewhere() and (named := elsewhere.named_base(run.path)[0]):
+                return base_names.last(named), named
+        return UNKNOWN, ""
     revision = f" @ {config.revision}" if config.revision else ""
     return Path(config.base_model).name + revision, config.base_model + revision
 
 
 def _data_name(config: RunConfig | None, manifest: dict[str, Any]) -> Named:
     if config is None:
-        return "unknown", ""
+        return UNKNOWN, ""
     sums = [value for name, value in sorted(_texts(manifest.get("dataset")).items()) if name != "name"]
     return Path(config.dataset).name, " ".join(value[:8] for value in sums) or config.dataset
 

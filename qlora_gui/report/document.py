@@ -7,10 +7,11 @@ from qlora_gui.formatting import counted, gigabytes
 from qlora_gui.preferences.pairwise import STOPPING
 from qlora_gui.report import observations, overview, sweeps
 from qlora_gui.report.blocks import Block, Bullets, Heading, Paragraph, Table
-from qlora_gui.report.facts import Experiment, Facts
+from qlora_gui.report.facts import UNKNOWN, Experiment, Facts
 from qlora_gui.report.sections import section
 from qlora_gui.report.text import and_
 from qlora_gui.runs.events import Base, Data
+from qlora_gui.runs.store import ELSEWHERE
 
 
 def blocks(facts: Facts) -> list[Block]:
@@ -49,13 +50,18 @@ def _title(experiments: Sequence[Experiment]) -> str:
 
 
 def _bases(experiments: Sequence[Experiment]) -> list[str]:
-    names = list(dict.fromkeys(experiment.base for experiment in experiments if experiment.config))
+    told = [experiment for experiment in experiments if experiment.config or experiment.state == ELSEWHERE]
+    names = list(dict.fromkeys(experiment.base for experiment in told if experiment.base != UNKNOWN))
     return names or ["unknown bases"]
 
 
 def _goal(facts: Facts) -> list[Block]:
     """What the runs were for, as far as their settings tell, and what they ran on."""
     known = [experiment for experiment in facts.experiments if experiment.config]
+    elsewhere = [experiment for experiment in facts.experiments if experiment.state == ELSEWHERE]
+    if elsewhere and len(elsewhere) == len(facts.experiments):
+        goal = "To find out whether adapters that were made elsewhere are better than their base."
+        return [Heading("Goal and hardware", 2), Paragraph(goal, "Goal."), *_hardware(facts)]
     bases = list(dict.fromkeys(experiment.model for experiment in known)) or ["unknown bases"]
     data = list(dict.fromkeys(experiment.data for experiment in known)) or ["unknown data"]
     goal = (

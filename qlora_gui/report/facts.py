@@ -11,6 +11,7 @@ from qlora_gui.report.votes import Ballots
 from qlora_gui.runs.events import Ending, OomReport
 from qlora_gui.runs.history import RunHistory
 
+UNKNOWN = "unknown"  # base or data of a run whose settings are not known
 Kind = Literal["measured", "predicted", "estimated"]
 
 

@@ -58,6 +58,8 @@ def _why(experiment: Experiment, evaluation: Evaluation) -> str:
         shortened(finding.evidence, experiment) for finding in experiment.findings if finding.level in ("bad", "warn")
     ]
     more = f" And {counted(len(against) - _REASONS, 'more warning')}." if len(against) > _REASONS else ""
+    if experiment.no_diagnostics:
+        return f" Diagnostics: {experiment.no_diagnostics}"
     return f" Diagnostics: {' '.join(against[:_REASONS]) or 'nothing explains it.'}{more}"
 
 
@@ -68,6 +70,8 @@ def _among_evaluated(experiments: Sequence[Experiment]) -> Iterator[Observation]
         causes = (
             f"They differ in {and_([knob(name) for name in differ])}." if differ else "Their settings are the same."
         )
+        if unknown := [experiment.id for experiment in group if experiment.config is None]:
+            causes = f"The settings of {and_(unknown)} are not known."
         lead = f"Of the {len(group)} adapters of {group[0].base} evaluated on the same rows, "
         yield _ranked(group, lead, causes)
 

@@ -11,6 +11,7 @@ from qlora_gui.report.votes import judge
 from qlora_gui.runs.curves import Series
 from qlora_gui.runs.event_text import not_all, oom_report_lines
 from qlora_gui.runs.events import Base, Eval, Fit, OomReport, Probe, Step
+from qlora_gui.runs.store import ELSEWHERE
 
 ANSWERS = 3
 _LONGEST, _LONGEST_SETTING = 900, 60  # characters of an answer or a prompt, and of a setting
@@ -50,7 +51,10 @@ def _verdict(experiment: Experiment) -> Box:
 def _ended(experiment: Experiment) -> list[Block]:
     """How a run ended that did not end well, and its autopsy where it ran out of memory."""
     parts: list[Block] = [Paragraph(experiment.fault, "Settings unknown.")] if experiment.fault else []
-    if not experiment.history:
+    if experiment.state == ELSEWHERE:
+        text = "It has PEFT's files and no training history here."
+        parts.append(Paragraph(text, "Made elsewhere."))
+    elif not experiment.history:
         parts.append(Paragraph("The run has written no events.", "Nothing recorded."))
     parts += [Paragraph(remark, "Not all events.") for remark in not_all(experiment.history)]
     if message := experiment.ending.message:

@@ -18,10 +18,12 @@ _LOCKS = {".lock", ".lock.claim"}
 _SETTLED_SECONDS = 3.0  # younger, a folder may change again without another time of change
 _listed: dict[str, tuple[int, frozenset[str]]] = {}  # names in a folder, by its time of change
 _left_out: dict[Path, list[str]] = {}
+_neither: dict[Path, list[str]] = {}
 
 
 class Seen(NamedTuple):
-    """One run. `stamp` changes with everything that is reported about it; `made` is when its run.json was written (since the epoch)."""
+    """One run, or adapter made elsewhere. `stamp` changes with everything that is reported about it; `made` is when its
+    run.json, or else its adapter_config.json, was written (since the epoch)."""
 
     id: str
     folder: str
@@ -41,13 +43,15 @@ def folders(root: Path) -> list[tuple[Path, float]]:
     runs = []
     for name in _names(root):
         with contextlib.suppress(OSError):
-            runs.append((Path(root, name), os.stat(os.path.join(root, name, "run.json")).st_mtime))
+            runs.append((Path(root, name), _record(f"{root}/{name}").st_mtime))
     return sorted(runs, key=lambda item: (item[1], item[0].name), reverse=True)
 
 
 def scan(root: Path) -> list[Seen]:
     """All runs of a folder, newest first."""
-    runs = [run for name in _names(root) if (run := _see(f"{root}/{name}", name)) is not None]
+    seen = {name: _see(f"{root}/{name}", name) for name in _names(root)}
+    _neither[root] = sorted(name for name, run in seen.items() if run is None)
+    runs = [run for run in seen.values() if run is not None]
     return sorted(runs, key=lambda run: (run.made, run.id), reverse=True)
 
 
@@ -58,12 +62,12 @@ def see(path: Path) -> Seen | None:
 
 def _see(place: str, name: str) -> Seen | None:
     try:
-        made = os.stat(f"{place}/run.json")
+        made = _record(place)
         names = _names_in(place)
     except OSError:
         return None
     stamp = [made.st_size, made.st_mtime_ns, made.st_ino]
-    for file in _FILES:
+    for file in _FILES if "run.json" in names else (*_FILES, *_ADAPTER):
         if file in names:
             with contextlib.suppress(OSError):
                 stat = os.stat(f"{place}/{file}")
@@ -74,11 +78,24 @@ def _see(place: str, name: str) -> Seen | None:
     return Seen(name, place, made.st_mtime, locked, stopping, queued, tuple(stamp))
 
 
+def _record(place: str) -> os.stat_result:
+    """The file that makes a folder a run, or an adapter made elsewhere. Raises OSError where it is neither."""
+    try:
+        return os.stat(f"{place}/run.json")
+    except OSError:
+        return os.stat(f"{place}/adapter_config.json")
+
+
 def left_out(root: Path) -> list[str]:
     """Folders left out of the latest listing because their names are not UTF-8, as they can be displayed."""
     return [
         name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in _left_out.get(root, [])
     ]
+
+
+def neither(root: Path) -> list[str]:
+    """Folders that the latest `scan` found to be neither runs nor adapters."""
+    return _neither.get(root, [])
 
 
 def why_unlisted(root: Path) -> str:

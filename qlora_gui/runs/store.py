@@ -42,10 +42,12 @@ SCHEMA = 1
 YOUNG_SECONDS = 30.0
 EVALUATION_LOCK = ".evaluate.lock"  # held while an evaluation lives that was begun from the run
 EXPORT_LOCK = ".export.lock"  # and an export
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 _GONE = ".deleted-"
 _PATIENCE_SECONDS = 10.0  # for a start that is under way
 _MOST_MARK = 4096  # bytes
-State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died"]
+ELSEWHERE: Literal["made elsewhere"] = "made elsewhere"
+State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed", "died", "made elsewhere"]
 LIVE: tuple[State, ...] = ("starting", "running", "stopping")
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "gradio")
 
@@ -114,7 +116,9 @@ class Run:
         return value
 
     def config(self) -> RunConfig:
-        """The resolved choices. Raises UserError when run.json is damaged or of another version."""
+        """The resolved choices. Raises UserError when run.json is damaged or of another version, or there never was one."""
+        if self.is_elsewhere():
+            raise UserError(f"The adapter '{self.id}' was made elsewhere: with which settings is not known here.")
         try:
             return RunConfig(**self.manifest()["config"])
         except (KeyError, TypeError, ValidationError):
@@ -138,11 +142,15 @@ class Run:
         return RunHistory(self.events()[0])
 
     def created(self) -> float:
-        """When the run was made, in seconds since the epoch."""
-        try:
-            return (self.path / "run.json").stat().st_mtime
-        except OSError:
-            return 0.0
+        """When the run was made, in seconds since the epoch; of an adapter made elsewhere its config."""
+        for name in ("run.json", CONFIG):
+            with contextlib.suppress(OSError):
+                return (self.path / name).stat().st_mtime
+        return 0.0
+
+    def is_elsewhere(self) -> bool:
+        """Whether it is an adapter that this program did not train, which has nothing but PEFT's files."""
+        return not (self.path / "run.json").exists() and (self.path / CONFIG).exists()
 
     def is_locked(self) -> bool:
         """Whether a trainer lives."""
@@ -158,6 +166,8 @@ class Run:
         if mark is not None and mark["kind"] != "started":
             kind: State = mark["kind"]
             return kind
+        if mark is None and self.is_elsewhere():
+            return ELSEWHERE
         young = mark is None and 0 <= time.time() - self.created() < YOUNG_SECONDS  # negative: the clock was set back
         return "starting" if young else "died"
 
@@ -166,7 +176,7 @@ class Run:
 
     def has_adapter(self) -> bool:
         """Whether a whole adapter lies in the folder."""
-        return (self.path / "adapter_config.json").is_file() and (self.path / "adapter_model.safetensors").is_file()
+        return (self.path / CONFIG).is_file() and (self.path / WEIGHTS).is_file()
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint folder that was written to its end, or None."""
@@ -214,7 +224,7 @@ class RunStore:
         self.owners = tuple(folder.expanduser().resolve() for folder in owners)
 
     def all(self) -> list[Run]:
-        """All runs, newest first."""
+        """All runs and adapters made elsewhere, newest first."""
         return [Run(path) for path, _ in scan.folders(self.root)]
 
     def named(self) -> Iterator[tuple[str, str]]:
@@ -226,10 +236,11 @@ class RunStore:
                 yield from ((run.id, value) for value in values if isinstance(value, str) and value not in ("", DEMO))
 
     def get(self, run_id: str) -> Run:
-        """The run of this id. Raises UserError when there is none."""
+        """The run, or adapter made elsewhere, of this id. Raises UserError when there is none."""
         path = self.root / run_id
         try:
-            there = self.is_name(run_id) and (path / "run.json").exists() and files.is_spelled(path)
+            kept = self.is_name(run_id) and any((path / name).exists() for name in ("run.json", CONFIG))
+            there = kept and files.is_spelled(path)
         except (OSError, ValueError):  # too long, a NUL
             there = False
         if not there:

@@ -25,7 +25,7 @@ from starlette.middleware import Middleware
 from qlora_gui import hardware
 from qlora_gui.errors import UserError
 from qlora_gui.inference.client import CompareClient
-from qlora_gui.runs import queue, scan, uploads
+from qlora_gui.runs import elsewhere, queue, scan, uploads
 from qlora_gui.runs.store import RunStore
 from qlora_gui.serving.address import Address
 from qlora_gui.serving.batching import Batcher
@@ -228,6 +228,12 @@ def _unseen(store: RunStore) -> str:
     if named := scan.left_out(store.root):
         sentences.append(
             f"Not shown, because the name is not UTF-8: {', '.join(named[:3])}{'…' * (len(named) > 3)}. Rename the folder."
+        )
+    if nested := elsewhere.nested(store):
+        folders = [f"{name}/{inner}" for name, inners in nested.items() for inner in inners]
+        sentences.append(
+            f"Not shown, because they lie a folder deeper than adapters do: {', '.join(folders[:3])}"
+            f"{'…' * (len(folders) > 3)}. Move them up, or add them in Runs by their path."
         )
     return "".join(html.note(sentence, bad=True) for sentence in sentences if sentence)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from qlora_gui.diagnostics import Finding
 from qlora_gui.errors import UserError
-from qlora_gui.runs import event_file
+from qlora_gui.runs import elsewhere, event_file, fetched
 from qlora_gui.runs.history import RunHistory
-from qlora_gui.runs.store import Run
+from qlora_gui.runs.store import ELSEWHERE, Run
 from qlora_gui.ui import evaluation_views, findings, memory_views, views
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import index
@@ -43,6 +43,7 @@ class Drawing:
 
     @cached_property
     def head(self) -> str:
+        """Name, state and progress."""
         return views.headline(self.run.id, self.state, self.history)
 
     @cached_property
@@ -63,7 +64,7 @@ class Drawing:
 
     @cached_property
     def plots(self) -> str:
-        return views.curves(self.history)
+        return "" if self.state == ELSEWHERE else views.curves(self.history)
 
     @cached_property
     def probes(self) -> str:
@@ -87,9 +88,32 @@ class Drawing:
         return ""
 
     def _outcome(self) -> str:
+        if self.state == ELSEWHERE:
+            return _made_elsewhere(self.run)
         return views.outcome(
             self.state, self.history, self.run.log_tail(1), self.can_resume, self.has_adapter, self.run.is_held_back()
         )
+
+
+def _made_elsewhere(run: Run) -> str:
+    """What is known of an adapter that this program did not train, and what to do with it."""
+    source = fetched.source(run.path)
+    sentences = [f"Made elsewhere{f' (from {source})' if source else ''}: it has no training history here."]
+    try:
+        named, here = elsewhere.named_base(run.path)[0], elsewhere.base_here(run.path)[0]
+    except UserError as error:
+        return html.note(*sentences, str(error), bad=True)
+    if not here:
+        why = f"'{named}', a folder that is not on this machine" if named else "no base"
+        sentences.append(f"It names {why}: choose one in Compare, and under Evaluate and Take along.")
+    else:
+        sentences.append(f"It names the base {named}" + (f", for which {here} is taken." if here != named else "."))
+    if fault := elsewhere.why_no_weights(run.path):
+        return html.note(*sentences, fault, bad=True)
+    return html.note(
+        *sentences,
+        "Compare it with the base, or measure it on rows that you name under Evaluate, which it should not have been trained on.",
+    )
 
 
 def draw(run: Run) -> Drawing:

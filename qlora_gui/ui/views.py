@@ -12,7 +12,7 @@ from qlora_gui.runs import event_text
 from qlora_gui.runs.event_text import data_remarks, data_warnings
 from qlora_gui.runs.events import Data, Ending, Eval, Stage, Step
 from qlora_gui.runs.history import RunHistory
-from qlora_gui.runs.store import LIVE
+from qlora_gui.runs.store import ELSEWHERE, LIVE
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.rendering.chart import Series, line_chart
 
@@ -35,7 +35,8 @@ def headline(run_id: str, state: str, history: RunHistory) -> str:
         words.append(f"{clock(step.eta or 0)} left")
     line = " · ".join(html.escape(word) for word in words)
     share = 1.0 if state == "finished" else done / max(step.max_steps, 1) if step else 0.0
-    return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {line}</span></div>{html.bar(share)}'
+    bar = "" if state == ELSEWHERE else html.bar(share)
+    return f'<div class="headline"><b>{html.escape(run_id)}</b> <span>· {line}</span></div>{bar}'
 
 
 def stage(state: str, history: RunHistory) -> str:

@@ -263,7 +263,7 @@ def test_rows_that_another_adapter_learned_are_left_out(store: RunStore, llama: 
     [
         ([], None, {}, "give 1 to 5"),
         (["a"] * 6, None, {}, "give 1 to 5"),
-        (["missing"], None, {}, "holds no adapter"),
+        (["missing"], None, {}, "There is no adapter"),
         (["a"], None, {"rows": 1}, "at least 2 rows"),
         (["a"], None, {"max_new_tokens": 5000}, "choose 0 to 4096"),
     ],

@@ -289,7 +289,7 @@ def cut_short(folder: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, None, "modules_to_save"),
         ({"init_lora_weights": "pissa_niter_4"}, None, "rewrote the base's weights"),
         ({"base_model_name_or_path": "owner/other"}, None, "was trained on owner/other, not on"),
-        ({}, only_pickle, "other formats can run code"),
+        ({}, only_pickle, "can run code and is not loaded"),
         ({}, wrong_shape, "was trained on another base"),
         ({}, an_embedding, "which is no plain LoRA"),
         ({}, cut_short, "are damaged"),

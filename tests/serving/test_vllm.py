@@ -62,7 +62,7 @@ def test_what_cannot_be_served_is_a_sentence(
     path = str(bloom_runs["none"].path)
     shutil.copytree(path, tmp_path / "twin" / "bloom-none")
     for words, sentence in (
-        (["nobody"], "There is no run 'nobody'"),
+        (["nobody"], "There is no adapter 'nobody'"),
         ([], "There is no adapter to serve yet"),
         ([path] * 6, "6 adapters are too many"),
         ([path, str(tmp_path / "twin" / "bloom-none")], "Two of the models would be called 'bloom-none'"),

@@ -9,7 +9,6 @@ import gradio as gr
 from qlora_gui.errors import UserError
 from qlora_gui.preferences.blind_session import BlindSession, Plan, Trial, as_text, parse
 from qlora_gui.preferences.votes import BAD, HUMAN, TIE, Choice, VoteLog
-from qlora_gui.runs import bounded_reading
 from qlora_gui.ui import actions
 from qlora_gui.ui.compare import chat, columns, vote_views
 from qlora_gui.ui.compare.blind_panel import EXAMPLES, BlindPanel
@@ -136,7 +135,7 @@ class BlindVoting:
         """Held-out questions that are neither in the list nor judged with these columns."""
         panel = self.panel
         try:
-            pairs = bounded_reading.held_out(self.room.store.get(picked[0]).config()) if picked else []
+            pairs = self.room.held_out(picked)
         except UserError as error:
             actions.warn(error)
             pairs = []

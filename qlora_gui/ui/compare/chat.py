@@ -18,7 +18,6 @@ from qlora_gui.errors import UserError
 from qlora_gui.inference import client, protocol
 from qlora_gui.inference.protocol import Answer, Conversation
 from qlora_gui.inference.sampling import Decoding
-from qlora_gui.runs import bounded_reading
 from qlora_gui.runs.store import RunStore
 from qlora_gui.ui import actions
 from qlora_gui.ui.compare import columns
@@ -176,7 +175,7 @@ class Chat:
         """The next held-out question as the prompt, and the data's answer to it."""
         bar = self.bar
         try:
-            pairs = bounded_reading.held_out(self.room.store.get(picked[0]).config()) if picked else []
+            pairs = self.room.held_out(picked)
         except UserError as error:
             actions.warn(error)
             pairs = []

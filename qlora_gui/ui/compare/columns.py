@@ -15,6 +15,7 @@ from qlora_gui.inference.client import CompareClient
 from qlora_gui.inference.protocol import Answer
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.references import ModelRef
+from qlora_gui.runs import bounded_reading
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import views
 from qlora_gui.ui.compare import offers
@@ -169,24 +170,33 @@ class Room:
     def asked(self, given: Mapping[Any, Any]) -> tuple[RunConfig, list[Run]]:
         """A config that names the base, and the chosen runs. Raises UserError when one is gone.
 
-        A base that no run names was typed: it is taken in place of the one that the runs name.
+        A base that nothing names was typed: it is taken in place of the one that the runs name.
         """
         runs = [self.store.get(run_id) for run_id in given[self.chosen]]
         base = (given[self.base] or "").strip()
-        if not runs or offers.key(runs[0].config()) == base:
-            return (runs[0].config() if runs else self._any_config(base)), runs
+        own = [run.config() for run in runs if not run.is_elsewhere()]
+        if own and offers.key(own[0]) == base:
+            return own[0], runs
+        named = offers.configs(index.now(self.store).summaries).get(base)
+        if named is not None and not own:
+            self.store.check_allowed(
+                named.base_model
+            )  # perhaps an adapter from elsewhere says so, which is not trusted
+            return named, runs
+        if not runs:
+            raise UserError("No run of this base is left: choose another base.")
+        if not base:
+            raise UserError("None of these adapters says what its base is: type a hub id or a folder into Base.")
         self.store.check_allowed(base)
         ModelRef.find(base).check()
-        return runs[0].config().model_copy(update={"base_model": base, "revision": ""}), runs
+        kind = own[0] if own else RunConfig()
+        return kind.model_copy(update={"base_model": base, "revision": ""}), runs
 
-    def _any_config(self, base: str) -> RunConfig:
-        configs_of_base = (
-            run.config for run in index.now(self.store).summaries if run.config and offers.key(run.config) == base
-        )
-        config = next(configs_of_base, None)
-        if config is None:
-            raise UserError("No run of this base is left: choose another base.")
-        return config
+    def held_out(self, picked: Sequence[str]) -> list[tuple[str, str]]:
+        """Held-out questions of the first run among the chosen, with the data's own answers. Raises UserError."""
+        runs = [self.store.get(run_id) for run_id in picked]
+        config = next((run.config() for run in runs if not run.is_elsewhere()), None)
+        return bounded_reading.held_out(config) if config else []
 
 
 MOST = MAX_ADAPTERS + 1

@@ -11,6 +11,7 @@ from qlora_gui.preferences.votes import VoteLog
 from qlora_gui.runs.store import RunStore
 from qlora_gui.serving.server import Endpoint
 from qlora_gui.ui import links
+from qlora_gui.ui.bring import BringPanel
 from qlora_gui.ui.compare import blind, blind_panel, chat, columns, endpoint_panel, offers
 from qlora_gui.ui.compare.columns import Room
 from qlora_gui.ui.rendering import html
@@ -19,7 +20,9 @@ from qlora_gui.ui.runs.summary import Summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
 from qlora_gui.ui.train import form
 
-_EMPTY = html.empty("No adapters yet. Train one: on the Train tab the demo is filled in, press Start.")
+_EMPTY = html.empty(
+    "No adapters yet. Train one: on the Train tab the demo is filled in, press Start. Or add one below that was made elsewhere."
+)
 
 
 class CompareTab:
@@ -39,6 +42,7 @@ class CompareTab:
             with gr.Accordion("Settings", open=False, elem_id="decoding"):
                 self._draw_settings()
             self.for_programs = endpoint_panel.EndpointPanel(endpoint, store.has_guests)
+        self.bring = BringPanel(store, "compare")
         choices = (self.base, self.chosen, self.switch)
         self.room = Room(store, client, *choices, self.system, self.fields, self.shown)
         self.seen, self.laid = gr.State(""), gr.State(None)
@@ -96,17 +100,17 @@ class CompareTab:
         none_is_meant: bool = False,
         typed: bool = False,
     ) -> dict[Any, Any]:
-        bases = offers.bases(runs)
+        bases, usable = offers.bases(runs), any(run.adapter for run in runs)
         base = (base or "").strip()
         typed = typed or any(run.id in picked for run in runs)  # and not the base of runs that are gone
         if not base or (base not in bases and not typed):
             base = next(iter(bases), None)
-        ids = offers.adapters(runs, base) if base else []
+        ids = offers.adapters(runs, base or "")
         still_offered = [run_id for run_id in picked if run_id in ids][:MAX_ADAPTERS]
         reasons = offers.refused(runs, base) if base else []
         return {
-            self.empty: gr.update(visible=not bases),
-            self.everything: gr.update(visible=bool(bases)),
+            self.empty: gr.update(visible=not usable),
+            self.everything: gr.update(visible=usable),
             self.base: gr.update(choices=bases, value=base),
             self.chosen: gr.update(choices=ids, value=still_offered if still_offered or none_is_meant else ids[:1]),
             self.not_offered: html.listed(f"Hidden with this base ({len(reasons)})", reasons),
@@ -118,8 +122,8 @@ class CompareTab:
         asked_for = link["runs"] if link["tab"] == "compare" else []
         under_way = self.blind.under_way()
         asked_for = under_way if under_way is not None else asked_for
-        config = next((run.config for run in runs if run.id in asked_for and run.config and run.adapter), None)
-        updates = self._choices(runs, offers.key(config) if config else base, asked_for or picked)
+        asked_base = offers.base_of([run for run in runs if run.id in asked_for], runs)
+        updates = self._choices(runs, asked_base or base, asked_for or picked)
         return {self.seen: _stamp(runs)} | updates | ({self.switch: True} if under_way is not None else {})
 
     def change_base(self, base: str) -> dict[Any, Any]:
@@ -153,6 +157,7 @@ class CompareTab:
             "outputs": [self.seen, self.empty, self.everything, self.base, self.chosen, self.not_offered],
         } | RAW
         self.blind.wire()
+        self.bring.wire(link, self.chosen)
         laid_out = [bar.box, panel.box, self.laid, self.system, *bar.emptied_parts(), *self.room.parts()]
         laying: dict[str, Any] = {
             "inputs": [self.chosen, self.system, self.switch],

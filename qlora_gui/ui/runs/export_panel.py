@@ -9,6 +9,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.export import job
 from qlora_gui.export.job import Settings
 from qlora_gui.formatting import amount
+from qlora_gui.runs import elsewhere
 from qlora_gui.runs.child_job import State
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
@@ -42,6 +43,13 @@ class ExportPanel:
                     list(get_args(job.Type)), value="f16", label="Numbers", elem_id="export-type", visible=False
                 )
                 self.onto = gr.Dropdown(_ONTO, value="base", label="Merge onto", elem_id="export-onto")
+                self.base = gr.Textbox(
+                    label="Base",
+                    placeholder="the one that it names",
+                    elem_id="export-base",
+                    max_lines=1,
+                    min_width=220,
+                )
             gr.HTML(html.hint(_WHY))
             self.begin = gr.Button(
                 "Export", variant="primary", elem_id="export-start", size="sm", scale=0, min_width=110
@@ -66,7 +74,7 @@ class ExportPanel:
     def wire(self, chosen: Any, detailing: dict[str, Any]) -> None:
         """Connect the events."""
         self.kind.change(self.choose, self.kind, [self.dtype, self.type, self.onto], **RAW)
-        asked = [chosen, self.kind, self.dtype, self.type, self.onto]
+        asked = [chosen, self.kind, self.dtype, self.type, self.onto, self.base]
         self.begin.click(self.start, asked, None, **RAW).then(**detailing)
 
     def choose(self, kind: str) -> list[Any]:
@@ -77,16 +85,18 @@ class ExportPanel:
             gr.update(visible=kind != "gguf-lora"),
         ]
 
-    def start(self, picked: list[str], kind: Any, dtype: Any, number: Any, onto: Any) -> None:
+    def start(self, picked: list[str], kind: Any, dtype: Any, number: Any, onto: Any, base: str | None) -> None:
         """Begin the export of the chosen run."""
         try:
             run = self._store.get(picked[0])
             settings = Settings(kind=kind, dtype=dtype, onto=onto, type=number)
+            base = (base or "").strip()
+            elsewhere.check_base_allowed(self._store, run, base)
             target = job.folder_of(run, settings)
             if target.exists():
                 raise UserError(f"The folder '{target}' is there already: delete it first.")
             self._before_start()  # the compare worker's memory
-            job.start(run, settings)
+            job.start(run, settings, base)
         except UserError as error:
             actions.warn(error)
 

@@ -9,6 +9,8 @@ from qlora_gui.config import RunConfig
 from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
 from qlora_gui.evaluation.verdict import LABELS
+from qlora_gui.runs import base_names
+from qlora_gui.runs import elsewhere as elsewheres
 from qlora_gui.runs.events import Eval
 from qlora_gui.runs.scan import Seen
 from qlora_gui.runs.store import Run
@@ -30,7 +32,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """What a table shows of a run. `config` is None when its run.json cannot be read."""
+    """What a table shows of a run. `config` is None when its run.json cannot be read, and of an adapter made elsewhere,
+    which names its base as `base` and `revision` ("" where it does not)."""
 
     id: str
     state: str
@@ -45,6 +48,9 @@ class Summary:
     made: float
     sweep: tuple[str, tuple[str, ...]] | None = None  # its name, and the knobs that vary in it
     read: bool = True  # else nothing is known yet but that it is there
+    elsewhere: bool = False
+    base: str = ""
+    revision: str = ""
 
     @property
     def change(self) -> float | None:
@@ -60,12 +66,14 @@ class Summary:
         """The cells of `COLUMNS`."""
         unknown = "(run.json is damaged)" if self.read else "…"
         base, data = (self.config.base_model, self.config.dataset) if self.config else (unknown, "")
+        if self.elsewhere:
+            base = self.base or "(not named)"
         return [
             self.id,
             f"queued, {self.place}." if self.place else self.state,
-            Path(base).name,
+            base_names.last(base) if self.elsewhere else Path(base).name,
             Path(data).name,
-            self.step,
+            None if self.elsewhere else self.step,
             _rounded(self.before, 3),
             _rounded(self.after, 3),
             _rounded(self.change, 1),
@@ -88,6 +96,8 @@ def read(run: Run, seen: Seen) -> Summary:
         config = run.config()
     except UserError:
         config = None
+    elsewhere = run.is_elsewhere()
+    base, revision = _base_of(run) if elsewhere else ("", "")
     evals = history.all(Eval)
     evaluated = job.result(run)
     return Summary(
@@ -103,7 +113,18 @@ def read(run: Run, seen: Seen) -> Summary:
         verdict=evaluated.verdict.kind if evaluated else "",
         made=seen.made,
         sweep=run.sweep(),
+        elsewhere=elsewhere,
+        base=base,
+        revision=revision,
     )
+
+
+def _base_of(run: Run) -> tuple[str, str]:
+    """What an adapter made elsewhere calls its base, and its revision; "" where its config cannot be read."""
+    try:
+        return base_names.resolved(*elsewheres.named_base(run.path))
+    except UserError:
+        return "", ""
 
 
 def unread(seen: Seen) -> Summary:

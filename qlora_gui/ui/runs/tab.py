@@ -11,9 +11,10 @@ from qlora_gui.evaluation import job
 from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.export import job as exports
 from qlora_gui.inference.sampling import MAX_ADAPTERS
-from qlora_gui.runs import queue
+from qlora_gui.runs import elsewhere, queue
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions, evaluation_views, findings, links, run_view, views
+from qlora_gui.ui.bring import BringPanel
 from qlora_gui.ui.compare import offers
 from qlora_gui.ui.rendering import html
 from qlora_gui.ui.runs import cache, comparison, export_panel, index, resuming
@@ -23,7 +24,9 @@ from qlora_gui.ui.runs.summary import Summary
 from qlora_gui.ui.theme import RAW, TICK_SECONDS
 from qlora_gui.ui.train import retry
 
-_EMPTY = html.empty("No runs yet. Open Train and press Start: the demo is filled in already.")
+_EMPTY = html.empty(
+    "No runs yet. Open Train and press Start: the demo is filled in already. Or add an adapter below that was made elsewhere."
+)
 _CHOOSE = html.hint("Choose one run to open it, or several to see their curves and how they differ.")
 _MOST = 24
 _SMALL: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
@@ -63,6 +66,20 @@ class _ActionBar:
                 info="Length limit of an answer, in tokens; 0 measures losses only.",
                 elem_id="evaluate-tokens",
             )
+            self.data = gr.Textbox(
+                label="Rows from",
+                info="File or hub id; needed for what was made elsewhere. Empty: what the first run held out.",
+                elem_id="evaluate-data",
+                max_lines=1,
+                min_width=260,
+            )
+            self.base = gr.Textbox(
+                label="Base",
+                info="Hub id or folder. Empty: the one that the first adapter names.",
+                elem_id="evaluate-base",
+                max_lines=1,
+                min_width=220,
+            )
         with gr.Row(elem_classes=["tight", "actions"], visible=False, elem_id="confirm") as self.confirm:
             self.question = gr.HTML(elem_id="question")
             self.sure = gr.Button("Delete", variant="stop", elem_id="sure", **_SMALL)
@@ -98,7 +115,7 @@ class _ActionBar:
             self.evaluate: gr.update(visible=can_be_evaluated, interactive=not evaluating),
             self.how: gr.update(visible=can_be_evaluated),
             self.buttons: gr.update(visible=bool(summaries)),
-            self.show: gr.update(visible=only is not None),
+            self.show: gr.update(visible=only is not None and not only.elsewhere),
             self.whole: gr.update(visible=only is not None and len(_sweep_ids(look, only)) > 1),
             self.stop: gr.update(visible=live),
             **{button: gr.update(visible=waits) for button in (self.earlier, self.later, self.leave)},
@@ -151,7 +168,7 @@ class _Details:
             self.plots: now.plots + now.probes,
             self.more: gr.update(visible=True),
             self.numbers: now.numbers,
-            self.settings: html.table(("setting", "value"), views.knobs(summary.config)) if summary.config else "",
+            self.settings: _settings(run, summary),
             self.log: now.log,
         }
 
@@ -191,6 +208,7 @@ class RunsTab:
         self.question = resuming.ResumeQuestion(store, "runs")
         self.export = export_panel.ExportPanel(store, before_start)
         self.details = _Details(store, link, before_start)
+        self.bring = BringPanel(store, "runs")
         self.disk = cache.DiskPanel(store)
         self.seen, self.detail_seen = gr.State(""), gr.State("")
         self.order = gr.State(runs_table.NEWEST_FIRST)
@@ -212,6 +230,7 @@ class RunsTab:
             "inputs": [self.chosen, self.detail_seen],
             "outputs": [*self.details.outputs, self.detail_seen, *self.actions.outputs, *self.export.outputs],
         } | RAW
+        self.bring.wire(self._link, self.chosen)
         self.timer.tick(**refreshing | {"fn": self.tick}).then(**detailing)
         followed = self._link.change(**refreshing)
         followed.then(self.follow, [self._link, self.chosen], self.chosen, **RAW).then(**detailing)
@@ -239,7 +258,8 @@ class RunsTab:
         bar.whole.click(lambda picked: self.whole_sweep(picked[0]), chosen, chosen, **RAW)
         bar.again.click(lambda picked: links.to("train", picked[0], show=False, fill=True), chosen, link, **RAW)
         bar.compare.click(lambda picked: links.to("compare", *picked), chosen, link, **RAW)
-        bar.evaluate.click(self.begin_evaluation, [chosen, bar.rows, bar.tokens], None, **RAW).then(**detailing)
+        asked = [chosen, bar.rows, bar.tokens, bar.data, bar.base]
+        bar.evaluate.click(self.begin_evaluation, asked, None, **RAW).then(**detailing)
         bar.stop.click(lambda picked: actions.stop(store, picked[0]), chosen, None, **RAW).then(**detailing)
         self.question.wire(bar.resume, chosen, detailing, RAW)
         for button, by in ((bar.earlier, -1), (bar.later, 1)):
@@ -354,18 +374,27 @@ class RunsTab:
             **self.export.updates(None if live or len(runs) != 1 else runs[0], exporting, exported),
         }
 
-    def begin_evaluation(self, picked: list[str], rows: int | None, tokens: int | None) -> None:
+    def begin_evaluation(
+        self, picked: list[str], rows: int | None, tokens: int | None, data: str | None, base: str | None
+    ) -> None:
         """Start the evaluation of the chosen runs."""
+        data, base = (data or "").strip(), (base or "").strip()
         try:
             settings = job.Settings(rows or 0, tokens or 0)
+            runs = [self._store.get(run_id) for run_id in picked]
+            runs.sort(key=Run.is_elsewhere)  # whose rows and base count is the first
+            self._store.check_allowed(data, "dataset")
+            elsewhere.check_base_allowed(self._store, runs[0], base)
             self._before_start()  # the compare worker's memory
-            job.start([self._store.get(run_id) for run_id in picked], settings)
+            job.start(runs, settings, data, base)
         except UserError as error:
             actions.warn(error)
 
     def ask(self, picked: list[str]) -> dict[Any, Any]:
         """Ask before a run is deleted."""
         text = f"Delete the run '{picked[0]}' with its adapter and checkpoints? This cannot be undone."
+        if any(run.is_elsewhere() for run in _existing(self._store, picked[:1])):
+            text = f"Delete the adapter '{picked[0]}' with all files of its folder? This cannot be undone."
         bar = self.actions
         return {bar.confirm: gr.update(visible=True), bar.question: html.note(text, bad=True), self.doomed: picked[0]}
 
@@ -397,9 +426,9 @@ def _summary(run: Run) -> Summary:
 
 def _can_be_evaluated(chosen: list[Summary]) -> bool:
     """Up to five adapters of one base, none of them in training."""
-    ready = [summary for summary in chosen if summary.adapter and summary.config and summary.state not in views.LIVE]
-    bases = {offers.key(summary.config) for summary in ready if summary.config}
-    return 0 < len(ready) == len(chosen) <= MAX_ADAPTERS and len(bases) == 1
+    known = [summary for summary in chosen if summary.adapter and (summary.config or summary.elsewhere)]
+    ready = [summary for summary in known if summary.state not in views.LIVE]
+    return 0 < len(ready) == len(chosen) <= MAX_ADAPTERS and offers.share_a_base(ready)
 
 
 def _sweep_ids(look: Look, run: Summary | None) -> list[str]:
@@ -409,5 +438,12 @@ def _sweep_ids(look: Look, run: Summary | None) -> list[str]:
     return [summary.id for summary in reversed(look.summaries) if summary.sweep == run.sweep]
 
 
+def _settings(run: Run, summary: Summary) -> str:
+    """The settings of a run, or what the adapter_config.json of an adapter made elsewhere says, as a table."""
+    if summary.elsewhere:
+        return html.table(("adapter_config.json", "value"), elsewhere.settings(run.path))
+    return html.table(("setting", "value"), views.knobs(summary.config)) if summary.config else ""
+
+
 def _can_resume(run: Run, summary: Summary) -> bool:
-    return summary.read and summary.state != "finished" and run.last_checkpoint() is not None
+    return summary.read and not summary.elsewhere and summary.state != "finished" and run.last_checkpoint() is not None

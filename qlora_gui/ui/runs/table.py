@@ -124,7 +124,7 @@ def _number(value: float | None) -> float | None:
 
 
 _KEYS: dict[str, Callable[[Summary], Any]] = {
-    "Steps": lambda summary: summary.step,
+    "Steps": lambda summary: None if summary.elsewhere else summary.step,
     "Held-out loss, base": lambda summary: _number(summary.before),
     "Held-out loss, now": lambda summary: _number(summary.after),
     "Change, %": lambda summary: _number(summary.change),
