@@ -14,6 +14,21 @@ from qlora_gui.runs.events import EventLog
 from qlora_gui.runs.store import Run, RunStore
 from tests.conftest import TINY
 
+# Adapters beyond plain LoRA by name: their config, and what is said of why PEFT alone computes them.
+BEYOND: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"use_dora": True, "target_modules": ["q_proj", "down_proj"]}, "it uses DoRA"),
+    "head": ({"modules_to_save": ["lm_head"]}, "it replaces whole modules (modules_to_save: lm_head)"),
+    "embedding": ({"modules_to_save": ["embed_tokens"]}, "modules_to_save: embed_tokens"),
+    "both tied": ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, "modules_to_save: embed_tokens"),
+    "norms": ({"modules_to_save": ["norm"], "bias": "all"}, "modules_to_save: norm"),
+    "tokens": ({"trainable_token_indices": [3, 5, 9]}, "single token embeddings (model.embed_tokens)"),
+    "tokens apart": (
+        {"trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [6, 7]}},
+        "(lm_head, model.embed_tok",
+    ),
+    "dora and head": ({"use_dora": True, "modules_to_save": ["lm_head"]}, "it uses DoRA and it replaces whole modules"),
+}
+
 
 def made_adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
     """A PEFT adapter as from elsewhere: random LoRA weights, and random changes where biases are trained."""
@@ -51,3 +66,13 @@ def fresh(base: Path, adapter: Path | None) -> Any:
 def proof(base: Path, adapter: Path, chosen: bool = False, kind: tuple[str, bool] = ("nf4", True)) -> dict[str, Any]:
     """What is proven of an adapter on a base."""
     return Columns().load((str(base), "", *kind), [adapter], lambda text: None, chosen)[1]
+
+
+def beyond(base: Path, folder: Path, kind: str) -> Path:
+    return made_adapter(base, folder, 1, **{"target_modules": ["q_proj"], "r": 4} | BEYOND[kind][0])
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=torch.arange(1, 40)[None]).logits
+    return found

@@ -15,11 +15,14 @@ def did_nothing(seen: Seen) -> Finding | None:
     if not of_file:
         return None
     zero = of_file["b_zero_share"] == 1 and not of_file["trained_biases"]
-    tiny = of_file["delta_ratio"] < NO_UPDATE and not of_file["trained_biases"]
+    size = of_file["delta_ratio"]  # None where it is not known
+    tiny = size is not None and size < NO_UPDATE and not of_file["trained_biases"]
     same = drift is not None and drift < NO_DRIFT
     if not (zero or same or (tiny and drift is None)):
         return None
-    evidence = f"The update is {number(of_file['delta_ratio'])} of the weights' norm (median over linears)"
+    evidence = "The update's size is not known, as it is not plain LoRA"
+    if size is not None:
+        evidence = f"The update is {number(size)} of the weights' norm (median over linears)"
     evidence += ", every LoRA B is zero" if of_file["b_zero_share"] == 1 else ""
     evidence += f", and answers drift {drift:.4f} nats per token from the base's." if drift is not None else "."
     slow = seen.config.learning_rate < USUAL_RATE

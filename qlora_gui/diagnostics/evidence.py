@@ -52,8 +52,8 @@ class _Drift(TypedDict):
 class _AdapterFacts(TypedDict):
     """As `inference.evidence.facts` has them; those that only say yes or no may be of any kind."""
 
-    b_zero_share: float
-    delta_ratio: float
+    b_zero_share: float | None  # None where LoRA is not all of the update: it has no size by it
+    delta_ratio: float | None
     trained_biases: Whole
     linears: Whole
     linears_available: Whole

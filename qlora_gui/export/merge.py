@@ -55,8 +55,8 @@ def plan(folder: Path, adapter: Adapter, dtype: torch.dtype, packed: Mapping[str
     `packed` are the 4-bit linears of a loaded base by module name: their values then take the place of the base's own.
     Raises NotPlain for what one tensor at a time cannot do, and UserError for a base that does not fit the adapter.
     """
-    if adapter.parameters:
-        raise NotPlain(f"it has LoRA on {', '.join(adapter.parameters)}")
+    if adapter.beyond:
+        raise NotPlain(adapter.beyond.reason)
     stored = {name: part for name, part in weights.listed(folder).items() if not _is_statistic(name)}
     model = _on_meta(folder)
     base = _Base(stored, weights.places(model, list(stored)), set(model.state_dict()), _tied(model))
@@ -74,9 +74,9 @@ def plan(folder: Path, adapter: Adapter, dtype: torch.dtype, packed: Mapping[str
         if name in adapter.biases:
             changes[base.one(f"{name}.bias", adapter.name)] = Change(bias=adapter.biases[name])
     written = {tensor.name for tensor in extra}
-    exact = _exact(model, dtype)
+    exact = stays_exact(model, dtype)
     tensors = [
-        _planned(name, part, changes.get(name), part.dtype if exact(name, part) else dtype)
+        _planned(name, part, changes.get(name), part.dtype if part.dtype == torch.float32 and exact(name) else dtype)
         for name, part in stored.items()
         if name not in written
     ]
@@ -116,16 +116,12 @@ class _Base:
         return Planned(called, dtype, embedding.shape, lambda: _changed(embedding, Change(lora), dtype))
 
 
-def _exact(model: Any, dtype: torch.dtype) -> Callable[[str, Stored], bool]:
-    """Which tensors stay in fp32 as they are stored, because the architecture computes with them so (routers, mostly)."""
+def stays_exact(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
+    """Which parameters stay in fp32 in a model of `dtype`, because the architecture computes with them so (routers, mostly)."""
     modules = set(model._keep_in_fp32_modules_strict or ())
     if dtype == torch.float16:
         modules |= set(model._keep_in_fp32_modules or ())
-
-    def stays(name: str, part: Stored) -> bool:
-        return part.dtype == torch.float32 and any(f".{module}." in f".{name}." for module in modules)
-
-    return stays
+    return lambda name: any(f".{module}." in f".{name}." for module in modules)
 
 
 def _is_statistic(name: str) -> bool:

@@ -295,6 +295,8 @@ def loaded(folder: Path, tokenizer: Any, say: Say, gguf: tuple[Path, Path] | Non
         named = {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
         config = config.get_text_config()
         config.quantization_config = None
+        if any(part.name == "output.weight" for part in GGUFReader(gguf[0]).tensors):  # a head that the adapter trained
+            config.tie_word_embeddings = False
     model = auto.from_pretrained(str(folder), config=config, dtype=dtype, device_map={"": device}, **named).eval()
     text_part.drop_the_rest(model)
     if model.base_model is model and hasattr(model, "model"):

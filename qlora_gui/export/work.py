@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from qlora_gui.export.proof import Asked, Proof
 from qlora_gui.formatting import amount
 from qlora_gui.inference import adapter_file, clean_base
 from qlora_gui.inference.adapter_file import Adapter
+from qlora_gui.inference.beyond_lora import Beyond
 from qlora_gui.inference.client import base_of
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.sampling import Decoding
@@ -65,6 +66,7 @@ def export(
         supported.check(located.path)
         adapter = adapter_file.read(folder)
         _check_stored(located, settings)
+        _check_onto(adapter, settings)
         _check_base(adapter, located, chosen=base is not None)
         chat = _chat(adapter, located)
         work = _Work(part, folder, located, adapter, chat, settings, arguments, say, progress)
@@ -114,6 +116,15 @@ def _check_stored(located: bases.Base, settings: job.Settings) -> None:
         raise UserError(
             f"The base '{located.name}' is stored quantized, so there are no 16-bit weights to merge onto: merge onto the trained "
             "weights (--onto trained), or name the base in 16 bits with --base."
+        )
+
+
+def _check_onto(adapter: Adapter, settings: job.Settings) -> None:
+    """Raise UserError for what is no sum with the 4-bit values: before the base is loaded for it."""
+    if settings.kind != "gguf-lora" and settings.onto == "trained" and adapter.beyond:
+        raise UserError(
+            f"The adapter '{adapter.name}' cannot be merged onto the trained weights, as {adapter.beyond.reason}, and PEFT rounds its "
+            "merge to 4 bits again: merge it onto the base's own weights (--onto base)."
         )
 
 
@@ -177,10 +188,15 @@ def _merged(work: _Work) -> None:
     except merge.NotPlain as why:
         if packed:
             raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
-        work.say(f"Merging with PEFT on the whole base, because {why}")
-        _check_room(work.part, sum(file.stat().st_size for file in work.base.glob("*.safetensors")))
-        peft_merge.merge(work.base, work.adapter.folder, work.part, dtype)
+        untied = _merged_by_peft(work, str(why), work.part, dtype)
     companions.fill(work.part, work.located, work.chat, str(dtype).removeprefix("torch."), untied)
+
+
+def _merged_by_peft(work: _Work, why: str, out: Path, dtype: torch.dtype, beside: float = 0) -> bool:
+    """PEFT's merge in `out`; `beside` is what else is written, as a share of it. Returns whether the head is untied now."""
+    work.say(f"Merging with PEFT on the whole base, because {why}")
+    _check_room(work.part, int((1 + beside) * peft_merge.size(work.base, work.folder)))
+    return peft_merge.merge(work.base, work.adapter, out, dtype)
 
 
 def _gguf(work: _Work) -> None:
@@ -189,13 +205,15 @@ def _gguf(work: _Work) -> None:
     work.chat.tokenizer.chat_template = work.chat.template
     work.chat.tokenizer.save_pretrained(str(tokenizer))
     gguf_file.check(work.base, tokenizer)
+    base, packed = work.base, _packed(work)
     try:
-        merged = merge.plan(work.base, work.adapter, torch.float32, _packed(work))
+        merged = merge.plan(base, work.adapter, torch.float32, packed)
     except merge.NotPlain as why:
-        raise UserError(
-            f"This adapter cannot be merged tensor by tensor ({why}): merge it (--to merged), then run llama.cpp's own "
-            "convert_hf_to_gguf.py on that folder."
-        ) from None
+        if packed:
+            raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
+        base = work.part / ".merged"
+        _merged_by_peft(work, str(why), base, torch.bfloat16, beside=1.6)
+        merged = merge.plan(base, replace(work.adapter, loras={}, biases={}, beyond=Beyond()), torch.float32)
     _check_room(work.part, merged.bytes // {"f16": 2, "bf16": 2, "q8_0": 3}[work.settings.type])
     work.say(_merging(work.adapter))
     done = 0
@@ -206,8 +224,10 @@ def _gguf(work: _Work) -> None:
         work.progress(done, merged.bytes)
 
     ends = sorted(work.chat.ends)
-    gguf_file.write_model(work.file, work.base, tokenizer, merged.tensors, work.settings.type, ends, work.about, wrote)
+    gguf_file.write_model(work.file, base, tokenizer, merged.tensors, work.settings.type, ends, work.about, wrote)
     shutil.rmtree(tokenizer)
+    if base != work.base:
+        shutil.rmtree(base)
     (work.part / "Modelfile").write_text(modelfile.of_model(work.file.name, work.chat), encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from qlora_gui import plain_files
 from qlora_gui.errors import UserError
 from qlora_gui.formatting import gigabytes
-from qlora_gui.inference import regex_limits
+from qlora_gui.inference import beyond_lora, regex_limits
+from qlora_gui.inference.beyond_lora import Beyond
 from qlora_gui.models import chats
 from qlora_gui.runs import elsewhere
 from qlora_gui.runs.events import Base, Saved
@@ -30,9 +31,9 @@ _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _OF_BASE = ("name", "revision", "fingerprint", "vocabulary", "quant_type", "double_quant")
 _MOST_HEADER = 16 << 20  # bytes; some hundred per tensor
-_COPIES = 3  # of the weights at a time: as stored, in fp32, and stacked for the rows
+_COPIES = 3  # of the weights at a time: as stored, in fp32, and stacked for the rows or in PEFT's modules
 _LEAVES_THE_BASE_ALONE = ("true", "false", "none", "gaussian", "eva", "orthogonal")  # kinds of initialization
-# aLoRA, KaSA and other kinds that compute something else than x @ a.T @ b.T; PEFT marks them in its config.
+# aLoRA, KaSA and other kinds that compute something else; PEFT marks them in its config.
 _VARIANTS = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, "", [], {}, 0)
 _KNOWN = {field.name for field in fields(LoraConfig)}
@@ -51,8 +52,8 @@ class Lora:
 class Adapter:
     """What one adapter adds to its base, by module name, and what its folder says of the base.
 
-    `parameters` are bare ones that have LoRA too, as their config names them; their tensors are PEFT's affair.
-    `unasked` are the modules whose LoRA or bias was left out, as text does not pass them.
+    `beyond` is what it has besides LoRA and biases on linears, which PEFT alone computes; with DoRA the pairs are not the whole
+    update. `unasked` are the modules of which something was left out, as text does not pass them.
     """
 
     folder: Path
@@ -62,7 +63,7 @@ class Adapter:
     biases: dict[str, torch.Tensor]
     template: str | None
     trained_on: dict[str, Any]
-    parameters: tuple[str, ...] = ()
+    beyond: Beyond = field(default_factory=Beyond)
     thinking: bool | None = None
     unasked: tuple[str, ...] = ()
 
@@ -83,19 +84,20 @@ def for_text(adapter: Adapter, left_off: tuple[str, ...]) -> Adapter:
     """
     loras = {name: lora for name, lora in adapter.loras.items() if not name.startswith(left_off)}
     biases = {name: bias for name, bias in adapter.biases.items() if not name.startswith(left_off)}
-    unasked = (adapter.loras.keys() | adapter.biases.keys()) - loras.keys() - biases.keys()
-    if unasked and not (loras or biases or adapter.parameters):
+    beyond, others = adapter.beyond.without(left_off)
+    unasked = (adapter.loras.keys() | adapter.biases.keys()) - loras.keys() - biases.keys() | others
+    if unasked and not (loras or biases or beyond.parameters or beyond.replaced or beyond.tokens):
         raise UserError(
             f"The adapter '{adapter.name}' cannot be compared: it was trained on the vision part of its base alone, and "
             "text does not pass that: choose one that was trained on the language model."
         )
-    return replace(adapter, loras=loras, biases=biases, unasked=tuple(sorted(unasked)))
+    return replace(adapter, loras=loras, biases=biases, beyond=beyond, unasked=tuple(sorted(unasked)))
 
 
 def read(folder: Path) -> Adapter:
-    """Read an adapter. Raises UserError when it is missing, damaged, or more than plain LoRA on linears."""
+    """Read an adapter. Raises UserError when it is missing, damaged, or of a kind that is not supported."""
     config = _config(folder)
-    _refuse_what_is_not_plain_lora(folder, config)
+    _refuse_other_kinds(folder, config)
     _refuse_strange_files(folder)
     if why := elsewhere.why_no_weights(folder):
         raise UserError(why)
@@ -110,10 +112,9 @@ def read(folder: Path) -> Adapter:
         ) from None
     _refuse_damage(folder, tensors, digest)
     regex_limits.check(folder.name, config, {_module(name) for name in tensors})
-    loras, biases = _sort(folder, config, tensors)
+    loras, biases, beyond = _sort(folder, config, tensors)
     template, thinking = chats.template_beside(folder), chats.thinking_beside(folder)
-    parameters = tuple(config.get("target_parameters") or ())
-    return Adapter(folder, config, digest, loras, biases, template, _trained_on(folder), parameters, thinking)
+    return Adapter(folder, config, digest, loras, biases, template, _trained_on(folder), beyond, thinking)
 
 
 def _refuse_strange_files(folder: Path) -> None:
@@ -179,13 +180,10 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(f"The adapter_config.json of '{folder}' is damaged: {error}.") from None
 
 
-def _refuse_what_is_not_plain_lora(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_other_kinds(folder: Path, config: dict[str, Any]) -> None:
     init = str(config.get("init_lora_weights", True))
     reasons = {
         f"it is of the kind {config.get('peft_type')}": config.get("peft_type") != "LORA",
-        "it uses DoRA": config.get("use_dora"),
-        "it replaces whole modules (modules_to_save)": config.get("modules_to_save"),
-        "it trains single token embeddings": config.get("trainable_token_indices"),
         "it repeats layers": config.get("layer_replication"),
         "it uses QALoRA": config.get("use_qalora"),
         f"its initialization '{init}' rewrote the base's weights, or may have": init.lower()
@@ -194,18 +192,21 @@ def _refuse_what_is_not_plain_lora(folder: Path, config: dict[str, Any]) -> None
     for reason, applies in reasons.items():
         if applies:
             raise UserError(
-                f"The adapter '{folder.name}' cannot be compared: {reason}, and only plain LoRA is supported."
+                f"The adapter '{folder.name}' cannot be compared: {reason}, and only LoRA, DoRA and replaced modules are "
+                "supported."
             )
 
 
 def _sort(
     folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-) -> tuple[dict[str, Lora], dict[str, torch.Tensor]]:
-    """Tensors by module: LoRA pairs with their scaling, and biases."""
+) -> tuple[dict[str, Lora], dict[str, torch.Tensor], Beyond]:
+    """Tensors by module: LoRA pairs with their scaling, and biases; and what there is beyond these."""
     parts: dict[str, dict[str, torch.Tensor]] = {"lora_A": {}, "lora_B": {}, "bias": {}}
     on_parameters, of_parameters = bool(config.get("target_parameters")), 0
-    targets = _targets(folder, config)
+    targets, more = _targets(folder, config), beyond_lora.Sorter(folder.name, config)
     for name, tensor in tensors.items():
+        if more.takes(name.removeprefix(_PREFIX), tuple(tensor.shape)):
+            continue
         module, _, leaf = name.removeprefix(_PREFIX).rpartition(".")
         outer, _, kind = module.rpartition(".")
         # PEFT writes the LoRA of a parameter under the module that holds it, which is none of the target modules.
@@ -236,7 +237,7 @@ def _sort(
         raise UserError(
             f"The adapter_config.json of '{folder}' is damaged: its lora_alpha or r is no number."
         ) from error
-    return loras, parts["bias"]
+    return loras, parts["bias"], more.found()
 
 
 def _targets(folder: Path, config: dict[str, Any]) -> LoraConfig:

@@ -161,7 +161,7 @@ class Columns:
             proof |= {
                 "sha256": adapter.sha256,
                 "lora": f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8)}, {len(adapter.loras)} linears"
-                + "".join(f", {name}" for name in adapter.parameters),
+                + adapter.beyond.more,
                 "biases": f"{config.get('bias')}, {len(adapter.biases)} trained",
             }
             if source := fetched.source(adapter.folder):

@@ -90,14 +90,16 @@ def facts(columns: Columns, adapter: Adapter) -> dict[str, Any]:
     trained_on, config = adapter.trained_on, adapter.config
     on_biases = any(getattr(modules[name], "bias", None) is not None for name in adapter.loras)
     quantization = clean_base.trained_in(base, trained_on)
+    plain = not adapter.beyond  # else the LoRA pairs are not the whole update, and it has no size by them
+    replaced = (*adapter.beyond.modules, *adapter.beyond.tokens)
     return {
-        "b_zero_share": _share([not lora.b.any() for lora in adapter.loras.values()]),
-        "delta_ratio": _delta_ratio(modules, adapter),
+        "b_zero_share": _share([not lora.b.any() for lora in adapter.loras.values()]) if plain else None,
+        "delta_ratio": _delta_ratio(modules, adapter) if plain else None,
         "linears": len(adapter.loras),
         "linears_available": _linears(base.model),
         "trained_biases": len(adapter.biases),
         "lora_only_lost": config.get("bias") == "lora_only" and not adapter.biases and on_biases,
-        "embeddings_in_file": any(_is_embedding(base.model, modules[name]) for name in adapter.loras),
+        "embeddings_in_file": any(_is_embedding(base.model, modules.get(name)) for name in (*adapter.loras, *replaced)),
         "vocab_differs": trained_on.get("vocabulary") not in (None, base.model.get_input_embeddings().num_embeddings),
         "template_differs": adapter.template is not None and adapter.template != base.tokenizer.chat_template,
         "no_base_template": base.tokenizer.chat_template == chat_template.PLAIN,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from qlora_gui.errors import UserError
+from qlora_gui.inference import beyond_lora
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.peft_lane import Lane
 
@@ -51,6 +52,7 @@ class MultiLora:
         self.head = model.get_output_embeddings()
         for adapter in adapters:
             _check_shapes(self.modules, adapter)
+            beyond_lora.check(model, adapter.name, adapter.beyond)
         seen = _look(model, {name for adapter in adapters for name in (*adapter.loras, *adapter.biases)})
         self.flat = {name for name, kinds in seen.items() if "flat" in kinds}
         self.apart = {
@@ -161,8 +163,8 @@ def _look(model: Any, names: set[str]) -> dict[str, set[str]]:
 
 def _apart(modules: dict[str, Any], seen: dict[str, set[str]], adapter: Adapter) -> str:
     """Why an adapter cannot share a batch with others; "" where it can."""
-    if adapter.parameters:
-        return f"it puts LoRA on parameters (target_parameters: {', '.join(adapter.parameters)})"
+    if adapter.beyond:
+        return adapter.beyond.reason
     for name in (*adapter.loras, *adapter.biases):
         kinds = seen.get(name, set())
         if "mixed" in kinds or len(kinds) > 1:

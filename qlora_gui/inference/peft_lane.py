@@ -1,11 +1,13 @@
 """A lane of its own: an adapter computed by PEFT itself, put on a base that is clean before and after.
 
-For what rows of one batch cannot share: LoRA on the parameters of experts, or linears that do not see the rows apart.
+For what rows of one batch cannot share: LoRA on the parameters of experts, DoRA, whole modules that take the place of the base's,
+or linears that do not see the rows apart.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -14,6 +16,16 @@ from qlora_gui.inference.adapter_file import Adapter
 
 _NAME = "ad0"
 _MISSING = "missing adapter keys"  # PEFT only warns, and would go on with fresh tensors
+
+
+def wrapped(model: Any, folder: Path, name: str = "default") -> Any:
+    """The model in PEFT's wrapper with the adapter of a folder. Raises whatever PEFT raises, and ValueError for tensors that lack."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = PeftModel.from_pretrained(model, str(folder), adapter_name=name).eval()
+    if missing := next((str(warning.message) for warning in caught if _MISSING in str(warning.message)), None):
+        raise ValueError(missing)
+    return found
 
 
 class Lane:
@@ -29,11 +41,7 @@ class Lane:
         self._biases = {name: modules[name].bias for name in adapter.biases}
         self._children: list[tuple[Any, str, Any, Any]] = []  # of which module, under which name, the base's, PEFT's
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=_NAME).eval()
-            if missing := next((str(warning.message) for warning in caught if _MISSING in str(warning.message)), None):
-                raise ValueError(missing)
+            wrapped(model, adapter.folder, _NAME)
             self._children = [
                 (part, name, child, new) for part, name, child in children if (new := getattr(part, name)) is not child
             ]
@@ -52,8 +60,8 @@ class Lane:
     def activate(self) -> Iterator[None]:
         """Within this context the base has this adapter, for all rows of every batch."""
         try:
-            for part, name, _, wrapped in self._children:
-                setattr(part, name, wrapped)
+            for part, name, _, theirs in self._children:
+                setattr(part, name, theirs)
             self._set_biases(self._trained)
             yield
         finally:

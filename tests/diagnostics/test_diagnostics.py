@@ -445,6 +445,16 @@ def test_biases_alone_are_an_adapter() -> None:
     assert with_evaluation(adapter_facts=changed)() == []
 
 
+def test_an_update_of_unknown_size_is_judged_by_its_drift() -> None:
+    """DoRA and replaced modules: LoRA alone does not say how large the update is."""
+    unknown = {"b_zero_share": None, "delta_ratio": None}
+    assert with_evaluation(adapter_facts=unknown)() == []
+    (found,) = with_evaluation(adapter_facts=unknown, drift={"kl": 0.0})()
+    assert found.check == "did_nothing" and found.evidence.startswith(
+        "The update's size is not known, as it is not plain LoRA"
+    )
+
+
 def test_a_resumed_run_is_judged_by_what_it_did_last() -> None:
     events = healthy_events()
     broken = [step(number, 9.0) for number in range(60, 90, 2)]

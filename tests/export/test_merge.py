@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from qlora_gui.errors import UserError
 from qlora_gui.export import merge
 from qlora_gui.inference import adapter_file
+from qlora_gui.inference.beyond_lora import Beyond
 from tests.adapters import fresh, made_adapter
 from tests.small_families import FAMILIES, make_adapter, make_base
 
@@ -163,8 +164,8 @@ def test_an_adapter_of_another_base_is_refused(llama: Path, bloom: Path, tmp_pat
 def test_lora_on_parameters_is_never_left_out_in_silence(llama: Path, tmp_path: Path) -> None:
     """LoRA on experts is not among the linears that are merged one by one: PEFT has to do it."""
     adapter = adapter_file.read(made_adapter(llama, tmp_path / "adapter", 7, r=4, target_modules=["q_proj"]))
-    with pytest.raises(merge.NotPlain, match=r"LoRA on experts\.gate_up_proj"):
-        merge.plan(llama, replace(adapter, parameters=("experts.gate_up_proj",)), BF16)
+    with pytest.raises(merge.NotPlain, match=r"LoRA on parameters \(target_parameters: experts\.gate_up_proj"):
+        merge.plan(llama, replace(adapter, beyond=Beyond(parameters=("experts.gate_up_proj",))), BF16)
 
 
 def test_a_tied_head_that_the_files_list_is_written_once(llama: Path, tmp_path: Path) -> None:

@@ -284,9 +284,9 @@ def cut_short(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "change", "said"),
     [
-        ({"use_dora": True}, None, "it uses DoRA"),
-        ({"peft_type": "IA3"}, None, "it is of the kind IA3"),
-        ({"modules_to_save": ["lm_head"]}, None, "modules_to_save"),
+        ({"use_dora": True}, None, "it uses DoRA, and PEFT refuses it .*missing adapter keys"),
+        ({"peft_type": "IA3"}, None, "it is of the kind IA3, and only LoRA, DoRA and replaced modules are supported"),
+        ({"modules_to_save": ["lm_head"]}, None, "its config says that it replaces 'lm_head.weight'"),
         ({"init_lora_weights": "pissa_niter_4"}, None, "rewrote the base's weights"),
         ({"base_model_name_or_path": "owner/other"}, None, "was trained on owner/other, not on"),
         ({}, only_pickle, "can run code and is not loaded"),

@@ -107,8 +107,8 @@ def write_adapter(out: Path, base: Path, adapter: Adapter, about: Mapping[str, s
         raise UserError(
             f"A LoRA file cannot hold the {len(adapter.biases)} biases that '{adapter.name}' trained: merge it (--to gguf)."
         )
-    if adapter.parameters:
-        raise UserError(f"A LoRA file cannot hold LoRA on {', '.join(adapter.parameters)}: merge it (--to gguf).")
+    if adapter.beyond:
+        raise UserError(f"A LoRA file cannot hold '{adapter.name}', as {adapter.beyond.reason}: merge it (--to gguf).")
     config = config_of(base)
     architecture = architectures.of(config)
     if "lm_head" in adapter.loras and config.get("tie_word_embeddings"):
@@ -175,10 +175,10 @@ def _name(names: Any, name: str) -> str | None:
 def _without_second_head(
     planned: Sequence[tuple[Planned, str]], arch: gguf.MODEL_ARCH, config: Config, trained: bool
 ) -> list[tuple[Planned, str]]:
-    """What is written of these: llama.cpp's Gemma 2 has one tensor for embedding and head. Raises UserError for a head with LoRA."""
-    if arch != gguf.MODEL_ARCH.GEMMA2 or not config.get("tie_word_embeddings", True):
+    """What is written of these: llama.cpp's Gemma 2 has one tensor for embedding and head. Raises UserError for a head of its own."""
+    if arch != gguf.MODEL_ARCH.GEMMA2:
         return list(planned)
-    if trained:
+    if trained or not config.get("tie_word_embeddings", True):
         raise UserError(
             "llama.cpp's Gemma 2 has no head of its own, and the adapter trained it: merge it (--to merged)."
         )
