@@ -3,24 +3,35 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from qlora_gui.cli.compare import read_prompts
 from qlora_gui.errors import UserError
 from qlora_gui.export import job
 from qlora_gui.export.job import Settings
 from qlora_gui.formatting import amount
+from qlora_gui.inference.protocol import Conversation
 from qlora_gui.runs.launch import child_environment
 
-__all__ = ["Settings", "run"]
+__all__ = ["Settings", "conversations", "run"]
 _TIDYING_SECONDS = 10.0
 
 
-def run(adapter: Path, settings: Settings, base: str | None = None, revision: str = "") -> int:
+def run(
+    adapter: Path,
+    settings: Settings,
+    base: str | None = None,
+    revision: str = "",
+    prompts: Sequence[Conversation] = (),
+) -> int:
     """Export in a child process, which it follows. Returns 0, or 1 where the exported model is worse. Raises UserError."""
-    asked = {"settings": asdict(settings), "adapter": str(adapter.absolute()), "base": base, "revision": revision}
+    asked: dict[str, Any] = {"settings": asdict(settings), "adapter": str(adapter.absolute())}
+    asked |= {"base": base, "revision": revision, "prompts": list(prompts)}
     command = [sys.executable, "-m", job.MODULE, "--lines"]
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=child_environment()
@@ -49,6 +60,21 @@ def run(adapter: Path, settings: Settings, base: str | None = None, revision: st
         raise UserError(f"The export ended without an error message (exit code {code}): see what is written above.")
     print(f"{made.proof}\n{amount(made.bytes)} in {made.folder}", flush=True)
     return int(made.worse)
+
+
+def conversations(file: Path | None, settings: dict[str, Any]) -> list[Conversation]:
+    """The prompts of a file, all of them unless the settings say how many. Raises UserError for what cannot be asked with them."""
+    if file is None:
+        return []
+    if settings.get("kind") == "gguf-lora":
+        raise UserError("A LoRA file is read back whole and asked nothing: leave --prompts out.")
+    if settings.get("max_new_tokens") == 0:
+        raise UserError(
+            "Prompts without answers compare nothing: give --max-new-tokens more than 0, or leave --prompts out."
+        )
+    found = [prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}] for prompt in read_prompts(file)]
+    settings.setdefault("rows", len(found))
+    return found
 
 
 def _ended(child: subprocess.Popen[str]) -> int:

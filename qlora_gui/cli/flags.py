@@ -293,9 +293,18 @@ def _export(parser: Any) -> None:
     )
 
 
+def _prompts(group: Any) -> None:
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help="JSONL with prompt or messages, or plain lines (of an export: instead of held-out rows)",
+    )
+
+
 def _compare(parser: Any) -> None:
     group = parser.add_argument_group("compare")
-    group.add_argument("--prompts", metavar="FILE", type=Path, help="JSONL with prompt or messages, or plain lines")
+    _prompts(group)
     group.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
     for name, field in Decoding.model_fields.items():
         if name not in ("greedy", "seed", "thinking"):  # the last two are flags of a run too
@@ -353,6 +362,7 @@ VERBS = {
             _out,
             _export,
             _rows,
+            _prompts,
             _only(Decoding.model_fields, "max_new_tokens"),
             _only(configs.fields(), "revision"),
         ),

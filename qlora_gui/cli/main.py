@@ -172,16 +172,17 @@ def _export(arguments: argparse.Namespace, store: RunStore) -> int:
         if not getattr(arguments, name):
             raise UserError(f"{arguments.called} needs --{name}: see {flags.program()} --help.")
     asked = {"rows": arguments.rows, "max_new_tokens": _whole(arguments, "max_new_tokens")}
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in asked.items() if value is not None} | {"kind": arguments.to}
+    prompts = export.conversations(arguments.prompts, given)
     settings = export.Settings(
-        kind=arguments.to,
         dtype=arguments.dtype,
         onto=arguments.onto,
         type=arguments.type,
         out=str(arguments.out),
         **given,
     )
-    return export.run(_adapters(arguments, store)[0], settings, arguments.base, getattr(arguments, "revision", ""))
+    adapter = _adapters(arguments, store)[0]
+    return export.run(adapter, settings, arguments.base, getattr(arguments, "revision", ""), prompts)
 
 
 def _serve(arguments: argparse.Namespace, store: RunStore) -> int:

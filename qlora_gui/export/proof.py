@@ -20,20 +20,22 @@ from transformers import AutoConfig, GenerationConfig, GgufConfig
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.formats import Example
-from qlora_gui.errors import UserError
+from qlora_gui.errors import UserError, first_line
 from qlora_gui.evaluation import stats
 from qlora_gui.formatting import amount, counted
 from qlora_gui.inference import model_probe, score
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE, MultiLora
-from qlora_gui.models import attention, rope, text_part
+from qlora_gui.inference.protocol import Answer
+from qlora_gui.models import attention, context, rope, text_part
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 from qlora_gui.system import files
 
 _LEFT_FREE = 64 << 20  # bytes on the disk
 _MUCH = 0.02  # of the loss: significant, and more than that, is worse where no evaluation says what is allowed
+_NOT_FINITE = "The exported model computes no finite loss: do not use it."
 _TRAINED = "merge onto the trained weights (--onto trained)"
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -53,9 +55,10 @@ class Proof:
     """An exported model against the one that was trained, on the same rows.
 
     Losses are means of rows, in nats per token; `kl` is nats per token, from the trained to the exported one, on the first
-    tokens of each reference. `low` and `high` bound the mean difference of the losses (95%, paired). `identical` of
+    tokens of each reference, or, on prompts that were `given`, of each of the trained model's own answers: then there are no losses.
+    `low` and `high` bound the mean difference of the losses (95%, paired). `identical` of
     `answers` greedy answers have the same tokens. `worse` is a sentence where it is, else "";
-    `remark` one where it is measurably worse within what is allowed.
+    `remark` one where it is measurably worse within what is allowed. `unread` rows or prompts more could not be read.
     """
 
     rows: int
@@ -70,13 +73,20 @@ class Proof:
     remark: str
     computed_in: str
     different: tuple[tuple[str, str, str], ...] = ()
+    given: bool = False
+    unread: int = 0
 
     def sentence(self, what: str) -> str:
         """What is said of it; `what` is how the exported model is called."""
         parts = []
+        unread = f"{self.unread:,} more could not be read" if self.unread else ""
+        if self.given:
+            prompts = counted(self.rows, "given prompt") + f" ({unread})" * bool(unread)
+            parts.append(f"Compared on {prompts} and not on held-out rows, so there is no loss")
         if self.trained is not None and self.exported is not None:
             parts.append(
-                f"Held-out loss {self.exported:.3f} {what}, {self.trained:.3f} as trained ({counted(self.rows, 'row')})"
+                f"Held-out loss {self.exported:.3f} {what}, {self.trained:.3f} as trained "
+                f"({'; '.join(filter(None, (counted(self.rows, 'row'), unread)))})"
             )
         if self.kl is not None:
             parts.append(f"KL {self.kl:.4f} nats per token")
@@ -87,22 +97,72 @@ class Proof:
 
 @dataclass(frozen=True)
 class Asked:
-    """The rows to compare on, encoded as they were trained, and how long answers may get."""
+    """The rows to compare on, encoded as they were trained, and how long answers may get.
+
+    `unread` rows more could not be encoded. `answers` are the trained model's to given prompts, by row: they are the references.
+    """
 
     rows: Sequence[tokenization.Encoded]
     chat: Chat
     new_tokens: int = 64
+    unread: int = 0
+    answers: Sequence[Answer] | None = None
 
 
-def encoded(examples: Sequence[Example], chat: Chat, max_length: int, system_prompt: str) -> list[tokenization.Encoded]:
-    """Rows as in training, the first answer of each conversation. Raises UserError where none can be read."""
+def held_out(examples: Sequence[Example], chat: Chat, how: tuple[int, str], new_tokens: int) -> Asked:
+    """Rows as in training, the first answer of each conversation; `how` is max_length and the system prompt.
+
+    Raises UserError where none can be read.
+    """
+    max_length, system_prompt = how
     rows, _ = tokenization.encode_all(examples, chat, max_length, system_prompt)
     first: dict[int, tokenization.Encoded] = {}
     for row in rows:
         first.setdefault(row.row, row)
     if not first:
         raise UserError("none of the held-out rows can be read as they were trained.")
-    return list(first.values())
+    return Asked(list(first.values()), chat, new_tokens, len(examples) - len(first))
+
+
+def given(
+    columns: Columns, prompts: Sequence[Sequence[dict[str, Any]]], chat: Chat, system_prompt: str, new_tokens: int
+) -> Asked:
+    """Conversations that somebody gave, answered greedily by the trained model: its answers are the references.
+
+    Those that the chat template refuses, or that are too long, are counted. Raises UserError where no prompt is left.
+    """
+    assert columns.base is not None and columns.multi_lora is not None
+    room, _ = context.size(columns.base.located.path)
+    end = min(chat.ends)
+    asked: list[tokenization.Encoded] = []
+    reason = ""
+    for turns in prompts:
+        try:
+            ids = chat.prompt(tokenization.with_system(turns, system_prompt)).ids(columns.base.tokenizer)
+        except Exception as error:  # templates are programs; they raise what they like on turns they dislike
+            reason = first_line(error)
+            continue
+        if room is not None and len(ids) + new_tokens > room:
+            reason = f"one has {len(ids):,} tokens, its answer may have {new_tokens:,}, and the model reads {room:,}."
+            continue
+        # read with an end mark for a reference, the answer goes on from the prompt
+        labels = [*[tokenization.IGNORED] * len(ids), end]
+        asked.append(tokenization.Encoded(len(asked) + 1, [*ids, end], labels, truncated=False))
+    if not asked:
+        raise UserError(f"none of the given prompts can be read: {reason}")
+    columns.base.check_ids(row.input_ids for row in asked)
+    task = Asked(asked, chat, new_tokens)
+    found = {row.number: row.answer for row in _readings(columns.base, columns.multi_lora, 0, task, new_tokens)}
+    answers = [found[number] for number in range(len(asked))]
+    rows = [_with(row, answer, end) for row, answer in zip(asked, answers, strict=True)]
+    return Asked(rows, chat, new_tokens, len(prompts) - len(asked), answers)
+
+
+def _with(row: tokenization.Encoded, answer: Answer, end: int) -> tokenization.Encoded:
+    """A prompt with an answer for its reference, and the end mark where that ended it; which of several does not matter to a KL."""
+    ids = [*answer.ids, *[end] * (answer.ended == "eos" or not answer.ids)]
+    prompt = row.input_ids[:-1]
+    return replace(row, input_ids=prompt + ids, labels=[tokenization.IGNORED] * len(prompt) + ids)
 
 
 class Kept:
@@ -166,9 +226,10 @@ def as_trained(columns: Columns, asked: Asked, kept: Kept, progress: Progress) -
     """What the adapter answers on its 4-bit base, as Compare and the evaluation compute it; distributions go into `kept`."""
     assert columns.base is not None and columns.multi_lora is not None
     found: dict[int, Read] = {}
-    for row in _readings(columns.base, columns.multi_lora, 0, asked):
+    for row in _readings(columns.base, columns.multi_lora, 0, asked, 0 if asked.answers else asked.new_tokens):
         kept.keep(row.number, row.first)
-        found[row.number] = Read(row.loss, tuple(row.answer.ids), row.answer.text)
+        answer = asked.answers[row.number] if asked.answers else row.answer
+        found[row.number] = Read(row.loss, tuple(answer.ids), answer.text)
         progress(len(found), 2 * len(asked.rows))
     return found
 
@@ -177,16 +238,16 @@ def exported(model: CleanBase, asked: Asked, kept: Kept, progress: Progress) -> 
     """What a whole model answers to the same rows, and the sum of its KLs to what was kept."""
     found: dict[int, Read] = {}
     kl = 0.0
-    for row in _readings(model, MultiLora(model.model, []), BASE, asked):
+    for row in _readings(model, MultiLora(model.model, []), BASE, asked, asked.new_tokens):
         kl += kept.kl(row.number, row.first)
         found[row.number] = Read(row.loss, tuple(row.answer.ids), row.answer.text)
         progress(len(asked.rows) + len(found), 2 * len(asked.rows))
     return found, kl
 
 
-def _readings(base: CleanBase, adapters: MultiLora, adapter: int, asked: Asked) -> Iterator[score.Reading]:
+def _readings(base: CleanBase, adapters: MultiLora, adapter: int, asked: Asked, new: int) -> Iterator[score.Reading]:
     ending = replace(base, eos=asked.chat.ends)
-    return score.readings(ending, adapters, adapter, asked.rows, score.Task(asked.new_tokens, asked.chat.stops))
+    return score.readings(ending, adapters, adapter, asked.rows, score.Task(new, asked.chat.stops))
 
 
 def compared(
@@ -213,6 +274,9 @@ def compared(
     )
     mean_one, mean_two = _mean(one), _mean(two)
     worse = _worse(mean_one, mean_two, difference, allowed)
+    if asked.answers is not None:  # how likely its own answers are to the trained model is no loss
+        mean_one = mean_two = difference = None
+        worse = "" if math.isfinite(kl) else _NOT_FINITE
     return Proof(
         len(numbers),
         mean_one,
@@ -226,6 +290,8 @@ def compared(
         "" if worse or difference is None or difference.low <= 0 else _remark(difference),
         computed_in,
         different[:5],
+        asked.answers is not None,
+        asked.unread,
     )
 
 
@@ -237,7 +303,7 @@ def _worse(trained: float | None, other: float | None, difference: stats.Paired 
     if trained is None or other is None:
         return ""
     if not math.isfinite(other):
-        return "The exported model computes no finite loss: do not use it."
+        return _NOT_FINITE
     if allowed is not None and other - trained > allowed:
         return (
             f"It is worse than the evaluation's interval allows (loss {other - trained:+.3f}, allowed {allowed:+.3f}): "

@@ -52,6 +52,7 @@ def _lines() -> int:
             lambda done, of: emit("progress", done=done, of=of),
             asked["base"],
             asked["revision"],
+            asked["prompts"],
         )
     except UserError as error:
         emit("failed", message=str(error))

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +26,14 @@ from qlora_gui.evaluation import job as evaluations
 from qlora_gui.export import folder as companions
 from qlora_gui.export import job, merge, modelfile, peft_merge, proof
 from qlora_gui.export.gguf import file as gguf_file
-from qlora_gui.export.proof import Asked, Proof
-from qlora_gui.formatting import amount
+from qlora_gui.export.proof import Proof
+from qlora_gui.formatting import amount, counted
 from qlora_gui.inference import adapter_file, clean_base
 from qlora_gui.inference.adapter_file import Adapter
 from qlora_gui.inference.beyond_lora import Beyond
 from qlora_gui.inference.client import base_of
 from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.protocol import Conversation
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.models import base as bases
 from qlora_gui.models import chats, supported
@@ -51,9 +52,17 @@ _SPARE = 64 << 20  # bytes on the disk beside the weights: tokenizer, card
 
 
 def export(
-    folder: Path, settings: job.Settings, say: Say, progress: Count, base: str | None = None, revision: str = ""
+    folder: Path,
+    settings: job.Settings,
+    say: Say,
+    progress: Count,
+    base: str | None = None,
+    revision: str = "",
+    prompts: Sequence[Conversation] = (),
 ) -> job.Made:
     """Export one adapter; `base` is another base than its folder names, or the same by another name.
+
+    `prompts` take the place of held-out rows in the comparison with the trained model, as far as the settings' `rows` go.
 
     Returns what lies in the new folder. Raises UserError.
     """
@@ -69,7 +78,7 @@ def export(
         _check_onto(adapter, settings)
         _check_base(adapter, located, chosen=base is not None)
         chat = _chat(adapter, located)
-        work = _Work(part, folder, located, adapter, chat, settings, arguments, say, progress)
+        work = _Work(part, folder, located, adapter, chat, settings, arguments, say, progress, prompts[: settings.rows])
         _KINDS[settings.kind](work)
         say("Comparing with the trained model")
         _record(work, _proof(work))
@@ -158,6 +167,7 @@ class _Work:
     arguments: dict[str, Any]
     say: Say
     progress: Count
+    prompts: Sequence[Conversation] = ()
 
     @property
     def base(self) -> Path:
@@ -272,9 +282,11 @@ def _proof(work: _Work) -> Proof | str:
     """The exported model against the trained one, or why they were not compared: the model is made by then, and stays."""
     if work.settings.kind == "gguf-lora":
         return gguf_file.compared(work.file, work.base, work.adapter)
-    rows = _held_out(Run(work.folder), work.settings.rows) if work.settings.rows else f"{_NOT_COMPARED}, as asked."
+    if not work.settings.rows:
+        return f"{_NOT_COMPARED}, as asked."
+    rows = [] if work.prompts else _held_out(Run(work.folder), work.settings.rows)
     if isinstance(rows, str):
-        return rows
+        return f"{rows} Prompts to compare on can be given on the command line (--prompts FILE)."
     try:
         return _compared(work, rows)
     except UserError as error:
@@ -288,22 +300,28 @@ def _proof(work: _Work) -> Proof | str:
 
 def _compared(work: _Work, rows: list[Example]) -> Proof:
     run, columns = Run(work.folder), Columns()
-    config = run.config()
+    config = run.config() if (run.path / "run.json").is_file() else None
     columns.load(_key(work.arguments), [work.folder], work.say, chosen=bool(work.arguments.get("chosen")))
-    chat = columns.chat(columns.adapters[0], Decoding(control_tokens=config.control))
-    encoded = proof.encoded(rows, chat, config.max_length, config.system_prompt)
-    asked = Asked(encoded, chat, work.settings.max_new_tokens)
+    chat = columns.chat(columns.adapters[0], Decoding(control_tokens=config.control) if config else None)
+    system_prompt, new = config.system_prompt if config else "", work.settings.max_new_tokens
+    if work.prompts:
+        work.say(f"Answering {counted(len(work.prompts), 'given prompt')} with the trained model")
+        asked = proof.given(columns, work.prompts, chat, system_prompt, new)
+    else:
+        assert config is not None, "held-out rows are a run's"
+        asked = proof.held_out(rows, chat, (config.max_length, system_prompt), new)
+    what = counted(len(asked.rows), "given prompt" if work.prompts else "held-out row")
     assert columns.base is not None
     vocabulary = columns.base.model.get_output_embeddings().weight.shape[0]
     with proof.keeping(work.part / ".kept", len(asked.rows), vocabulary) as kept:
-        work.say(f"Reading {len(asked.rows)} held-out rows with the trained model")
+        work.say(f"Reading {what} with the trained model")
         trained = proof.as_trained(columns, asked, kept, work.progress)
         columns.base = columns.multi_lora = None
         gc.collect()  # its memory is the next model's
         devices.release()
         gguf = (work.file, work.base) if work.settings.kind == "gguf" else None
         with proof.loaded(work.part, chat.tokenizer, work.say, gguf) as model:
-            work.say(f"Reading {len(asked.rows)} held-out rows with the exported model")
+            work.say(f"Reading {what} with the exported model")
             other, kl = proof.exported(model, asked, kept, work.progress)
             return proof.compared(asked, trained, other, kl, kept, _allowed(run), model.proof["computed_in"])
 

@@ -78,6 +78,12 @@ def test_a_lora_file_of_trained_biases_is_refused(bloom_runs: dict[str, Run], tm
         (["--out", "x"], "needs --to"),
         (["--to", "merged", "--out", "there"], "is there already: delete it, or name another with --out"),
         (["--to", "onnx", "--out", "x"], "invalid choice: 'onnx'"),
+        (["--to", "merged", "--out", "x", "--prompts", "gone.txt"], "The prompts file 'gone.txt' cannot be read"),
+        (
+            ["--to", "merged", "--out", "x", "--prompts", "p", "--max-new-tokens", "0"],
+            "Prompts without answers compare nothing",
+        ),
+        (["--to", "gguf-lora", "--out", "x", "--prompts", "p"], "A LoRA file is read back whole and asked nothing"),
         (["--to", "merged", "--out", "x", "--rows", "-1"], "A proof on -1 rows"),
         (["--to", "merged", "--out", "x", "--base", "nowhere/at-all"], "nowhere/at-all"),
     ],
@@ -96,6 +102,7 @@ def test_an_adapter_from_elsewhere_is_merged_and_said_not_to_be_compared(llama: 
     adapter = made_adapter(llama, tmp_path / "adapter", 1, r=4, target_modules=["q_proj"])
     done = exported(tmp_path, adapter, "--to", "merged", "--out", "m")
     assert "Not compared with the trained model: the adapter is not a run of this program" in done.stdout
+    assert "Prompts to compare on can be given on the command line (--prompts FILE)." in done.stdout
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").dtype == torch.bfloat16
 
 

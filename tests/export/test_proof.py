@@ -8,10 +8,16 @@ from transformers import AutoTokenizer
 
 from qlora_gui.data.chat import Chat
 from qlora_gui.data.tokenization import Encoded
-from qlora_gui.export import proof
+from qlora_gui.errors import UserError
+from qlora_gui.export import job, proof, work
 from qlora_gui.export.proof import Asked, Kept, Read
+from qlora_gui.inference import protocol
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.sampling import Decoding
+from tests.adapters import made_adapter
 
 WIDTH = 40
+PROMPTS = ["Where is my parcel?", "Hello", "word " * 3000, "The kettle is broken, and nobody writes me anything."]
 
 
 @pytest.fixture
@@ -53,3 +59,73 @@ def test_kl_is_that_of_the_distributions(tmp_path: Any) -> None:
     want = torch.nn.functional.kl_div(two[:first], one[:first], log_target=True, reduction="sum")
     assert kept.counts == [0, first] and kept.kl(1, two[:first]) == pytest.approx(float(want), rel=2e-3)
     assert abs(kept.kl(1, one[:first])) < 1e-2
+
+
+def asking(*texts: str) -> list[list[dict[str, Any]]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+@torch.no_grad()
+def test_given_prompts_are_answered_as_in_compare_and_read_to_the_end(llama: Any, tmp_path: Any) -> None:
+    """One is too long to be asked. The KL is that of the whole distributions along the trained model's answers."""
+    adapter = made_adapter(llama, tmp_path / "adapter", 1, r=4, target_modules=["v_proj"])
+    columns = Columns()
+    columns.load((str(llama), "", "nf4", True), [adapter], lambda text: None)
+    assert columns.base and columns.multi_lora
+    model, lora = columns.base.model, columns.multi_lora
+    found = proof.given(columns, asking(*PROMPTS), columns.chat(columns.adapters[0]), "", 8)
+    assert found.unread == 1 and len(found.rows) == 3 and found.answers
+    events: list[protocol.Event] = []
+    for text, answer in zip((PROMPTS[0], PROMPTS[1], PROMPTS[3]), found.answers, strict=True):
+        columns.answer(asking(text) * 2, Decoding(greedy=True, max_new_tokens=8), events.append, lambda: False)
+        assert protocol.collect(events, 2)[1].text == answer.text
+        events.clear()
+    with proof.keeping(tmp_path / "kept", 3, model.get_output_embeddings().weight.shape[0]) as kept:
+        trained = proof.as_trained(columns, found, kept, lambda done, of: None)
+        other, kl = proof.exported(columns.base, found, kept, lambda done, of: None)  # the base, as one that differs
+        result = proof.compared(found, trained, other, kl, kept, None, "float32 on cpu")
+    want, tokens = 0.0, 0
+    for row in found.rows:
+        ids = torch.tensor([row.input_ids])
+        places = [place - 1 for place, label in enumerate(row.labels) if label >= 0]
+        with lora.activate([0]):
+            one = model(input_ids=ids).logits[0, places].log_softmax(-1)
+        two = model(input_ids=ids).logits[0, places].log_softmax(-1)
+        want, tokens = want + float((one.exp() * (one - two)).sum()), tokens + len(places)
+    assert result.kl == pytest.approx(want / tokens, rel=1e-2) and want > 0
+    assert result.trained is result.exported is None and not result.worse
+    told = result.sentence("as exported")
+    assert told.startswith(
+        "Compared on 3 given prompts (1 more could not be read) and not on held-out rows, so there is no loss; KL "
+    )
+    assert told.endswith(f"{result.identical} of 3 answers identical.")
+    assert "do not use it" in proof.compared(found, trained, other, float("nan"), kept, None, "").sentence(
+        "as exported"
+    )
+    with pytest.raises(UserError, match="none of the given prompts can be read: one has 6,012 tokens"):
+        proof.given(columns, asking(PROMPTS[2]), columns.chat(columns.adapters[0]), "", 8)
+
+
+def test_an_adapter_from_elsewhere_is_compared_on_given_prompts(llama: Any, tmp_path: Any) -> None:
+    """Merged onto the trained values it is the trained model; the run's rows are not asked for."""
+    adapter = made_adapter(llama, tmp_path / "adapter", 1, r=4, target_modules=["v_proj"])
+    settings = job.Settings(onto="trained", out=str(tmp_path / "out"), rows=2, max_new_tokens=4)
+    said: list[str] = []
+    made = work.export(adapter, settings, said.append, lambda done, of: None, prompts=asking(*PROMPTS))
+    assert made.proof.startswith("Compared on 2 given prompts and not on held-out rows") and not made.worse
+    assert (
+        float(made.proof.split("KL ")[1].split()[0]) < 0.05
+        and "Reading 2 given prompts with the exported model" in said
+    )
+
+
+def test_rows_that_cannot_be_read_are_counted(asked: Asked, tmp_path: Any) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}], "row": 1},
+        {"messages": [{"role": "user", "content": "word " * 500}, {"role": "assistant", "content": "c"}], "row": 2},
+    ]
+    found = proof.held_out(rows, asked.chat, (64, ""), 0)
+    assert len(found.rows) == 1 and found.unread == 1
+    kept = Kept(tmp_path / "kept", 1, WIDTH)
+    result = proof.compared(found, readings([1.0]), readings([1.0]), 0.0, kept, None, "float32 on cpu")
+    assert "(1 row; 1 more could not be read)" in result.sentence("as exported")
