@@ -18,7 +18,8 @@ JOB = ChildJob(MODULE, EXPORT_LOCK, PROGRESS, "export.log", "the export", "is be
 Kind = Literal["merged", "gguf", "gguf-lora"]
 Dtype = Literal["bf16", "fp16"]
 Onto = Literal["base", "trained"]
-Type = Literal["f16", "bf16", "q8_0"]
+Type = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m"]
+K_QUANTS = ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m")  # made by llama-quantize, from the least to the most lossy
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ _LEFT_FREE = 64 << 20  # bytes on the disk
 _MUCH = 0.02  # of the loss: significant, and more than that, is worse where no evaluation says what is allowed
 _NOT_FINITE = "The exported model computes no finite loss: do not use it."
 _TRAINED = "merge onto the trained weights (--onto trained)"
+_MUCH_OF_LOSSY = 0.1  # the same of a file that is meant to be coarser
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
@@ -258,8 +259,12 @@ def compared(
     kept: Kept,
     allowed: float | None,
     computed_in: str,
+    lossy: str = "",
 ) -> Proof:
-    """Both models side by side. `allowed` is how much worse the loss may be, by the evaluation's interval, if there is one."""
+    """Both models side by side. `allowed` is how much worse the loss may be, by the evaluation's interval, if there is one.
+
+    `lossy` is the type of a file that is meant to be coarser than the model: that it differs is then no fault, unless by much.
+    """
     numbers = sorted(trained.keys() & other.keys())
     each = [max(asked.rows[number].supervised, 1) for number in numbers]
     one = [trained[number].loss / count for number, count in zip(numbers, each, strict=True)]
@@ -273,10 +278,11 @@ def compared(
         if number not in same
     )
     mean_one, mean_two = _mean(one), _mean(two)
-    worse = _worse(mean_one, mean_two, difference, allowed)
+    worse = _worse(mean_one, mean_two, difference, allowed, lossy)
+    remark = "" if worse or difference is None or difference.low <= 0 else _remark(difference, lossy)
     if asked.answers is not None:  # how likely its own answers are to the trained model is no loss
         mean_one = mean_two = difference = None
-        worse = "" if math.isfinite(kl) else _NOT_FINITE
+        remark, worse = "", "" if math.isfinite(kl) else _NOT_FINITE
     return Proof(
         len(numbers),
         mean_one,
@@ -287,7 +293,7 @@ def compared(
         len(same),
         len(numbers) if asked.new_tokens else 0,
         worse,
-        "" if worse or difference is None or difference.low <= 0 else _remark(difference),
+        remark,
         computed_in,
         different[:5],
         asked.answers is not None,
@@ -299,11 +305,17 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _worse(trained: float | None, other: float | None, difference: stats.Paired | None, allowed: float | None) -> str:
+def _worse(
+    trained: float | None, other: float | None, difference: stats.Paired | None, allowed: float | None, lossy: str
+) -> str:
     if trained is None or other is None:
         return ""
     if not math.isfinite(other):
         return _NOT_FINITE
+    if lossy:
+        if difference is None or difference.low <= _MUCH_OF_LOSSY * trained:
+            return ""
+        return f"{lossy} costs this model much (loss {_interval(difference)}): take a larger type."
     if allowed is not None and other - trained > allowed:
         return (
             f"It is worse than the evaluation's interval allows (loss {other - trained:+.3f}, allowed {allowed:+.3f}): "
@@ -314,7 +326,9 @@ def _worse(trained: float | None, other: float | None, difference: stats.Paired 
     return ""
 
 
-def _remark(difference: stats.Paired) -> str:
+def _remark(difference: stats.Paired, lossy: str) -> str:
+    if lossy:
+        return f"{lossy} is lossy, so some difference is expected: here the loss is higher by {_interval(difference)}."
     return f"The loss is measurably higher than as trained ({_interval(difference)}): {_TRAINED} for the very model that was evaluated."
 
 

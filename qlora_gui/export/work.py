@@ -26,6 +26,7 @@ from qlora_gui.evaluation import job as evaluations
 from qlora_gui.export import folder as companions
 from qlora_gui.export import job, merge, modelfile, peft_merge, proof
 from qlora_gui.export.gguf import file as gguf_file
+from qlora_gui.export.gguf import quantize
 from qlora_gui.export.proof import Proof
 from qlora_gui.formatting import amount, counted
 from qlora_gui.inference import adapter_file, clean_base
@@ -76,6 +77,8 @@ def export(
         adapter = adapter_file.read(folder)
         _check_stored(located, settings)
         _check_onto(adapter, settings)
+        if settings.kind == "gguf":
+            quantize.check(settings.type, adapter.name)
         _check_base(adapter, located, chosen=base is not None)
         chat = _chat(adapter, located)
         work = _Work(part, folder, located, adapter, chat, settings, arguments, say, progress, prompts[: settings.rows])
@@ -215,6 +218,7 @@ def _gguf(work: _Work) -> None:
     work.chat.tokenizer.chat_template = work.chat.template
     work.chat.tokenizer.save_pretrained(str(tokenizer))
     gguf_file.check(work.base, tokenizer)
+    quantized = work.settings.type in job.K_QUANTS
     base, packed = work.base, _packed(work)
     try:
         merged = merge.plan(base, work.adapter, torch.float32, packed)
@@ -224,7 +228,8 @@ def _gguf(work: _Work) -> None:
         base = work.part / ".merged"
         _merged_by_peft(work, str(why), base, torch.bfloat16, beside=1.6)
         merged = merge.plan(base, replace(work.adapter, loras={}, biases={}, beyond=Beyond()), torch.float32)
-    _check_room(work.part, merged.bytes // {"f16": 2, "bf16": 2, "q8_0": 3}[work.settings.type])
+    shares = {"f16": 1 / 2, "bf16": 1 / 2, "q8_0": 1 / 3}  # of the weights in fp32
+    _check_room(work.part, int(merged.bytes * shares.get(work.settings.type, 1 / 2 + 1 / 3)))  # of K-quants both files
     work.say(_merging(work.adapter))
     done = 0
 
@@ -234,10 +239,17 @@ def _gguf(work: _Work) -> None:
         work.progress(done, merged.bytes)
 
     ends = sorted(work.chat.ends)
-    gguf_file.write_model(work.file, base, tokenizer, merged.tensors, work.settings.type, ends, work.about, wrote)
+    whole = work.part / ".whole.gguf" if quantized else work.file
+    kind: gguf_file.Kind = "bf16" if quantized else work.settings.type  # type: ignore[assignment]
+    gguf_file.write_model(whole, base, tokenizer, merged.tensors, kind, ends, work.about, wrote)
     shutil.rmtree(tokenizer)
     if base != work.base:
         shutil.rmtree(base)
+    if quantized:
+        work.say(f"Quantizing with {quantize.PROGRAM}")
+        if remark := quantize.run(whole, work.file, work.settings.type, work.progress):
+            work.say(remark)
+        whole.unlink()
     (work.part / "Modelfile").write_text(modelfile.of_model(work.file.name, work.chat), encoding="utf-8")
 
 
@@ -323,7 +335,8 @@ def _compared(work: _Work, rows: list[Example]) -> Proof:
         with proof.loaded(work.part, chat.tokenizer, work.say, gguf) as model:
             work.say(f"Reading {what} with the exported model")
             other, kl = proof.exported(model, asked, kept, work.progress)
-            return proof.compared(asked, trained, other, kl, kept, _allowed(run), model.proof["computed_in"])
+            lossy = work.settings.type if gguf and work.settings.type in job.K_QUANTS else ""
+            return proof.compared(asked, trained, other, kl, kept, _allowed(run), model.proof["computed_in"], lossy)
 
 
 def _key(arguments: dict[str, Any]) -> clean_base.Key:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def _folder() -> Path:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
             need(done.returncode == 0, f"node-llama-cpp cannot be installed: {done.stderr[-300:]}")
             (folder / "whole").touch()
+    return folder
+
+
+def quantizer(folder: Path) -> Path:
+    """A folder for the PATH with a `llama-quantize` in it: llama.cpp's own library, called by a script (`llama_quantize.py`)."""
+    libraries = _folder() / "node_modules" / "@node-llama-cpp" / "linux-x64" / "bins" / "linux-x64"
+    program = folder / "llama-quantize"
+    script = Path(__file__).with_name("llama_quantize.py")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "{libraries}" "$@"\n')
+    program.chmod(0o755)
     return folder
 
 

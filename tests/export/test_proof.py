@@ -49,6 +49,26 @@ def test_what_is_said(shift: float, allowed: float | None, worse: bool, told: st
     assert bool(found.worse) == worse and told in found.sentence("as exported"), found.sentence("as exported")
 
 
+@pytest.mark.parametrize(
+    ("shift", "worse", "told"),
+    [
+        (0.0, False, "answers identical."),
+        (
+            0.05,
+            False,
+            "q4_k_m is lossy, so some difference is expected: here the loss is higher by +0.050 [+0.050, +0.050].",
+        ),
+        (0.2, True, "q4_k_m costs this model much (loss +0.200 [+0.200, +0.200]): take a larger type."),
+    ],
+)
+def test_a_lossy_file_may_differ(shift: float, worse: bool, told: str, asked: Asked, tmp_path: Any) -> None:
+    """Even by more than the interval of an evaluation, which is made for the same model in another format."""
+    kept = Kept(tmp_path / "kept", 20, WIDTH)
+    one, two = readings([1.0] * 20), readings([1.0 + shift] * 20)
+    found = proof.compared(asked, one, two, 0.0, kept, 0.01, "float32 on cpu", "q4_k_m")
+    assert bool(found.worse) == worse and found.sentence("as exported").endswith(told)
+
+
 def test_kl_is_that_of_the_distributions(tmp_path: Any) -> None:
     """Against torch's own, within what fp16 keeps; of the first tokens alone."""
     torch.manual_seed(0)
