@@ -28,7 +28,7 @@ from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.protocol import Answer
-from qlora_gui.models import attention, context, rope, text_part
+from qlora_gui.models import attention, context, text_part
 from qlora_gui.models import base as bases
 from qlora_gui.models import device as devices
 from qlora_gui.system import files
@@ -377,11 +377,9 @@ def loaded(folder: Path, tokenizer: Any, say: Say, gguf: tuple[Path, Path] | Non
         config.quantization_config = None
         if any(part.name == "output.weight" for part in GGUFReader(gguf[0]).tensors):  # a head that the adapter trained
             config.tie_word_embeddings = False
-    model = auto.from_pretrained(str(folder), config=config, dtype=dtype, device_map={"": device}, **named).eval()
-    text_part.drop_the_rest(model)
-    if model.base_model is model and hasattr(model, "model"):
-        model.base_model_prefix = "model"
-    rope.forget_rows(model)
+    model = bases.settled(
+        auto.from_pretrained(str(folder), config=config, dtype=dtype, device_map={"": device}, **named)
+    )
     if device.type != "cpu":  # as in Compare
         attention.install(model, "auto")
     model.generation_config = GenerationConfig()

@@ -22,7 +22,7 @@ MOST_TOKENIZER = 128 << 20  # bytes; Gemma 3's has 33 million
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it alarms about a kernel nobody needs
 
 
-__all__ = ["Base", "fingerprint", "load_model", "load_tokenizer", "locate"]
+__all__ = ["Base", "fingerprint", "load_model", "load_tokenizer", "locate", "settled"]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers.utils import logging as chatter
 
-    from qlora_gui.models import attention, quantized_cache, rope, supported
+    from qlora_gui.models import attention, quantized_cache, supported
     from qlora_gui.models import device as devices
 
     chatter.disable_progress_bar()
@@ -191,6 +191,14 @@ def load_model(
             # An eval-mode forward on a CPU with AVX512-BF16 repacks the weights in place, and later training steps
             # silently get wrong gradients from them.
             module.support_avx512bf16_for_cpu = False
+    return settled(model)
+
+
+def settled(model: Any) -> Any:
+    """A model as all that reads rows with it expects it, in whatever way it was loaded: its text part alone, in eval mode."""
+    from qlora_gui.models import rope, text_part
+
+    text_part.drop_the_rest(model)
     if model.base_model is model and hasattr(model, "model"):  # Mllama's prefix names nothing
         model.base_model_prefix = "model"
     rope.forget_rows(model)
