@@ -29,9 +29,11 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "dora and head": ({"use_dora": True, "modules_to_save": ["lm_head"]}, "it uses DoRA and it replaces whole modules"),
 }
 
+_CHANGED = ("lora_magnitude_vector", "modules_to_save", "trainable_tokens_delta")
+
 
 def made_adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
-    """A PEFT adapter as from elsewhere: random LoRA weights, and random changes where biases are trained."""
+    """A PEFT adapter as from elsewhere: random LoRA weights, and random changes to whatever else is trained."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
     model = get_peft_model(model, LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **config))
@@ -39,6 +41,8 @@ def made_adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter.requires_grad and any(part in name for part in _CHANGED):
+                parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
     model.peft_config["default"].init_lora_weights = True
     model.save_pretrained(folder)
     return folder

@@ -289,7 +289,7 @@ def compared(
         mean_two,
         difference.low if difference else None,
         difference.high if difference else None,
-        kl / max(sum(kept.counts), 1),
+        max(kl / max(sum(kept.counts), 1), 0.0),  # below by rounding: what is kept is in fp16
         len(same),
         len(numbers) if asked.new_tokens else 0,
         worse,
