@@ -268,6 +268,8 @@ BYTES = st.sampled_from(["header", "cut", "noise", "none", "pickle", "folder", "
                 "alpha_pattern",
                 "use_dora",
                 "modules_to_save",
+                "trainable_token_indices",
+                "ensure_weight_tying",
                 "base_model_name_or_path",
                 "layers_to_transform",
                 "use_rslora",
