@@ -17,6 +17,7 @@ from typing import Any
 import bitsandbytes as bnb
 import filelock
 import torch
+from transformers.utils import logging as chatter
 
 from qlora_gui import locks
 from qlora_gui.data.chat import Chat
@@ -67,6 +68,7 @@ def export(
 
     Returns what lies in the new folder. Raises UserError.
     """
+    chatter.disable_progress_bar()
     folder = folder.absolute()
     out = job.folder_of(Run(folder), settings).absolute()
     with locks.reading([folder], "an export"), _aside(out) as part:
@@ -82,9 +84,9 @@ def export(
         _check_base(adapter, located, chosen=base is not None)
         chat = _chat(adapter, located)
         work = _Work(part, folder, located, adapter, chat, settings, arguments, say, progress, prompts[: settings.rows])
-        _KINDS[settings.kind](work)
+        remark = _KINDS[settings.kind](work)
         say("Comparing with the trained model")
-        _record(work, _proof(work))
+        _record(work, _proof(work), remark)
     result = job.read(out)
     assert result is not None
     say(result.proof)
@@ -188,10 +190,10 @@ class _Work:
         return {"name": self.adapter.name, "base": self.located.name, "loras": " ".join(self.adapter.loras)}
 
 
-def _merged(work: _Work) -> None:
-    """The merged weights and all that lies beside them but the card."""
+def _merged(work: _Work) -> str:
+    """The merged weights and all that lies beside them but the card. Returns a remark for the card, as the other kinds do."""
     dtype = merge.DTYPES[work.settings.dtype]
-    packed, untied = _packed(work), False
+    packed, untied, remark = _packed(work), False, ""
     try:
         merged = merge.plan(work.base, work.adapter, dtype, packed)
         _check_room(work.part, merged.bytes)
@@ -201,18 +203,24 @@ def _merged(work: _Work) -> None:
     except merge.NotPlain as why:
         if packed:
             raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
-        untied = _merged_by_peft(work, str(why), work.part, dtype)
+        remark = _by_peft(why)
+        untied = _merged_by_peft(work, remark, work.part, dtype)
     companions.fill(work.part, work.located, work.chat, str(dtype).removeprefix("torch."), untied)
+    return remark
 
 
-def _merged_by_peft(work: _Work, why: str, out: Path, dtype: torch.dtype, beside: float = 0) -> bool:
+def _by_peft(why: merge.NotPlain) -> str:
+    return f"Merged by PEFT on the whole base, as {why}."
+
+
+def _merged_by_peft(work: _Work, what: str, out: Path, dtype: torch.dtype, beside: float = 0) -> bool:
     """PEFT's merge in `out`; `beside` is what else is written, as a share of it. Returns whether the head is untied now."""
-    work.say(f"Merging with PEFT on the whole base, because {why}")
+    work.say(what.replace("Merged", "Merging", 1))
     _check_room(work.part, int((1 + beside) * peft_merge.size(work.base, work.folder)))
     return peft_merge.merge(work.base, work.adapter, out, dtype)
 
 
-def _gguf(work: _Work) -> None:
+def _gguf(work: _Work) -> str:
     """The merged model as one GGUF file, and a Modelfile for Ollama."""
     tokenizer = work.part / ".tokenizer"
     work.chat.tokenizer.chat_template = work.chat.template
@@ -220,17 +228,19 @@ def _gguf(work: _Work) -> None:
     gguf_file.check(work.base, tokenizer)
     quantized = work.settings.type in job.K_QUANTS
     base, packed = work.base, _packed(work)
+    remarks: list[str] = []
     try:
         merged = merge.plan(base, work.adapter, torch.float32, packed)
     except merge.NotPlain as why:
         if packed:
             raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
         base = work.part / ".merged"
-        _merged_by_peft(work, str(why), base, torch.bfloat16, beside=1.6)
+        remarks.append(_by_peft(why))
+        _merged_by_peft(work, remarks[-1], base, torch.bfloat16, beside=1.6)
         merged = merge.plan(base, replace(work.adapter, loras={}, biases={}, beyond=Beyond()), torch.float32)
     shares = {"f16": 1 / 2, "bf16": 1 / 2, "q8_0": 1 / 3}  # of the weights in fp32
     _check_room(work.part, int(merged.bytes * shares.get(work.settings.type, 1 / 2 + 1 / 3)))  # of K-quants both files
-    work.say(_merging(work.adapter))
+    work.say(_merging(work.adapter) if base == work.base else "Writing the GGUF file")
     done = 0
 
     def wrote(count: int) -> None:
@@ -247,18 +257,19 @@ def _gguf(work: _Work) -> None:
         shutil.rmtree(base)
     if quantized:
         work.say(f"Quantizing with {quantize.PROGRAM}")
-        if remark := quantize.run(whole, work.file, work.settings.type, work.progress):
-            work.say(remark)
+        remarks.append(quantize.run(whole, work.file, work.settings.type, work.progress))
         whole.unlink()
     (work.part / "Modelfile").write_text(modelfile.of_model(work.file.name, work.chat), encoding="utf-8")
+    return " ".join(filter(None, remarks))
 
 
-def _gguf_lora(work: _Work) -> None:
+def _gguf_lora(work: _Work) -> str:
     """The adapter alone as a GGUF file, and a Modelfile that puts it on a base."""
     work.say(f"Writing {len(work.adapter.loras)} LoRA pairs")
     gguf_file.write_adapter(work.file, work.base, work.adapter, work.about)
     text = modelfile.of_adapter(work.file.name, work.chat, work.located.name)
     (work.part / "Modelfile").write_text(text, encoding="utf-8")
+    return ""
 
 
 _KINDS = {"merged": _merged, "gguf": _gguf, "gguf-lora": _gguf_lora}
@@ -364,10 +375,10 @@ def _allowed(run: Run) -> float | None:
     return known.loss.high - known.loss.difference if known else None
 
 
-def _record(work: _Work, found: Proof | str) -> None:
+def _record(work: _Work, found: Proof | str, remark: str) -> None:
     """The card, and last of all the record, which says that the folder is whole."""
     settings, adapter, located, run = work.settings, work.adapter, work.located, Run(work.folder)
-    sentence = found if isinstance(found, str) else found.sentence("as exported")
+    sentence = " ".join(filter(None, (found if isinstance(found, str) else found.sentence("as exported"), remark)))
     evals = run.history().all(Eval)
     losses = "\n".join(f"| {event.step} | {loss_of(event)} |" for event in evals)
     losses = (

@@ -85,7 +85,12 @@ def test_an_export_says_how_it_was_made(llama: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=told):
             export(adapter, out=out, **settings)
-    assert "Merging with PEFT on the whole base, because it uses DoRA and it replaces" in export(adapter, out=out)
+    assert "Merging by PEFT on the whole base, as it uses DoRA and it replaces" in export(adapter, out=out)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "Merged by PEFT on the whole base, as it uses DoRA and it replaces whole modules (modules_to_save: lm_head)."
+        in card
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False and config["dtype"] == "bfloat16" and job.read(tmp_path / "out")
 
