@@ -1,6 +1,7 @@
 """Merging by PEFT itself, on the whole base in 16 bits: for adapters that are no sum with single tensors of the base's files."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def merge(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype) -> bool:
     try:
         wrapped = peft_lane.wrapped(model, adapter.folder)
         before = _logits(wrapped) if checked else torch.ones(1)
-        merged = wrapped.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings(record=True):  # that the head is untied now is said by whoever asked
+            merged = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         if devices.ran_out(error):
             raise

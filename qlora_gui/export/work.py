@@ -203,21 +203,18 @@ def _merged(work: _Work) -> str:
     except merge.NotPlain as why:
         if packed:
             raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
-        remark = _by_peft(why)
-        untied = _merged_by_peft(work, remark, work.part, dtype)
+        untied, remark = _merged_by_peft(work, str(why), work.part, dtype)
     companions.fill(work.part, work.located, work.chat, str(dtype).removeprefix("torch."), untied)
     return remark
 
 
-def _by_peft(why: merge.NotPlain) -> str:
-    return f"Merged by PEFT on the whole base, as {why}."
-
-
-def _merged_by_peft(work: _Work, what: str, out: Path, dtype: torch.dtype, beside: float = 0) -> bool:
-    """PEFT's merge in `out`; `beside` is what else is written, as a share of it. Returns whether the head is untied now."""
-    work.say(what.replace("Merged", "Merging", 1))
+def _merged_by_peft(work: _Work, why: str, out: Path, dtype: torch.dtype, beside: float = 0) -> tuple[bool, str]:
+    """PEFT's merge in `out`; `beside` is what else is written, as a share of it. Returns whether the head is untied now, and a remark."""
+    work.say(f"Merging by PEFT on the whole base, as {why}")
     _check_room(work.part, int((1 + beside) * peft_merge.size(work.base, work.folder)))
-    return peft_merge.merge(work.base, work.adapter, out, dtype)
+    untied = peft_merge.merge(work.base, work.adapter, out, dtype)
+    own = " Head and embedding shared weights, and have their own now." * untied
+    return untied, f"Merged by PEFT on the whole base, as {why}.{own}"
 
 
 def _gguf(work: _Work) -> str:
@@ -235,8 +232,7 @@ def _gguf(work: _Work) -> str:
         if packed:
             raise UserError(f"This adapter cannot be merged onto the trained weights: {why}.") from None
         base = work.part / ".merged"
-        remarks.append(_by_peft(why))
-        _merged_by_peft(work, remarks[-1], base, torch.bfloat16, beside=1.6)
+        remarks.append(_merged_by_peft(work, str(why), base, torch.bfloat16, beside=1.6)[1])
         merged = merge.plan(base, replace(work.adapter, loras={}, biases={}, beyond=Beyond()), torch.float32)
     shares = {"f16": 1 / 2, "bf16": 1 / 2, "q8_0": 1 / 3}  # of the weights in fp32
     _check_room(work.part, int(merged.bytes * shares.get(work.settings.type, 1 / 2 + 1 / 3)))  # of K-quants both files

@@ -91,6 +91,7 @@ def test_an_export_says_how_it_was_made(llama: Path, tmp_path: Path) -> None:
         "Merged by PEFT on the whole base, as it uses DoRA and it replaces whole modules (modules_to_save: lm_head)."
         in card
     )
+    assert "Head and embedding shared weights, and have their own now." in card
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False and config["dtype"] == "bfloat16" and job.read(tmp_path / "out")
 
