@@ -21,6 +21,8 @@ from qlora_gui.errors import UserError
 from qlora_gui.system import files
 
 PROBE_SECONDS = 4.0
+WENT_OFFLINE = "QLORA_GUI_WENT_OFFLINE"  # set where this program, and not its user, has set HF_HUB_OFFLINE
+_MOST_ANSWER = 4 << 20  # bytes
 Answer = TypeVar("Answer")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_ID = 193  # twice 96 and a slash
@@ -63,14 +65,32 @@ def looks_like_id(name: str) -> bool:
 @lru_cache(maxsize=1)
 def answers() -> bool:
     """Whether the hub answers at all, checked once per process and within `PROBE_SECONDS`."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+    if _offline_is_set():
         return False
     return _status(endpoint()) is not None
+
+
+def _offline_is_set() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+
+
+def offline_is_wanted() -> bool:
+    """Whether the user has set HF_HUB_OFFLINE, and not this program because the hub did not answer once."""
+    return _offline_is_set() and WENT_OFFLINE not in os.environ
+
+
+def try_again() -> None:
+    """Forget that the hub did not answer once; call before huggingface_hub is imported, which reads HF_HUB_OFFLINE then."""
+    if os.environ.pop(WENT_OFFLINE, None):
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        os.environ.pop("HF_DATASETS_OFFLINE", None)
 
 
 def go_offline_if_unreachable() -> None:
     """Let the libraries use their cache at once instead of retrying; call before importing them."""
     if not answers():
+        if not _offline_is_set():
+            os.environ[WENT_OFFLINE] = "1"
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -146,6 +166,36 @@ def fetch_json(name: str, file: str, revision: str = "") -> dict[str, Any] | Non
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def ask(path: str, token: str) -> tuple[int, dict[str, Any]] | None:
+    """The status and the JSON object with which the hub's API answers a GET; None when it does not answer in time."""
+
+    def go() -> tuple[int, dict[str, Any]]:
+        try:
+            with _open(_request(endpoint() + path, "GET", token)) as reply:
+                status, body = int(reply.status), reply.read(_MOST_ANSWER)
+        except urllib.error.HTTPError as error:
+            return error.code, {}
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            value = None
+        return status, value if isinstance(value, dict) else {}
+
+    return _briefly(go)
+
+
+def login_token() -> str:
+    """The token of the environment or of the cached login; "" where nobody is logged in, or it cannot be had soon."""
+
+    def find() -> str:
+        try:
+            return _token() or ""
+        except Exception:  # the library's way of saying that a login has expired, or cannot be renewed
+            return ""
+
+    return _briefly(find) or ""
 
 
 def _token() -> str | None:

@@ -29,7 +29,7 @@ _MARKING_SECONDS = 10.0
 STARTING = ".start.lock"
 _READER = ".reading-"
 _MOST_CLAIM = 4096  # bytes
-READERS = ("an evaluation", "an export", "Compare, which is loading it")
+READERS = ("an evaluation", "an export", "a push to the hub", "Compare, which is loading it")
 
 
 class Lock:

@@ -1,5 +1,7 @@
 """Adapters and run folders as others make them, and a base loaded alone to hold them against."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,27 @@ def made_adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
     model.peft_config["default"].init_lora_weights = True
     model.save_pretrained(folder)
     return folder
+
+
+def made_to_push(base: Path, folder: Path) -> Path:
+    """An adapter as from elsewhere with its tokenizer, and with what a run's folder has besides, rows of its data among it."""
+    made_adapter(base, folder, 1, r=4, target_modules=["q_proj"])
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(base / name, folder / name)
+    for name in ("events.jsonl", "train.log", "evaluation.json", "optimizer.pt", ".lock", "votes.jsonl"):
+        (folder / name).write_text("the secret row of a customer")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "adapter_model.safetensors").write_text("not this one")
+    return folder
+
+
+def finished_run(adapter: Path, folder: Path) -> Run:
+    """A run that has finished, with a copy of this adapter."""
+    run = Run(Path(shutil.copytree(adapter, folder)))
+    (run.path / "run.json").write_text(json.dumps({"schema": 1, "config": make(TINY).model_dump()}))
+    run.events_file.unlink()
+    EventLog(run.events_file).append("finished")
+    return run
 
 
 def made_run(store: RunStore, llama: Path, name: str) -> Run:

@@ -32,12 +32,25 @@ def run(
     """Export in a child process, which it follows. Returns 0, or 1 where the exported model is worse. Raises UserError."""
     asked: dict[str, Any] = {"settings": asdict(settings), "adapter": str(adapter.absolute())}
     asked |= {"base": base, "revision": revision, "prompts": list(prompts)}
-    command = [sys.executable, "-m", job.MODULE, "--lines"]
+    code, _ = follow(job.MODULE, asked)
+    made = job.read(Path(settings.out)) if code == 0 else None
+    if made is None:
+        raise UserError(f"The export ended without an error message (exit code {code}): see what is written above.")
+    print(f"{made.proof}\n{amount(made.bytes)} in {made.folder}", flush=True)
+    return int(made.worse)
+
+
+def follow(module: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Let a child do what it is asked on its stdin, and show what it says and how far it is.
+
+    Returns its exit code and its last event. Raises UserError where it says what was wrong.
+    """
+    command = [sys.executable, "-m", module, "--lines"]
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=child_environment()
     )
     assert child.stdin and child.stdout
-    error = ""
+    error, event = "", {}
     try:
         child.stdin.write(json.dumps(asked))
         child.stdin.close()
@@ -55,11 +68,7 @@ def run(
         code = _ended(child)
     if error:
         raise UserError(error)
-    made = job.read(Path(settings.out)) if code == 0 else None
-    if made is None:
-        raise UserError(f"The export ended without an error message (exit code {code}): see what is written above.")
-    print(f"{made.proof}\n{amount(made.bytes)} in {made.folder}", flush=True)
-    return int(made.worse)
+    return code, event
 
 
 def conversations(file: Path | None, settings: dict[str, Any]) -> list[Conversation]:

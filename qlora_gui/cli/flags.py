@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from qlora_gui import config as configs
 from qlora_gui.errors import UserError
 from qlora_gui.export import job as export
+from qlora_gui.export import push_job
 from qlora_gui.inference.sampling import Decoding
 
 _GIVEN = argparse.SUPPRESS  # only flags that were given appear, so that presets and files keep their say
@@ -273,8 +274,18 @@ def _export(parser: Any) -> None:
     group = parser.add_argument_group("export")
     group.add_argument(
         "--to",
-        choices=get_args(export.Kind),
-        help="what to make: the adapter merged into its base, the same as a GGUF file, or the adapter alone as one",
+        choices=(*get_args(export.Kind), push_job.ADAPTER),
+        help="what to make: the adapter merged into its base, the same as a GGUF file, or the adapter alone as one; with "
+        "--push also adapter: its folder as it is",
+    )
+    group.add_argument(
+        "--push", metavar="USER/NAME", help="push it to this repository on the Hugging Face Hub, a private one"
+    )
+    group.add_argument("--public", action="store_true", help="with --push: make the repository a public one")
+    group.add_argument(
+        "--push-existing",
+        action="store_true",
+        help="with --push: also into a repository that has files, without asking",
     )
     group.add_argument(
         "--type", choices=get_args(export.Type), default="f16", help="number format of a GGUF file (default: f16)"
@@ -356,7 +367,7 @@ VERBS = {
         ),
     ),
     "export": Verb(
-        "merge an adapter into its base, and show that it is still the same model",
+        "merge an adapter into its base, show that it is still the same model, and push it to the hub",
         (
             _adapters,
             _out,

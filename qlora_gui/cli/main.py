@@ -11,7 +11,9 @@ from qlora_gui import config as configs
 from qlora_gui import hardware
 from qlora_gui.cli import flags
 from qlora_gui.errors import UserError
+from qlora_gui.export.job import Settings as ExportSettings
 from qlora_gui.formatting import amount
+from qlora_gui.inference.protocol import Conversation
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.references import ModelRef
 from qlora_gui.runs import gpus
@@ -168,21 +170,48 @@ def _export(arguments: argparse.Namespace, store: RunStore) -> int:
 
     if not arguments.adapters or len(arguments.adapters) > 1:
         raise UserError(f"{arguments.called} needs --adapters with one adapter: see {flags.program()} --help.")
-    for name in ("to", "out"):
+    if idle := [name for name in ("public", "push_existing") if getattr(arguments, name) and not arguments.push]:
+        raise UserError(f"{flags.flag(idle[0])} says how it is pushed: name the repository with --push.")
+    for name in ("to", "out") if arguments.to != "adapter" else ():
         if not getattr(arguments, name):
             raise UserError(f"{arguments.called} needs --{name}: see {flags.program()} --help.")
+    adapter = _adapters(arguments, store)[0]
+    if arguments.push or arguments.to == "adapter":
+        return _push(arguments, adapter)
+    settings, prompts = _export_settings(arguments)
+    return export.run(adapter, settings, arguments.base, _revision(arguments), prompts)
+
+
+def _push(arguments: argparse.Namespace, adapter: Path) -> int:
+    from qlora_gui.cli import push
+
+    existing = arguments.push_existing
+    if arguments.to != "adapter":
+        settings, prompts = _export_settings(arguments)
+        asked = push.Asked(arguments.push, arguments.public, existing)
+        return push.export_and_push(adapter, settings, asked, arguments.base, _revision(arguments), prompts)
+    if not arguments.push:
+        raise UserError(f"There is nothing to make: the adapter lies in '{adapter}'. Name a repository with --push.")
+    if arguments.out:
+        raise UserError("--to adapter makes no folder, and pushes the adapter's own: leave out --out.")
+    return push.push(adapter, "", push.Asked(arguments.push, arguments.public, existing))
+
+
+def _revision(arguments: argparse.Namespace) -> str:
+    return str(getattr(arguments, "revision", ""))
+
+
+def _export_settings(arguments: argparse.Namespace) -> tuple[ExportSettings, list[Conversation]]:
+    """What is exported, and the prompts to compare on."""
+    from qlora_gui.cli import export
+
     asked = {"rows": arguments.rows, "max_new_tokens": _whole(arguments, "max_new_tokens")}
     given = {name: value for name, value in asked.items() if value is not None} | {"kind": arguments.to}
     prompts = export.conversations(arguments.prompts, given)
-    settings = export.Settings(
-        dtype=arguments.dtype,
-        onto=arguments.onto,
-        type=arguments.type,
-        out=str(arguments.out),
-        **given,
+    settings = ExportSettings(
+        dtype=arguments.dtype, onto=arguments.onto, type=arguments.type, out=str(arguments.out), **given
     )
-    adapter = _adapters(arguments, store)[0]
-    return export.run(adapter, settings, arguments.base, getattr(arguments, "revision", ""), prompts)
+    return settings, prompts
 
 
 def _serve(arguments: argparse.Namespace, store: RunStore) -> int:

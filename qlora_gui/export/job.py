@@ -1,5 +1,6 @@
 """An export: what is asked for, started as a child process (`runs.child_job`), and what came of it."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -108,3 +109,29 @@ def words(settings: Settings) -> Sequence[str]:
     number = {"merged": ["--dtype", settings.dtype], "gguf": ["--type", settings.type], "gguf-lora": []}[settings.kind]
     onto = ["--onto", settings.onto] if settings.onto != "base" else []
     return ["--to", settings.kind, *number, *onto]
+
+
+def is_export_of(folder: Path, adapter: Path, settings: Settings, base: str | None = None) -> bool:
+    """Whether a folder is a whole export of these weights of an adapter, with the same settings but for its proof.
+
+    `base` is the one named, None for the adapter's own.
+    """
+    try:
+        record = json.loads(plain_files.read_text(folder / RECORD))
+        known = record["adapter"]["sha256"], record["asked"], base or record["base"]["name"]
+        own = record["base"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return bool(known == (_sha256(adapter / "adapter_model.safetensors"), " ".join(words(settings)), own))
+
+
+def _sha256(file: Path) -> str:
+    """The SHA-256 of a file; "" where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with plain_files.open_to_read(file) as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()

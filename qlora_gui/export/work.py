@@ -187,7 +187,12 @@ class _Work:
     @property
     def about(self) -> dict[str, str]:
         """Names, for a GGUF file."""
-        return {"name": self.adapter.name, "base": self.located.name, "loras": " ".join(self.adapter.loras)}
+        return {"name": self.adapter.name, "base": self.base_name, "loras": " ".join(self.adapter.loras)}
+
+    @property
+    def base_name(self) -> str:
+        """The base as what leaves this machine calls it: a folder without the path to it."""
+        return self.located.name if self.located.revision else Path(self.located.name).name
 
 
 def _merged(work: _Work) -> str:
@@ -263,7 +268,7 @@ def _gguf_lora(work: _Work) -> str:
     """The adapter alone as a GGUF file, and a Modelfile that puts it on a base."""
     work.say(f"Writing {len(work.adapter.loras)} LoRA pairs")
     gguf_file.write_adapter(work.file, work.base, work.adapter, work.about)
-    text = modelfile.of_adapter(work.file.name, work.chat, work.located.name)
+    text = modelfile.of_adapter(work.file.name, work.chat, work.base_name)
     (work.part / "Modelfile").write_text(text, encoding="utf-8")
     return ""
 
@@ -385,7 +390,7 @@ def _record(work: _Work, found: Proof | str, remark: str) -> None:
     origin = companions.Origin(
         adapter.name,
         adapter.sha256,
-        located.name,
+        work.base_name,
         located.revision,
         located.fingerprint,
         settings.onto,

@@ -1,6 +1,6 @@
 """Work on a finished run in a child process: started, followed, and its end known, by files in the run's folder alone.
 
-An evaluation, an export. It outlives the page that began it.
+An evaluation, an export, a push to the hub. It outlives the page that began it.
 """
 
 import json
@@ -56,8 +56,11 @@ class ChildJob:
         """Held while a job of this kind that was started from this run is alive."""
         return locks.Lock(folder / self.lock_file)
 
-    def start(self, runs: Sequence[Run], settings: dict[str, Any]) -> None:
-        """Begin in a child, whose progress is in the first run's folder. Raises UserError where it cannot, or ended at once."""
+    def start(self, runs: Sequence[Run], settings: dict[str, Any], secret: str = "") -> None:
+        """Begin in a child, whose progress is in the first run's folder; it reads `secret` on its stdin.
+
+        Raises UserError where it cannot, or ended at once.
+        """
         what = f"{self.what[0].upper()}{self.what[1:]}"
         for run in runs:
             if not run.has_adapter():
@@ -73,7 +76,7 @@ class ChildJob:
                 "stage", text="Starting"
             )  # a full disk is reported here, not later
             words = [json.dumps(settings), *(str(run.path) for run in runs)]
-            child = detached([sys.executable, "-m", self.module, *words], log)
+            child = detached([sys.executable, "-m", self.module, *words], log, secret=secret)
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and not self._is_locked(first.path):
             if child.poll() is not None:

@@ -1,5 +1,6 @@
 """Start, stop and find the child process that trains a run. It outlives the process that started it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -154,16 +155,24 @@ def _refuse_strangers(named: str, run: Run) -> None:
         )
 
 
-def detached(command: Sequence[str], log: IO[bytes], more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a child that outlives this process, with `more` variables; its output goes into `log`."""
+def detached(
+    command: Sequence[str], log: IO[bytes], more: Mapping[str, str] | None = None, secret: str = ""
+) -> subprocess.Popen[bytes]:
+    """Start a child that outlives this process, with `more` variables; its output goes into `log`.
+
+    A `secret` is all that it reads on its stdin: no file, process list or child of its own has it.
+    """
     child = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if secret else subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=child_environment() | dict(more or {}),
         **processes.apart(),  # a Ctrl+C or a closed terminal is for the parent
     )
+    if child.stdin:
+        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:  # it has ended already, as its caller will see
+            pipe.write(secret.encode())
     threading.Thread(target=child.wait, daemon=True).start()  # else it stays a zombie for as long as we live
     return child
 

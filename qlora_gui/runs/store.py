@@ -42,6 +42,7 @@ SCHEMA = 1
 YOUNG_SECONDS = 30.0
 EVALUATION_LOCK = ".evaluate.lock"  # held while an evaluation lives that was begun from the run
 EXPORT_LOCK = ".export.lock"  # and an export
+PUSH_LOCK = ".push.lock"  # and a push to the hub
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 _GONE = ".deleted-"
 _PATIENCE_SECONDS = 10.0  # for a start that is under way
@@ -367,7 +368,7 @@ class RunStore:
             raise UserError(f"The run '{run.id}' cannot be deleted: {error.strerror or error}.") from None
 
     def _check_unread(self, run: Run) -> None:
-        begun = {"an evaluation": EVALUATION_LOCK, "an export": EXPORT_LOCK}
+        begun = {"an evaluation": EVALUATION_LOCK, "an export": EXPORT_LOCK, "a push to the hub": PUSH_LOCK}
         held = [what for what, lock in begun.items() if locks.is_held(run.path / lock)]
         if readers := [*locks.readers(run.path), *held]:
             raise UserError(f"The run '{run.id}' is being read by {readers[0]}: delete it when that is done.")

@@ -36,7 +36,7 @@ class Site:
     cache: Path
 
 
-_PAGE = (
+PAGE = (
     "import sys; from qlora_gui.runs.store import RunStore; from qlora_gui.ui.app import launch_page; "
     "from qlora_gui.serving.address import Address; launch_page(RunStore(sys.argv[1]), Address())"
 )
@@ -44,7 +44,7 @@ _PAGE = (
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    yield from served(tmp_path_factory.mktemp("page"), ["-c", _PAGE])
+    yield from served(tmp_path_factory.mktemp("page"), ["-c", PAGE])
 
 
 def served(folder: Path, how: list[str]) -> Iterator[Site]:

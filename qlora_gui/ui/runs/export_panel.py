@@ -1,4 +1,4 @@
-"""Take along: a finished run's model as a merged folder or a GGUF file, and whether it is still the model that was evaluated."""
+"""Take along: a finished run's model as a merged folder or a GGUF file, and whether it is still the one that was evaluated."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from qlora_gui.runs.child_job import State
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import actions
 from qlora_gui.ui.rendering import html
+from qlora_gui.ui.runs import hub_panel
 from qlora_gui.ui.theme import RAW
 
 _KINDS = [
@@ -55,20 +56,23 @@ class ExportPanel:
                 "Export", variant="primary", elem_id="export-start", size="sm", scale=0, min_width=110
             )
             self.status = gr.HTML(elem_id="export-status")
+            self.hub = hub_panel.HubPanel(store)
 
     @property
     def outputs(self) -> list[Any]:
         """What `updates` may change."""
-        return [self.box, self.begin, self.status]
+        return [self.box, self.begin, self.status, *self.hub.outputs]
 
     def updates(self, run: Run | None, working: State, made: list[job.Made]) -> dict[Any, Any]:
         """Show what can be exported of the one chosen run, and what was."""
         if run is None or not run.has_adapter():
-            return {self.box: gr.update(visible=False), self.begin: gr.skip(), self.status: ""}
+            nothing = dict.fromkeys(self.hub.outputs, gr.skip())
+            return {self.box: gr.update(visible=False), self.begin: gr.skip(), self.status: "", **nothing}
         return {
             self.box: gr.update(visible=True),
             self.begin: gr.update(interactive=not working.running),
             self.status: status(working, made),
+            **self.hub.updates(run, made),
         }
 
     def wire(self, chosen: Any, detailing: dict[str, Any]) -> None:
@@ -76,6 +80,7 @@ class ExportPanel:
         self.kind.change(self.choose, self.kind, [self.dtype, self.type, self.onto], **RAW)
         asked = [chosen, self.kind, self.dtype, self.type, self.onto, self.base]
         self.begin.click(self.start, asked, None, **RAW).then(**detailing)
+        self.hub.wire(chosen, detailing)
 
     def choose(self, kind: str) -> list[Any]:
         """Show the choices that a kind has."""

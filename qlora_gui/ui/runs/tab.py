@@ -10,6 +10,7 @@ from qlora_gui.errors import UserError
 from qlora_gui.evaluation import job
 from qlora_gui.evaluation.results import Evaluation
 from qlora_gui.export import job as exports
+from qlora_gui.export import push_job as pushes
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.runs import elsewhere, queue
 from qlora_gui.runs.store import Run, RunStore
@@ -362,7 +363,8 @@ class RunsTab:
         log_sizes = [run.log_file.stat().st_size if run.log_file.exists() else 0 for run in runs]
         exporting = exports.state(runs[0]) if len(runs) == 1 else job.State(False)
         exported = exports.made(runs[0]) if len(runs) == 1 else []
-        now = repr((summaries, working, made, reading, log_sizes, exporting, exported))
+        pushed = (pushes.state(runs[0]), pushes.pushes(runs[0])) if len(runs) == 1 else ()
+        now = repr((summaries, working, made, reading, log_sizes, exporting, exported, pushed))
         if now == before:
             return gr.skip()
         live = len(summaries) == 1 and summaries[0].state in views.LIVE
