@@ -75,12 +75,12 @@ class ExportPanel:
             **self.hub.updates(run, made),
         }
 
-    def wire(self, chosen: Any, detailing: dict[str, Any]) -> None:
-        """Connect the events."""
+    def wire(self, chosen: Any, detailing: dict[str, Any], changed: Any) -> None:
+        """Connect the events; `changed` is the last of those that follow another choice."""
         self.kind.change(self.choose, self.kind, [self.dtype, self.type, self.onto], **RAW)
         asked = [chosen, self.kind, self.dtype, self.type, self.onto, self.base]
         self.begin.click(self.start, asked, None, **RAW).then(**detailing)
-        self.hub.wire(chosen, detailing)
+        self.hub.wire(chosen, detailing, changed)
 
     def choose(self, kind: str) -> list[Any]:
         """Show the choices that a kind has."""

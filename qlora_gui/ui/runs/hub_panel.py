@@ -72,8 +72,8 @@ class HubPanel:
             self.status: status(working, push_job.pushes(run)),
         }
 
-    def wire(self, chosen: Any, detailing: dict[str, Any]) -> None:
-        """Connect the events."""
+    def wire(self, chosen: Any, detailing: dict[str, Any], changed: Any) -> None:
+        """Connect the events; `changed` is the last of those that follow another choice."""
         for asked in (self.box.expand, self.whose.click):
             asked(self.who, self.token, self.account, **RAW)
         given = [chosen, self.what, self.repo, self.public, self.token]
@@ -81,7 +81,7 @@ class HubPanel:
         self.begin.click(self.press, given, asks, **RAW).then(**detailing)
         self.sure.click(self.press_again, [chosen, self.agreed, self.token], asks, **RAW).then(**detailing)
         self.keep.click(self.put_aside, None, asks, **RAW)
-        chosen.change(self.begin_anew, [chosen, self.shown], [*asks, self.what, self.shown], **RAW)
+        changed.then(self.begin_anew, [chosen, self.shown], [*asks, self.what, self.shown], **RAW)
 
     def who(self, typed: Any) -> str:
         """Whose account it would be; asked when the group is unfolded, or by a press."""

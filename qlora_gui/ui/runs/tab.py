@@ -239,19 +239,19 @@ class RunsTab:
         self._wire_table(detailing)
         self._wire_actions(refreshing, detailing)
         self._wire_delete(refreshing)
-        self.export.wire(self.chosen, detailing)
 
     def _wire_table(self, detailing: dict[str, Any]) -> None:
         looks, drawn_anew, bar = self._looks(), self._drawn_anew(), self.actions
         # "once", which is Gradio's own, drops a press that comes while the answer to the one before is still under way.
         self.table.sort(self.sort, looks, [self.order, *drawn_anew], trigger_mode="multiple", **RAW)
         self.table.select(self.toggle, self.chosen, self.chosen, trigger_mode="multiple", **RAW)
-        self.chosen.change(lambda *looks: self.redraw(*looks)[self.table], looks, self.table, **RAW)
         self.find.change(self.redraw, looks, drawn_anew, trigger_mode="always_last", **RAW)
         self.more_rows.click(self.show_more, looks, [self.most, *drawn_anew], **RAW)
-        self.chosen.change(**detailing)
+        # One listener and what follows it: with several, Gradio 6.31 sends changes without end while nothing changes.
+        changed = self.chosen.change(lambda *looks: self.redraw(*looks)[self.table], looks, self.table, **RAW)
         aside = [self.chosen, self.doomed], [bar.confirm, self.question.box]
-        self.chosen.change(self.put_aside, *aside, **_IN_TURN | RAW)
+        changed = changed.then(**detailing).then(self.put_aside, *aside, **_IN_TURN | RAW)
+        self.export.wire(self.chosen, detailing, changed)
 
     def _wire_actions(self, refreshing: dict[str, Any], detailing: dict[str, Any]) -> None:
         bar, store, chosen, link = self.actions, self._store, self.chosen, self._link
