@@ -15,7 +15,8 @@ _MOST = 12  # requests in that time: timers ask every 1.5 or 3 seconds
 
 
 @pytest.mark.parametrize(
-    ("tab", "shows"), [("runs", "#chosen"), ("compare", "#column-title-1"), ("train", "#live-head"), ("report", "#tabs")]
+    ("tab", "shows"),
+    [("runs", "#chosen"), ("compare", "#column-title-1"), ("train", "#live-head"), ("report", "#tabs")],
 )
 def test_an_open_run_is_not_asked_for_again_and_again(
     open_page: Any, site: Site, llama: Any, tab: str, shows: str
