@@ -12,7 +12,7 @@ from qlora_gui.inference.client import CompareClient, base_of
 from qlora_gui.inference.protocol import Load
 from qlora_gui.inference.sampling import MAX_ADAPTERS
 from qlora_gui.references import ModelRef
-from qlora_gui.runs import fetched
+from qlora_gui.runs import elsewhere, fetched
 from qlora_gui.runs.store import RunStore
 from qlora_gui.serving import vllm
 from qlora_gui.serving.address import Address
@@ -37,6 +37,8 @@ def models_of(store: RunStore, runs: Sequence[str], base: str | None, revision: 
     if base is not None and not adapters:
         ModelRef.find(base, revision).check()
         return Models(Load(base, revision), [base])
+    if whole := next((adapter for adapter in adapters if elsewhere.is_whole(adapter)), None):
+        raise UserError(f"'{whole}' is a whole model and no adapter: serve it by itself, with --base {whole}.")
     arguments = base_of(adapters, base, revision)
     names = [str(arguments["base_model"]), *(adapter.name for adapter in adapters)]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from gguf import GGUFReader
-from transformers import AutoConfig, GenerationConfig, GgufConfig
 
 from qlora_gui.data import tokenization
 from qlora_gui.data.chat import Chat
@@ -23,13 +20,12 @@ from qlora_gui.data.formats import Example
 from qlora_gui.errors import UserError, first_line
 from qlora_gui.evaluation import stats
 from qlora_gui.formatting import amount, counted
-from qlora_gui.inference import model_probe, score
+from qlora_gui.inference import score, whole_model
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.protocol import Answer
-from qlora_gui.models import attention, context, text_part
-from qlora_gui.models import base as bases
+from qlora_gui.models import context
 from qlora_gui.models import device as devices
 from qlora_gui.system import files
 
@@ -342,53 +338,12 @@ def asked_text(asked: Asked, number: int) -> str:
     return str(asked.chat.tokenizer.decode(row.input_ids[: score.answer_begins(row)]))
 
 
-def _numbers(folder: Path, gguf: Path | None) -> int:
-    """How many numbers a model's weights are."""
-    if gguf:
-        return sum(int(part.n_elements) for part in GGUFReader(gguf).tensors)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2
-
-
 @contextmanager
 def loaded(folder: Path, tokenizer: Any, say: Say, gguf: tuple[Path, Path] | None = None) -> Iterator[CleanBase]:
-    """The model in a merged folder; or in a GGUF file, as (file, folder of the base), read by transformers with code of its own.
-
-    Of a GGUF file the weights are read, and the base's config beside them: transformers' reader leaves out scaling of
-    positions. In 16 bits on a GPU that it fits into; on the CPU in fp32 if that fits, else as it is stored. Raises UserError
-    where it fits nowhere.
-    """
-    numbers = _numbers(folder, gguf[0] if gguf else None)
-    device = devices.pick()
-    if device.type != "cpu" and devices.free_memory(device) < 1.2 * 2 * numbers:
-        device = torch.device("cpu")
-    free = psutil.virtual_memory().available
-    copies = 2.2 if gguf else 1.2  # a GGUF file is unpacked into memory before the model takes it
-    if (gguf or device.type == "cpu") and free < copies * 2 * numbers:
-        raise UserError("the exported model does not fit into this machine's memory in 16 bits.")
-    config = AutoConfig.from_pretrained(str(gguf[1] if gguf else folder), trust_remote_code=False)
-    stored = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    dtype = torch.float32 if device.type == "cpu" and free > copies * 4 * numbers else stored
-    say("Loading the exported model")
-    auto = text_part.auto_class(config)
-    named: dict[str, Any] = {}
-    if gguf:
-        named = {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
-        config = config.get_text_config()
-        config.quantization_config = None
-        if any(part.name == "output.weight" for part in GGUFReader(gguf[0]).tensors):  # a head that the adapter trained
-            config.tie_word_embeddings = False
-    model = bases.settled(
-        auto.from_pretrained(str(folder), config=config, dtype=dtype, device_map={"": device}, **named)
-    )
-    if device.type != "cpu":  # as in Compare
-        attention.install(model, "auto")
-    model.generation_config = GenerationConfig()
-    located = bases.Base(folder.name, str(folder), None, "")
-    computed_in = f"{str(dtype).removeprefix('torch.')} on {device.type}"
-    quantization: Any = None
-    reading = model_probe.ask(model)
+    """The exported model, of a merged folder or of a GGUF file (`whole_model.load`). Raises UserError where it fits nowhere."""
+    model = whole_model.load(folder, tokenizer, "the exported model", say, gguf)
     try:
-        yield CleanBase(located, model, tokenizer, frozenset(), {"computed_in": computed_in}, quantization, reading)
+        yield model
     finally:
         del model
         gc.collect()

@@ -309,12 +309,15 @@ def _age(adapter: str) -> int:
 def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "") -> dict[str, Any]:
     """The base that adapters are compared on, as arguments of `CompareClient.columns`: the one named, or the first's own.
 
-    Raises UserError when that is not to be had, or a folder holds no adapter.
+    Whole models among them say nothing of a base. Raises UserError when that is not to be had, or a folder holds no adapter.
     """
-    arguments, *_ = [trained_on(adapter) for adapter in adapters]  # all are looked at
+    found = [trained_on(adapter) for adapter in adapters if not elsewhere.is_whole(adapter)]  # all are looked at
+    arguments: dict[str, Any] = found[0] if found else {"base_model": "", "revision": ""}
     if base is not None:
         arguments |= {"base_model": base, "revision": revision, "chosen": True}
     named = arguments["base_model"]
+    if not named and not found:
+        raise UserError(f"'{adapters[0]}' is a whole model, which is compared with a base that you name: {_NAME_IT}.")
     if not named:
         raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: {_NAME_IT}.")
     if base is None and base_names.is_elsewhere(named):

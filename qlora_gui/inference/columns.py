@@ -17,9 +17,10 @@ from qlora_gui.inference.adapter_file import Adapter, for_text, read, unknown_se
 from qlora_gui.inference.clean_base import CleanBase, Key
 from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
+from qlora_gui.inference.whole_model import WholeModel
 from qlora_gui.models import chats, text_part
 from qlora_gui.models import device as devices
-from qlora_gui.runs import fetched
+from qlora_gui.runs import elsewhere, fetched
 
 Say = Callable[[str], None]
 
@@ -32,18 +33,23 @@ class Columns:
         self.base: CleanBase | None = None
         self.adapters: list[Adapter] = []
         self.multi_lora: MultiLora | None = None
+        self.wholes: dict[int, WholeModel] = {}  # by column
+        self._again: Callable[[Say], object] | None = None  # loads what was loaded last
         self._chats: dict[tuple[str, bool | None, bool], Chat] = {}
 
     def load(self, key: Key, folders: Sequence[Path], say: Say, chosen: bool = False) -> list[dict[str, Any]]:
         """Make the columns ready; a base that is loaded already stays. Returns one proof per column, the base's first.
 
+        Folders are adapters of the base, or whole models of their own, which are loaded when they are first asked.
         `chosen` says that a person named the base, so that it may differ from the base that the adapters name.
         Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
         """
-        self.adapters, self.multi_lora = [], None
+        self.adapters, self.multi_lora, self.wholes = [], None, {}
         if len(folders) > MAX_ADAPTERS:
             raise UserError(f"{len(folders)} adapters are too many to compare at once: choose {MAX_ADAPTERS} at most.")
-        adapters = [read(folder) for folder in folders]  # before the base: reading is quick, and may refuse
+        # before the base: reading is quick, and may refuse
+        wholes = {place: WholeModel(folder) for place, folder in enumerate(folders, 1) if elsewhere.is_whole(folder)}
+        adapters = [read(folder) for place, folder in enumerate(folders, 1) if place not in wholes]
         if self.key != key or self.base is None:
             self.base = self.key = None
             self._chats.clear()
@@ -60,9 +66,13 @@ class Columns:
             say(f"Testing {adapter.name} against PEFT")
             trained_on = {"trained_on": names[number]} if names[number] else {}
             tested.append({"self_test": self._test(multi_lora, number, adapter)} | trained_on)
-        self.adapters, self.multi_lora = adapters, multi_lora
-        own = [self._proof(adapter) | test for adapter, test in zip(adapters, tested, strict=True)]
-        return [self._proof(None), *own]
+        self.adapters, self.multi_lora, self.wholes = adapters, multi_lora, wholes
+        self._again = lambda say: self.load(key, folders, say, chosen)
+        own = iter([self._proof(adapter) | test for adapter, test in zip(adapters, tested, strict=True)])
+        for whole in wholes.values():
+            whole.takes_turns = not whole.fits()
+        places = range(1, len(folders) + 1)
+        return [self._proof(None), *(wholes[place].proof() if place in wholes else next(own) for place in places)]
 
     def _check_patterns(self, adapters: Sequence[Adapter]) -> None:
         """Raise UserError for patterns on which PEFT would never end, or would run out of memory."""
@@ -101,27 +111,67 @@ class Columns:
         cancelled: Callable[[], bool],
         tools: Sequence[Any] | None = None,
     ) -> None:
-        """Answer one conversation per column, all in one batch; `tools` are those that all may call. Raises UserError."""
+        """Answer one conversation per column, base and adapters in one batch, then whole models one after the other.
+
+        `tools` are those that all may call. Raises UserError.
+        """
+        if self.base is None and self._again:  # a whole model has taken its turn
+            self._again(lambda text: emit(protocol.Stage(text)))
         if self.base is None or self.multi_lora is None:
             raise UserError("No base is loaded: choose one first.")
-        if len(conversations) != len(self.adapters) + 1:
-            raise UserError(f"There are {len(self.adapters) + 1} columns but {len(conversations)} conversations.")
-        asked = [self.chat(adapter, decoding) for adapter in (None, *self.adapters)]
-        prompts = [prompt_of(chat, messages, tools) for messages, chat in zip(conversations, asked, strict=True)]
+        count = len(self.adapters) + len(self.wholes) + 1
+        if len(conversations) != count:
+            raise UserError(f"There are {count} columns but {len(conversations)} conversations.")
+        chats_of = self._chats_by_column(decoding)
+        prompts = [prompt_of(chat, messages, tools) for messages, chat in zip(conversations, chats_of, strict=True)]
         for column, prompt in enumerate(prompts):
             emit(protocol.Prompt(column, prompt.text))
-        stops = [chat.stops for chat in asked]
-        base = replace(self.base, eos=frozenset().union(*(chat.ends for chat in asked)))
+        shared = [column for column in range(count) if column not in self.wholes]
+        stops = [chats_of[column].stops for column in shared]
+        base = replace(self.base, eos=frozenset().union(*(chats_of[column].ends for column in shared)))
         try:
             batches = self.multi_lora.batches([BASE, *range(len(self.adapters))])
-            columns = [[adapter + 1 for adapter in batch] for batch in batches]  # column 0 is the base
-            generate.answer(base, prompts, stops, decoding, emit, cancelled, self._activate, columns)
+            rows = [[adapter + 1 for adapter in batch] for batch in batches]  # row 0 is the base
+            asked = [prompts[column] for column in shared]
+            generate.answer(
+                base, asked, stops, decoding, generate.renumbered(emit, shared), cancelled, self._activate, rows
+            )
+            del base
+            for column, whole in self.wholes.items():
+                self._answer_alone(column, whole, prompts[column], chats_of[column], decoding, emit, cancelled)
         except (RuntimeError, MemoryError) as error:
             if not devices.ran_out(error):
                 raise
             raise UserError(
                 "There is not memory enough for so long a conversation in so many columns: shorten it, or take fewer."
             ) from None
+
+    def _chats_by_column(self, decoding: Decoding) -> list[Chat]:
+        own = iter([self.chat(adapter, decoding) for adapter in (None, *self.adapters)])
+        count = len(self.adapters) + len(self.wholes) + 1
+        return [self.wholes[column].chat(decoding) if column in self.wholes else next(own) for column in range(count)]
+
+    def _answer_alone(
+        self,
+        column: int,
+        whole: WholeModel,
+        prompt: special_tokens.Text,
+        chat: Chat,
+        decoding: Decoding,
+        emit: generate.Emit,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """A whole model's answer. Where it does not fit beside the others, they leave; the base comes back when it is asked."""
+        if whole.model is None and not whole.fits():
+            for other in self.wholes.values():
+                other.leave()
+            if not whole.fits():
+                self.base = self.multi_lora = None
+                gc.collect()
+                devices.release()
+        model = replace(whole.load(lambda text: emit(protocol.Stage(text))), eos=chat.ends)
+        own = decoding if decoding.same_dice else decoding.model_copy(update={"seed": (decoding.seed + column) % 2**32})
+        generate.answer(model, [prompt], [chat.stops], own, generate.renumbered(emit, [column]), cancelled)
 
     def _activate(self, columns: Sequence[int]) -> AbstractContextManager[None]:
         """Within this context, row i of every batch is column columns[i]; 0 is the base."""

@@ -25,6 +25,12 @@ def evaluate(columns: Columns, request: protocol.Evaluate, emit: Emit, cancelled
     base, multi_lora = columns.base, columns.multi_lora
     if base is None or multi_lora is None:
         raise UserError("No base is loaded: choose one first.")
+    if columns.wholes:
+        name = next(iter(columns.wholes.values())).name
+        raise UserError(
+            f"'{name}' is a whole model, and only adapters are evaluated: compare it, or export its adapter, which measures both "
+            "on the same rows."
+        )
     count = len(columns.adapters) + 1
     emit(protocol.Facts([facts(columns, adapter) for adapter in columns.adapters]))
     chat = _chat(columns, request.control)

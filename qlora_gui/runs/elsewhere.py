@@ -36,6 +36,11 @@ def named_base(folder: Path) -> tuple[str, str]:
     return (named if isinstance(named, str) else "").strip(), (revision if isinstance(revision, str) else "").strip()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a whole model, and no adapter."""
+    return (folder / "config.json").is_file() and not (folder / CONFIG).exists()
+
+
 def base_here(folder: Path) -> tuple[str, str]:
     """The base to take for an adapter, and its revision, by `base_names`. "" where the folder names none, or one that
     lies on another machine. Raises as `named_base` does."""
