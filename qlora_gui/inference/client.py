@@ -270,7 +270,7 @@ class CompareClient:
 
     def _rest(self) -> None:
         """End the worker after a while without a question."""
-        if self.is_loaded:
+        if self.is_loaded and self._idle_seconds < threading.TIMEOUT_MAX:  # a timer cannot wait for ever
             self._idle = threading.Timer(self._idle_seconds, self._close_if_free)
             self._idle.daemon = True
             self._idle.start()

@@ -40,10 +40,10 @@ class Served:
         return openai.OpenAI(base_url=self.url, api_key=self.key or "none", max_retries=0, timeout=60)
 
     def end(self) -> str:
-        """Ctrl+C; returns what was printed after the first line."""
+        """Ctrl+C; returns what was printed after the first line. No thread has ended by an error meanwhile."""
         self.process.send_signal(signal.SIGINT)
-        out, _ = self.process.communicate(timeout=30)
-        assert self.process.returncode == 0
+        out, err = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0 and "Traceback" not in err, err
         return out
 
 
