@@ -38,6 +38,10 @@ class _Ready:
     most: int
 
     @property
+    def is_chat(self) -> bool:
+        return not (isinstance(self.asked.prompt, str) or isinstance(self.asked.prompt[0], int))
+
+    @property
     def adapter(self) -> int:
         return self.asked.column - 1  # column 0 is the base, which is multi_lora.BASE
 
@@ -67,9 +71,9 @@ def complete(
             emit(protocol.Refused(number, str(error), isinstance(error, _TooLong)))
             continue
         emit(protocol.Began(number, len(ready[number].ids)))
-    for number, each in ready.items():
-        if each.asked.echo:
-            _echo(columns, number, each, emit)
+    for number, each in list(ready.items()):
+        if each.asked.echo and not _echoed(columns, number, each, emit, cancelled, dropped):
+            del ready[number]
     ready = {number: each for number, each in ready.items() if each.most}
     for numbers in _batches(columns, ready):
         _answer(columns, ready, numbers, emit, cancelled, dropped)
@@ -193,6 +197,16 @@ class _Rows(Rows):
             if number in self.dropped:
                 self.finish(row, "stopped")
 
+    def text(self, column: int) -> str:
+        """Of a plain prompt it goes on from there: decoded alone it would lack a first space that SentencePiece has in its word."""
+        each, ids = self.batch[column], self.rows[column].ids
+        if not each.is_chat:
+            before = str(self.tokenizer.decode(each.ids[-1:], skip_special_tokens=True))
+            whole = str(self.tokenizer.decode([*each.ids[-1:], *ids], skip_special_tokens=True))
+            if before and whole.startswith(before):
+                return whole[len(before) :]
+        return super().text(column)
+
     def show(self, column: int) -> None:
         top = self.batch[column].asked.top
         if top is not None:
@@ -208,6 +222,29 @@ class _Rows(Rows):
             end = [int(token) for token in logs.argsort(descending=True)[0] if int(token) in self.rows[column].eos][:1]
             self.emit(protocol.Scored(column, _scored(self.tokenizer, end, logs, asked.top)))
         super().finish(column, reason)
+
+
+def _echoed(
+    columns: Columns,
+    number: int,
+    each: _Ready,
+    emit: generate.Emit,
+    cancelled: Callable[[], bool],
+    dropped: Collection[int],
+) -> bool:
+    """Echo a prompt, unless nobody waits for it any more or memory does not do. Returns whether its answer is to follow."""
+    if cancelled() or number in dropped:
+        emit(protocol.Ended(number, 0, 0.0, 0.0, "stopped"))
+        return False
+    try:
+        _echo(columns, number, each, emit)
+    except (RuntimeError, MemoryError) as error:
+        if not devices.ran_out(error):
+            raise
+        devices.release()
+        emit(protocol.Refused(number, _NO_MEMORY))
+        return False
+    return True
 
 
 @torch.no_grad()

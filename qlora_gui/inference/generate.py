@@ -82,7 +82,7 @@ class Rows:
         row = self.rows[column]
         if row.ended:
             return
-        text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
+        text = self.text(column)
         positions = [text.find(stop) for stop in row.stops if stop in text]
         self._send(column, text[: min(positions)] if positions else text)
         row.ended = reason
@@ -92,7 +92,7 @@ class Rows:
 
     def show(self, column: int) -> None:
         """Emit what the newest token makes certain of a row's text, and end the row at a stop string."""
-        text = self.tokenizer.decode(self.rows[column].ids, skip_special_tokens=True)
+        text = self.text(column)
         stops = self.rows[column].stops
         if any(stop in text for stop in stops):
             self.finish(column, "stop string")
@@ -102,6 +102,10 @@ class Rows:
         for stop in stops:
             safe = min(safe, len(text) - _overlap(text, stop))
         self._send(column, text[:safe])
+
+    def text(self, column: int) -> str:
+        """What a row says so far."""
+        return str(self.tokenizer.decode(self.rows[column].ids, skip_special_tokens=True))
 
     def _send(self, column: int, text: str) -> None:
         row = self.rows[column]

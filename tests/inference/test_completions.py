@@ -1,0 +1,60 @@
+"""Completions of plain prompts, in process: what they say after words of SentencePiece, and whom nobody waits for."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from qlora_gui.inference import completions, protocol
+from qlora_gui.inference.columns import Columns
+from qlora_gui.inference.protocol import Completion, Event
+from qlora_gui.inference.sampling import Decoding
+
+TEXT = "the kettle that i ordered never came and nobody answers my letters today or ever"
+
+
+@pytest.fixture(scope="module")
+def columns(tmp_path_factory: pytest.TempPathFactory) -> Columns:
+    """A tiny Llama whose tokenizer begins words with a space, as Llama 2's and Mistral's do."""
+    folder = tmp_path_factory.mktemp("spaces")
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = ["<unk>", "<s>", "</s>"]
+    bpe.train_from_iterator([TEXT] * 50, trainers.BpeTrainer(vocab_size=200, special_tokens=special))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(folder)
+    size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
+    found = Columns()
+    found.load((str(folder), "", "nf4", True), [], lambda text: None)
+    return found
+
+
+def ask(columns: Columns, asked: list[Completion], dropped: tuple[int, ...] = ()) -> list[Event]:
+    events: list[Event] = []
+    completions.complete(columns, asked, events.append, lambda: False, dropped)
+    return events
+
+
+def test_a_text_goes_on_from_its_prompt_with_the_space_between_words(columns: Columns) -> None:
+    assert columns.base is not None
+    tokenizer, spaces = columns.base.tokenizer, 0
+    prompt = tokenizer("the kettle that")["input_ids"]
+    for seed in range(8):
+        events = ask(columns, [Completion(0, "the kettle that", Decoding(max_new_tokens=5, temperature=2, seed=seed))])
+        text = "".join(event.text for event in events if isinstance(event, protocol.Text))
+        (end,) = [event for event in events if isinstance(event, protocol.Ended)]
+        whole = tokenizer.decode([*prompt, *end.ids], skip_special_tokens=True)
+        assert "the kettle that" + text == whole
+        spaces += text.startswith(" ")
+    assert spaces, "no answer began with a word"
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_scored(columns: Columns) -> None:
+    asked = [Completion(0, [5, 6, 7], Decoding(max_new_tokens=1), (), 0, True, False) for _ in range(2)]
+    events = ask(columns, asked, dropped=(0,))
+    assert {event.column for event in events if isinstance(event, protocol.Scored)} == {1}
+    ends = {event.column: event.ended for event in events if isinstance(event, protocol.Ended)}
+    assert ends == {0: "stopped", 1: "length"}
