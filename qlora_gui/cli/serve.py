@@ -41,8 +41,6 @@ def models_of(store: RunStore, runs: Sequence[str], base: str | None, revision: 
         raise UserError(f"'{whole}' is a whole model and no adapter: serve it by itself, with --base {whole}.")
     arguments = base_of(adapters, base, revision)
     names = [str(arguments["base_model"]), *(adapter.name for adapter in adapters)]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"Two of the models would be called '{twice}': rename one of the folders.")
     return Models(Load(adapters=tuple(str(adapter) for adapter in adapters), **arguments), names)
 
 

@@ -15,6 +15,8 @@ from qlora_gui.inference.protocol import Completion, Event, Load
 MOST_WAITING = 64  # requests
 _GATHER_SECONDS = 0.02  # what comes within this time of the first is asked together
 _MOST_TOGETHER = 64  # completions
+BASE = "base"  # another name of the first model
+_STOPPED = "The answer was stopped from the page before it was whole: ask again."
 Emit = Callable[[int, Event], None]
 
 
@@ -24,10 +26,19 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Models:
-    """What can be asked: a base and adapters, with the name of each column."""
+    """What can be asked: a base and adapters, with the name of each column.
+
+    Raises UserError where a name would mean two of them; the base also goes by `base`.
+    """
 
     load: Load
     names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if twice := next((name for name in self.names if self.names.count(name) > 1), None):
+            raise UserError(f"Two of the models would be called '{twice}': rename one of the folders.")
+        if BASE in self.names[1:]:
+            raise UserError(f"An adapter cannot be called '{BASE}' here, as the base goes by that: rename its folder.")
 
 
 @dataclass(eq=False)
@@ -72,11 +83,9 @@ class Batcher:
             request.left = True
             if request in self._waiting:
                 self._waiting.remove(request)
-            numbers = None
             if request in self._asked and request.first is not None:
-                numbers = range(request.first, request.first + len(request.completions))
-        if numbers is not None:
-            self.client.stop([*numbers])
+                # under the lock: the next batch has the same numbers
+                self.client.stop([*range(request.first, request.first + len(request.completions))])
 
     def load(self, models: Models, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Load what can be asked, before anybody asks; returns the proof of each column. Raises UserError."""
@@ -123,7 +132,10 @@ class Batcher:
                 request, place = of_number[event.column]
                 if request.left and isinstance(event, protocol.Began):  # it left before the worker knew of it
                     self.client.stop([event.column])
-                request.emit(place, event)
+                if isinstance(event, protocol.Ended) and event.ended == "stopped" and not request.left:
+                    request.emit(-1, protocol.Error(_STOPPED, bug=False))
+                else:
+                    request.emit(place, event)
 
 
 def _fail(batch: Sequence[Waiting], error: protocol.Error) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_gui.inference.protocol import Completion, Conversation
 from qlora_gui.inference.sampling import Decoding
+from qlora_gui.serving.batching import BASE
 
 DEFAULT_TOKENS = (
     1024  # of an answer, where a request names no limit: a base that never ends would take the worker for long
@@ -40,7 +41,8 @@ class ApiError(Exception):
 
 class _Part(BaseModel):
     type: str
-    text: str = ""
+    text: str | None = None
+    refusal: str | None = None
 
 
 class _Turn(BaseModel):
@@ -106,7 +108,23 @@ _NEUTRAL: Mapping[str, Sequence[Any]] = {
     "prediction": (),
     "top_k": (-1, 0),
     "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "length_penalty": (1,),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (),
+    "chat_template": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
     "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
     "structured_outputs": (),
 }
 
@@ -166,7 +184,7 @@ def column_of(model: str, names: Sequence[str]) -> int:
     """The column of a model's name; the base also goes by `base`. Raises ApiError."""
     if model in names:
         return names.index(model)
-    if model == "base":
+    if model == BASE:
         return 0
     raise ApiError(404, f"There is no model '{model}' here: there are {', '.join(names)}.", "model", "model_not_found")
 
@@ -190,9 +208,12 @@ def _read(form: type[_Form], body: Any) -> _Form:
 
 
 def passed_over(body: Mapping[str, Any]) -> list[str]:
-    """The names in a request that nothing here reads."""
+    """The names in a request that nothing here reads, those in its messages among them."""
     known = {*_Chat.model_fields, *_Text.model_fields, *_NEUTRAL, "user", "metadata", "store", "service_tier"}
-    return sorted(set(body) - known)
+    given = body.get("messages")
+    turns = [turn for turn in given if isinstance(turn, dict)] if isinstance(given, list) else []
+    inner = {name for turn in turns for name, value in turn.items() if value is not None} - {*_Turn.model_fields}
+    return [*sorted(set(body) - known), *(f"messages.{name}" for name in sorted(inner))]
 
 
 def _turn(turn: _Turn, number: int) -> dict[str, Any]:
@@ -200,7 +221,10 @@ def _turn(turn: _Turn, number: int) -> dict[str, Any]:
     if isinstance(content, list):
         if other := next((part.type for part in content if part.type not in ("text", "refusal")), None):
             raise ApiError(400, f"Message {number} has a part of the type {other}: only text is read here.", "messages")
-        content = "".join(part.text for part in content)
+        texts = [part.text if part.type == "text" else part.refusal for part in content]
+        if None in texts:
+            raise ApiError(400, f"Message {number} has a part without text.", "messages")
+        content = "".join(text or "" for text in texts)
     if content is None and not turn.tool_calls:
         raise ApiError(400, f"Message {number} has no content.", "messages")
     plain: dict[str, Any] = {"role": "system" if turn.role == "developer" else turn.role, "content": content or ""}

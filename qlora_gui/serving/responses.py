@@ -134,7 +134,9 @@ class Response:
 
 
 def _entry(text: str, value: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": value, "bytes": [*text.encode("utf-8", "surrogatepass")]}
+    """A token with its bytes, None where it is but a part of a character, whose bytes its text does not tell."""
+    known = "\ufffd" not in text
+    return {"token": text, "logprob": value, "bytes": [*text.encode("utf-8", "surrogatepass")] if known else None}
 
 
 def _by_text(text: str, value: float | None, top: Sequence[tuple[str, float]]) -> dict[str, float] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from qlora_gui import plain_files
 from qlora_gui.errors import UserError
+from qlora_gui.files import json_object
 from qlora_gui.serving.batching import Models
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
@@ -35,7 +36,7 @@ def command(models: Models) -> Command:
     remarks = []
     if models.load.adapters:
         configs = [_config(Path(folder)) for folder in models.load.adapters]
-        rank = max(int(config.get("r", 8)) for config in configs)
+        rank = max(config["r"] for config in configs)
         most = next((allowed for allowed in _RANKS if allowed >= rank), None)
         if most is None:
             raise UserError(f"vLLM takes ranks up to {_RANKS[-1]}, and one here is {rank}: {_MERGE}.")
@@ -53,7 +54,18 @@ def command(models: Models) -> Command:
             "vLLM serves the adapter on the base's 16-bit weights, not on the 4-bit ones that it was trained and evaluated on: "
             "qlora-gui export --to merged says how much that changes."
         )
+        if own := [Path(folder).name for folder in models.load.adapters if _has_template(Path(folder))]:
+            remarks.append(
+                "vLLM renders every chat by one template, the base's unless --chat-template FILE names another; trained with one "
+                f"that lies in the folder: {', '.join(own)}."
+            )
     return Command(shlex.join(words), remarks)
+
+
+def _has_template(folder: Path) -> bool:
+    return (folder / "chat_template.jinja").is_file() or bool(
+        json_object(folder / "tokenizer_config.json").get("chat_template")
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -70,8 +82,17 @@ def _config(folder: Path) -> dict[str, Any]:
         "it has ranks or alphas by module, which vLLM does not read": config.get("rank_pattern")
         or config.get("alpha_pattern"),
         "it puts LoRA on parameters (target_parameters)": config.get("target_parameters"),
+        "it trains single token embeddings (trainable_token_indices)": config.get("trainable_token_indices"),
+        "its LoRA has biases (lora_bias)": config.get("lora_bias"),
+        "it repeats layers (layer_replication)": config.get("layer_replication"),
+        "it answers with LoRA from certain tokens on only (alora_invocation_tokens)": config.get(
+            "alora_invocation_tokens"
+        ),
         f"it is of the kind {config.get('peft_type')}": config.get("peft_type") != "LORA",
     }
     if reason := next((reason for reason, applies in reasons.items() if applies), None):
         raise UserError(f"vLLM cannot serve the adapter '{folder.name}' as it is: {reason}. Instead, {_MERGE}.")
+    rank = config.setdefault("r", 8)
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"The adapter_config.json of '{folder}' is damaged: its r is {rank!r:.100}.")
     return config

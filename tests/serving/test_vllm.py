@@ -34,6 +34,10 @@ def test_the_command_of_a_run(bloom: Path, bloom_runs: dict[str, Run], capsys: p
         ({"alpha_pattern": {"dense": 4}}, "by module"),
         ({"r": 1000}, "ranks up to 512"),
         ({"peft_type": "LOHA"}, "LOHA"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
     ],
 )
 def test_what_vllm_refuses(
@@ -56,16 +60,39 @@ def test_ranks_are_rounded_up_to_what_vllm_takes(bloom: Path, bloom_runs: dict[s
     assert "--max-lora-rank 32" in command.text
 
 
+@pytest.mark.parametrize("rank", [None, "8", 8.0, 0])
+def test_a_rank_that_is_none_is_a_sentence(bloom: Path, bloom_runs: dict[str, Run], tmp_path: Path, rank: Any) -> None:
+    shutil.copytree(bloom_runs["none"].path, tmp_path / "otter")
+    file = tmp_path / "otter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": rank}))
+    with pytest.raises(UserError, match="is damaged: its r is"):
+        vllm.command(serve.models_of(RunStore(tmp_path), ["otter"], str(bloom), ""))
+
+
+def test_an_adapters_own_template_is_not_what_vllm_renders(
+    bloom: Path, bloom_runs: dict[str, Run], tmp_path: Path
+) -> None:
+    shutil.copytree(bloom_runs["none"].path, tmp_path / "otter")
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        (tmp_path / "otter" / file).unlink(missing_ok=True)
+    models = serve.models_of(RunStore(tmp_path), ["otter"], str(bloom), "")
+    assert not any("template" in remark for remark in vllm.command(models).remarks)
+    (tmp_path / "otter" / "chat_template.jinja").write_text("{{ messages }}")
+    assert any("--chat-template" in remark and "otter" in remark for remark in vllm.command(models).remarks)
+
+
 def test_what_cannot_be_served_is_a_sentence(
     bloom: Path, bloom_runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(bloom_runs["none"].path)
-    shutil.copytree(path, tmp_path / "twin" / "bloom-none")
+    for copy in (tmp_path / "twin" / "bloom-none", tmp_path / "base"):
+        shutil.copytree(path, copy)
     for words, sentence in (
         (["nobody"], "There is no adapter 'nobody'"),
         ([], "There is no adapter to serve yet"),
         ([path] * 6, "6 adapters are too many"),
         ([path, str(tmp_path / "twin" / "bloom-none")], "Two of the models would be called 'bloom-none'"),
+        ([str(tmp_path / "base")], "An adapter cannot be called 'base' here"),
         (["--base", str(tmp_path / "none")], "does not exist"),
         ([path, "--port", "99999"], "There is no port 99999"),
     ):
