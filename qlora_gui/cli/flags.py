@@ -37,6 +37,8 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"There is no command {unknown.group(1)}: {hint}")
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             flag = unknown.group(1).partition("=")[0]
+            if not flag.startswith("-"):
+                raise UserError(f"'{flag}' is given to no flag: see {self.prog} --help.")
             near = difflib.get_close_matches(flag, self._option_string_actions, 1)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help."
             raise UserError(f"There is no flag {flag}: {hint}")

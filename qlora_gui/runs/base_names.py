@@ -10,6 +10,10 @@ _SNAPSHOT = re.compile(r"models--([^\\/]+)[\\/]snapshots[\\/]([0-9a-f]{7,64})[\\
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 _IN_FEW_BITS = re.compile(r"(?:-unsloth)?-bnb-([48])bit$", re.IGNORECASE)
 _RENAMED = re.compile(r"^meta-(?=llama-3)", re.IGNORECASE)  # Meta-Llama-3.1-8B is Llama-3.1-8B on the hub by now
+_ANYBODYS = re.compile(
+    r"(?:[-_.]*(?:base|best|checkpoint|final|full|hf|last|latest|merged|model|output|outputs|sft|weights|\d))+",
+    re.IGNORECASE,
+)  # names of folders that say nothing of the model
 _MIRROR = "unsloth"  # whose copies have the names of the originals
 
 
@@ -28,8 +32,11 @@ def is_elsewhere(named: str) -> bool:
 
 
 def relation(named: str, other: str) -> str | None:
-    """How two names of a base relate, in words: "the same name"; None where they name different models."""
+    """How two names of a base relate, in words: "the same name"; None where they name different models, or may: a folder
+    called `merged` is not one of that name elsewhere."""
     first, second = last(named), last(other)
+    if named != other and _ANYBODYS.fullmatch(first):
+        return None
     if first == second:
         return "the same name"
     if first.casefold() == second.casefold():
@@ -44,7 +51,7 @@ def at_hand(named: str, revision: str = "") -> tuple[str, str]:
     """The base to take for the one that an adapter names, and its revision: of what is on this machine, if anything is.
 
     Of a name on the hub that is the model in 16 bits where the name says 4 or 8, the original of a mirror or the other
-    way round, and the spelling of the cache; else the name as it is.
+    way round where only one model may be that, and the spelling of the cache; else the name as it is.
     """
     if named in ("", DEMO) or hub.local(named) is not None or not hub.looks_like_id(named):
         return named, revision
@@ -56,7 +63,7 @@ def at_hand(named: str, revision: str = "") -> tuple[str, str]:
         if spelled:
             return (name if name in spelled else spelled[0]), (revision if name == named else "")
         mirrors = [other for other in cached if _is_mirror(name, other)]
-        if mirrors:
+        if len(mirrors) == 1:
             return mirrors[0], ""
     return named, revision
 

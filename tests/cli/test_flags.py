@@ -74,6 +74,7 @@ def test_the_short_help_names_every_command(capsys: pytest.CaptureFixture[str]) 
         (["something"], "There is no command something: see "),
         (["train", "--rnak", "8"], "There is no flag --rnak: did you mean --rank?"),
         (["cache", "--rank", "8"], "There is no flag --rank: see "),
+        (["export", "otter"], "'otter' is given to no flag: see "),
         (["compare", "--adapters", "a"], "compare needs --prompts: see "),
         (["--headless-compare", "--adapters", "a"], "--headless-compare needs --prompts: see "),
         (["--rank", "8"], "--rank belongs to a headless verb"),

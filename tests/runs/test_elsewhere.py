@@ -114,6 +114,8 @@ def test_mishaps_are_told_where_the_adapter_is_shown(foreign: Path, store: RunSt
         ("someone/X-bnb-4bit", ["someone/x"], 0),
         ("qwen/qwen3-4b", ["Qwen/Qwen3-4B"], 0),
         ("meta-llama/Llama-3.2-1B", ["unsloth/Llama-3.2-1B"], 0),
+        ("unsloth/X", ["someone/X"], 0),
+        ("unsloth/X", ["someone/X", "stranger/X"], None),  # which of them it is a copy of is not known
         ("someone/X", ["stranger/X"], None),  # which may be any model of that name
         ("someone/X-bnb-4bit", ["stranger/X"], None),
         ("someone/X", [], None),
