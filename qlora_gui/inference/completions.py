@@ -111,13 +111,30 @@ def _batches(columns: Columns, ready: dict[int, _Ready]) -> Iterator[list[int]]:
     base, multi_lora = columns.base, columns.multi_lora
     assert base is not None and multi_lora is not None
     here = sorted({each.adapter for each in ready.values()})
+    room, _ = context.size(base.located.path)
     for group in multi_lora.batches(here):
         ids = {number: each.ids for adapter in group for number, each in ready.items() if each.adapter == adapter}
         longest = max(ready[number].most for number in ids)
-        for places in generate.group_prompts(ids, base.reading, longest):
+        groups = generate.group_prompts(ids, base.reading, longest)
+        for places in (part for group in groups for part in _within(room, [(place, ready[place]) for place in group])):
             size = base.reading.bytes_per_row(max(len(ids[place]) for place in places) + longest)
             rows = max(min(MOST_ROWS, devices.free_memory(base.model.device) // _SHARE // size), 1)
             yield from (places[first : first + rows] for first in range(0, len(places), rows))
+
+
+def _within(room: int | None, group: Sequence[tuple[int, _Ready]]) -> Iterator[list[int]]:
+    """Parts of a group in which every row stays within the context: one that has ended is read on until the longest answer ends,
+    and a table of positions has none beyond."""
+    parts: list[tuple[list[int], int, int]] = []  # numbers, the longest prompt, the longest answer
+    for number, each in group:
+        for place, (numbers, prompt, most) in enumerate(parts):
+            longest = max(prompt, len(each.ids)), max(most, each.most)
+            if room is None or sum(longest) <= room:
+                parts[place] = ([*numbers, number], *longest)
+                break
+        else:
+            parts.append(([number], len(each.ids), each.most))
+    return (numbers for numbers, _, _ in parts)
 
 
 def _answer(

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from qlora_gui.inference import completions, protocol
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.protocol import Completion, Event
 from qlora_gui.inference.sampling import Decoding
+from tests.small_models import CHATML, make_tokenizer
 
 TEXT = "the kettle that i ordered never came and nobody answers my letters today or ever"
 
@@ -32,6 +33,20 @@ def columns(tmp_path_factory: pytest.TempPathFactory) -> Columns:
     return found
 
 
+@pytest.fixture(scope="module")
+def with_table(tmp_path_factory: pytest.TempPathFactory) -> Columns:
+    """A tiny GPT-2, which has a table of 64 positions."""
+    folder = tmp_path_factory.mktemp("table")
+    tokenizer = make_tokenizer(folder, CHATML)
+    torch.manual_seed(0)
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=4, n_positions=64, **ids)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    found = Columns()
+    found.load((str(folder), "", "nf4", True), [], lambda text: None)
+    return found
+
+
 def ask(columns: Columns, asked: list[Completion], dropped: tuple[int, ...] = ()) -> list[Event]:
     events: list[Event] = []
     completions.complete(columns, asked, events.append, lambda: False, dropped)
@@ -50,6 +65,17 @@ def test_a_text_goes_on_from_its_prompt_with_the_space_between_words(columns: Co
         assert "the kettle that" + text == whole
         spaces += text.startswith(" ")
     assert spaces, "no answer began with a word"
+
+
+def test_a_long_prompt_beside_a_long_answer_stays_within_the_positions(with_table: Columns) -> None:
+    """A row that has ended is read on as long as another goes on."""
+    prompts, decoding = ([5] * 60, [6], [7] * 30, [8]), Decoding(max_new_tokens=60, temperature=5)
+    together = ask(with_table, [Completion(0, prompt, decoding) for prompt in prompts])
+    alone = [ask(with_table, [Completion(0, prompt, decoding)]) for prompt in prompts]
+    ends = {event.column: list(event.ids) for event in together if isinstance(event, protocol.Ended)}
+    assert len(ends[0]) == 4
+    for number, events in enumerate(alone):
+        assert [list(event.ids) for event in events if isinstance(event, protocol.Ended)] == [ends[number]]
 
 
 def test_a_prompt_that_nobody_waits_for_is_not_scored(columns: Columns) -> None:
