@@ -223,6 +223,8 @@ def as_trained(columns: Columns, asked: Asked, kept: Kept, progress: Progress) -
     """What the adapter answers on its 4-bit base, as Compare and the evaluation compute it; distributions go into `kept`."""
     assert columns.base is not None and columns.multi_lora is not None
     found: dict[int, Read] = {}
+    begins, located = [score.answer_begins(row) for row in asked.rows], columns.base.located
+    context.check_answers(begins, asked.new_tokens, located.path, located.name)
     for row in _readings(columns.base, columns.multi_lora, 0, asked, 0 if asked.answers else asked.new_tokens):
         kept.keep(row.number, row.first)
         answer = asked.answers[row.number] if asked.answers else row.answer

@@ -57,6 +57,8 @@ def evaluate(columns: Columns, request: protocol.Evaluate, emit: Emit, cancelled
     chatting = all("messages" in example for example in request.examples)
     task = score.Task(request.max_new_tokens if chatting else 0, chat.stops)
     measured = replace(base, eos=chat.ends)
+    begins = [score.answer_begins(row) for row in encoded]
+    context.check_answers(begins, task.max_new_tokens, base.located.path, base.located.name)
     score.rows(measured, multi_lora, count, encoded, task, emit, cancelled)
 
     def as_foreign(measured: protocol.Measured) -> None:

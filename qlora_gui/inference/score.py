@@ -18,7 +18,7 @@ from qlora_gui.inference import generate, model_probe, protocol
 from qlora_gui.inference.clean_base import CleanBase
 from qlora_gui.inference.multi_lora import BASE, MultiLora
 from qlora_gui.inference.protocol import Answer
-from qlora_gui.models import chunked_loss
+from qlora_gui.models import chunked_loss, context
 from qlora_gui.models import device as devices
 
 Emit = Callable[[protocol.Measured], None]
@@ -192,7 +192,9 @@ def _aligned(base: CleanBase, numbers: list[int], examples: Sequence[Encoded], g
     pad, device = base.tokenizer.pad_token_id, base.model.device
     ids = [[pad] * gap + row + [pad] * (width - gap - len(row)) for gap, row in zip(shift, rows, strict=True)]
     # Padding on the right is seen by nothing that counts; but counted on, it could be the longest row of a batch.
-    after = 1 if base.reading.alike_up_to is None else 0
+    # and a table of positions may have none for it.
+    room, _ = context.size(base.located.path)
+    after = 1 if base.reading.alike_up_to is None and (room is None or width <= room) else 0
     lengths = [len(row) for row in rows]
     mask = [[0] * gap + [1] * size + [after] * (width - gap - size) for gap, size in zip(shift, lengths, strict=True)]
     return _Batch(numbers, torch.tensor(ids, device=device), torch.tensor(mask, device=device), shift, begin, goes_on)

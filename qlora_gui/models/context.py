@@ -23,6 +23,17 @@ def size(folder: str | Path) -> tuple[int | None, str]:
     return None if rope.grows(text) else length, str(text.get("model_type"))
 
 
+def check_answers(prompts: Sequence[int], new: int, folder: str | Path, base: str) -> None:
+    """Raise UserError where answers of up to `new` tokens to prompts of so many could need positions that a base has none for."""
+    room, kind = size(folder)
+    longest = max(prompts, default=0)
+    if new and room is not None and longest + new > room and families.find(kind).position_table:
+        raise UserError(
+            f"The longest prompt has {longest:,} tokens, its answer may have {new:,}, and '{base}' has positions for {room:,}: ask "
+            f"for at most {max(room - longest, 0):,} (--max-new-tokens; 0 measures without answers), or leave out the longest rows."
+        )
+
+
 def check(rows: Sequence[Encoded], folder: str | Path, base: str) -> str:
     """What to say of rows that are longer than the base was made to read, "" where none is.
 

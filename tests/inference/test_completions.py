@@ -5,10 +5,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from qlora_gui.inference import completions, protocol
+from qlora_gui.data.tokenization import IGNORED, Encoded
+from qlora_gui.errors import UserError
+from qlora_gui.inference import completions, protocol, score
 from qlora_gui.inference.columns import Columns
 from qlora_gui.inference.protocol import Completion, Event
 from qlora_gui.inference.sampling import Decoding
+from qlora_gui.models import context
 from tests.small_models import CHATML, make_tokenizer
 
 TEXT = "the kettle that i ordered never came and nobody answers my letters today or ever"
@@ -84,3 +87,34 @@ def test_a_prompt_that_nobody_waits_for_is_not_scored(columns: Columns) -> None:
     assert {event.column for event in events if isinstance(event, protocol.Scored)} == {1}
     ends = {event.column: event.ended for event in events if isinstance(event, protocol.Ended)}
     assert ends == {0: "stopped", 1: "length"}
+
+
+def test_rows_that_are_aligned_beyond_a_table_are_measured_as_alone(with_table: Columns) -> None:
+    base, multi_lora = with_table.base, with_table.multi_lora
+    assert base is not None and multi_lora is not None
+
+    def row(number: int, prompt: int, answer: int) -> Encoded:
+        ids = [10 + place % 50 for place in range(prompt + answer)]
+        return Encoded(number, ids, [*[IGNORED] * prompt, *ids[prompt:]], truncated=False)
+
+    def losses(*rows: Encoded) -> list[float]:
+        found: dict[int, float] = {}
+
+        def take(event: Event) -> None:
+            assert isinstance(event, protocol.Measured)
+            found[event.number] = event.loss[0]
+
+        score.rows(base, multi_lora, 1, rows, score.Task(4, []), take)
+        return [found[number] for number in sorted(found)]
+
+    rows = row(1, 50, 10), row(2, 5, 55)  # their answers begin at one place, so that the second ends at 105 of 64
+    assert losses(*rows) == pytest.approx([losses(each)[0] for each in rows], abs=1e-3)
+
+
+def test_answers_beyond_a_table_are_refused_with_what_there_is_room_for(with_table: Columns) -> None:
+    assert with_table.base is not None
+    folder = with_table.base.located.path
+    context.check_answers([50, 3], 14, folder, "it")
+    context.check_answers([64], 0, folder, "it")
+    with pytest.raises(UserError, match="has positions for 64: ask for at most 14"):
+        context.check_answers([3, 50], 15, folder, "it")
