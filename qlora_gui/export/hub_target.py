@@ -13,6 +13,7 @@ _PART = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _LONGEST = 96  # characters of either part
 _GIT_ONLY = {".gitattributes"}  # what the hub itself puts into a new repository
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_WHOLE_TOKEN = re.compile(r"(?<![A-Za-z0-9_])hf_(?:oauth_)?[A-Za-z0-9]{30,}")
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Target:
 def check_name(repo: str) -> None:
     """Raise UserError unless this is a name that the hub takes for a model."""
     owner, slash, name = repo.partition("/")
+    shown = " ".join(repo[:200].split())
     if not slash:
-        raise UserError(f"'{repo[:200]}' does not say whose repository it is: give owner/name, like me/tickets.")
+        raise UserError(f"'{shown}' does not say whose repository it is: give owner/name, like me/tickets.")
     parts = (owner, name)
     bad = not all(_PART.fullmatch(part) and len(part) <= _LONGEST for part in parts)
     if bad or "--" in repo or ".." in repo or name.endswith((".git", ".ipynb")):
         raise UserError(
-            f"The hub takes no repository called '{repo[:200]}': give owner/name, in letters, digits, single dashes, dots and "
+            f"The hub takes no repository called '{shown}': give owner/name, in letters, digits, single dashes, dots and "
             "underscores."
         )
 
@@ -51,6 +53,11 @@ def url(repo: str) -> str:
 def without_secrets(text: str, token: str = "") -> str:
     """A text without this token, or anything else that looks like one."""
     return _TOKEN.sub("hf_***", text.replace(token, "***") if token else text)
+
+
+def has_token(text: str) -> bool:
+    """Whether a whole access token stands in a text."""
+    return _WHOLE_TOKEN.search(text) is not None
 
 
 def no_answer() -> UserError:
