@@ -87,6 +87,7 @@ def serving() -> Iterator[HubServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's acknowledgement of its headers
     hub: HubServer
 
     def log_message(self, *args: object) -> None: ...

@@ -56,7 +56,7 @@ def push(folder: Path, asked: Push, token: str, say: Say, progress: Count) -> st
             parcel.remarks.append(told)
         _upload(api, asked, token, parcel.files, say, progress)
     private = not target.is_public
-    if (folder / "run.json").is_file():
+    if any((folder / name).is_file() for name in ("run.json", push_job.JOB.progress)):  # a run, or begun in the page
         what = Path(asked.what).name if asked.what else push_job.ADAPTER
         with contextlib.suppress(OSError):  # a folder that is read-only: it is on the hub all the same
             push_job.record(folder, asked.repo, private, what, " ".join(parcel.remarks))

@@ -26,7 +26,7 @@ from qlora_gui.models import demo
 from qlora_gui.models.base import Base
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.training.save import model_card
-from qlora_gui.ui.runs.hub_panel import HubPanel
+from qlora_gui.ui.runs.hub_panel import HubPanel, status
 from tests.adapters import finished_run, made_to_push
 from tests.commands import ROOT
 from tests.conftest import TINY
@@ -415,6 +415,16 @@ def test_the_page_pushes_in_a_child_and_keeps_no_token(
     assert not locks.readers(run.path)
 
 
+def test_what_the_page_pushes_of_an_adapter_from_elsewhere_is_shown(
+    server: HubServer, adapter: Path, tmp_path: Path
+) -> None:
+    """It has no run.json; the page has begun a push there."""
+    run = Run(Path(shutil.copytree(adapter, tmp_path / "theirs")))
+    (run.path / push_job.JOB.progress).write_text("")
+    pushed(run.path, Push("me/small"))
+    assert f"{server.url}/me/small</a> (private)" in status(push_job.state(run), push_job.pushes(run))
+
+
 def test_a_push_that_fails_in_the_child_is_told_without_the_token(
     server: HubServer, adapter: Path, tmp_path: Path
 ) -> None:
@@ -468,6 +478,9 @@ def test_guests_push_with_no_login_of_the_owner(
     )
     attempt(not push_job.state(run).running, "a push was begun")
     assert guests.who(READ) == owner.who(READ) and "Logged in as me" in owner.who("")
+    warned.clear()
+    guests.press([], "adapter", "me/small", False, WRITE)
+    attempt(warned == ["Choose a run first."], "no run")
     for what in ("../../elsewhere", str(tmp_path), "", None, ["adapter"]):
         warned.clear()
         guests.press(["a"], what, "me/small", False, WRITE)

@@ -103,6 +103,8 @@ class HubPanel:
     def press(self, picked: list[str], what: Any, repo: Any, public: Any, typed: Any) -> dict[Any, Any]:
         """Push, or ask first."""
         try:
+            if not picked:
+                raise UserError("Choose a run first.")
             run, token = self._store.get(picked[0]), self._token(typed)
             target = hub_target.look(str(repo or "").strip(), token)
             asked = Push(target.repo, _folder(run, what), bool(public), target.seen)
