@@ -18,6 +18,7 @@ from qlora_gui.config import RunConfig, make
 from qlora_gui.errors import UserError
 from qlora_gui.runs import accelerate_config, launch, queue
 from qlora_gui.runs.store import RunStore
+from qlora_gui.ui.app import build_app
 from tests.conftest import TINY
 from tests.security.attacks import Attempts
 from tests.served_page import Page, Visitor, opened, visiting
@@ -338,3 +339,14 @@ def test_members_that_lead_out_are_not_read(tmp_path: Path, llama: Path, attempt
 
 def _draws(guest: Visitor, listener: dict[str, Any], name: str) -> bool:
     return any(guest.name(part) == name for part in listener["outputs"])
+
+
+def test_a_page_with_guests_has_no_switch_for_the_endpoint(tmp_path: Path) -> None:
+    """What is not visible on a page can be called all the same: so nothing listens to it there."""
+    for roots, there in (([tmp_path], False), (None, True)):
+        page = build_app(RunStore(tmp_path / "adapters", roots))
+        of = {part for fn in page.fns.values() for part, _ in fn.targets} | {
+            part._id for fn in page.fns.values() for part in fn.outputs
+        }
+        switch = next(block for block in page.blocks.values() if block.elem_id == "endpoint-switch")
+        assert (switch._id in of) == there

@@ -25,7 +25,7 @@ class EndpointPanel:
     """Its switch, and what to enter in the other program."""
 
     def __init__(self, endpoint: Endpoint, for_guests: bool):
-        self.endpoint = endpoint
+        self.endpoint, self._for_guests = endpoint, for_guests
         with gr.Accordion("For other programs", open=False, elem_id="endpoint"):
             gr.HTML(html.hint(_GUESTS if for_guests else _ABOUT))
             self.switch = gr.Checkbox(
@@ -65,7 +65,9 @@ class EndpointPanel:
         return html.table((), rows) + served
 
     def wire(self, room: Room, link: gr.State) -> None:
-        """Connect the events."""
+        """Connect the events; none where others can reach the page: what is not visible can be called all the same."""
+        if self._for_guests:
+            return
 
         def set_switch(given: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
             return self.set(room, given, request)
