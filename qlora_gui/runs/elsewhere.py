@@ -1,6 +1,7 @@
 """Adapters that this program did not train: folders with PEFT's files and no run.json, from the hub or another trainer."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ def settings(folder: Path) -> list[list[str]]:
 
 def why_no_adapter(folder: Path) -> str:
     """The sentence for a folder, or the lack of one, that is taken for an adapter and has no adapter_config.json."""
-    if not folder.is_dir():
-        return f"There is no adapter '{folder}': it is neither a folder nor a run, and no hub id like owner/name."
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+        return f"There is no adapter '{str(folder)[:_LONGEST]}': it is neither a folder nor a run, and no hub id like owner/name."
     if inner := _inner(folder):
         more = f" and {len(inner) - _INNER:,} more" if len(inner) > _INNER else ""
         return (

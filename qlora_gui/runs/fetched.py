@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qlora_gui import hub, plain_files
 from qlora_gui.errors import UserError, first_line
@@ -63,7 +63,10 @@ def bring(named: str, store: RunStore, say: Say) -> Path:
     path = hub.local(named)
     if path is None:
         raise UserError(elsewhere.why_no_adapter(Path(named)))
-    return _from_folder(path.resolve(), store, say)
+    path = path.resolve()
+    if path.parent == store.root.resolve() and (path / CONFIG).exists():
+        return store.get(path.name).path  # it is there already: no copy of it
+    return _from_folder(path, store, say)
 
 
 def source(folder: Path) -> str:
@@ -212,6 +215,8 @@ def _place(store: RunStore, name: str, commit: str) -> Path:
 
 def _from_folder(path: Path, store: RunStore, say: Say) -> Path:
     elsewhere.named_base(path)
+    if not _is_text(str(path)):
+        raise UserError(f"The name of the folder {str(path)!a} is no text in UTF-8: rename it.")
     if why := elsewhere.why_no_weights(path):
         raise UserError(why)
     _check_room(path.name, (path / WEIGHTS).stat().st_size, [store.root])
@@ -223,8 +228,24 @@ def _from_folder(path: Path, store: RunStore, say: Say) -> Path:
     return _copied(path, folder, record, say)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name of a file can be written down, which those of other encodings cannot."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _left(names: Iterable[str]) -> list[str]:
-    return sorted(set(names) - {*TAKEN, ".gitattributes"})[:_MOST_NAMES]
+    left = sorted(set(names) - {*TAKEN, ".gitattributes"})[:_MOST_NAMES]
+    return [name.encode("utf-8", "replace").decode() for name in left]
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return plain_files.open_to_read(file)
+    except OSError as error:
+        raise UserError(f"The adapter cannot be copied: {error.strerror or error} ('{file.name}').") from None
 
 
 def _copied(where: Path, folder: Path, record: dict[str, Any], say: Say) -> Path:
@@ -235,7 +256,7 @@ def _copied(where: Path, folder: Path, record: dict[str, Any], say: Say) -> Path
             aside.mkdir(parents=True)
             for name in TAKEN:
                 if (where / name).exists():
-                    with plain_files.open_to_read(where / name) as file, (aside / name).open("xb") as copy:
+                    with _opened(where / name) as file, (aside / name).open("xb") as copy:
                         shutil.copyfileobj(file, copy, 1 << 20)
             if why := elsewhere.why_no_weights(aside):
                 raise UserError(why.replace(str(aside), str(where)))

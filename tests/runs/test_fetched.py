@@ -1,6 +1,7 @@
 """Adapters brought into the store, from a hub on this machine and from folders: what is taken, said, refused and recorded."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,30 @@ def test_a_folder_is_copied_under_a_name_that_says_something(foreign: Path, stor
     with pytest.raises(UserError, match="a symbolic link that leads out of its folder"):
         fetched.bring(str(full), store, lambda text: None)
     assert not list(store.root.glob(".fetching-*"))
+
+
+def test_what_lies_in_the_store_is_not_copied(foreign: Path, store: RunStore) -> None:
+    mine = copied(foreign, store.root / "mine")
+    said: list[str] = []
+    assert fetched.bring(str(mine), store, said.append) == mine and not said
+    assert [path.name for path in store.root.iterdir()] == ["mine"]
+
+
+def test_odd_names_and_files_are_told(foreign: Path, store: RunStore, tmp_path: Path) -> None:
+    """A sentence that blames what is at fault: not the store, where it is the folder that is copied."""
+    with pytest.raises(UserError, match="There is no adapter 'x"):
+        fetched.bring("x" * 5000, store, print)
+    latin = copied(foreign, tmp_path / os.fsdecode(b"f\xfcr"))
+    with pytest.raises(UserError, match=r"udcfcr' is no text in UTF-8: rename it"):
+        fetched.bring(str(latin), store, print)
+    mine = copied(foreign, tmp_path / "mine")
+    (mine / os.fsdecode(b"f\xfcr.txt")).write_text("")
+    folder = fetched.bring(str(mine), store, print)
+    assert "f?r.txt" in json.loads((folder / fetched.RECORD).read_text())["left"]
+    (mine / "vocab.json").mkdir()
+    with pytest.raises(UserError, match=r"The adapter cannot be copied: .*is a folder") as caught:
+        fetched.bring(str(mine), store, print)
+    assert "writable" not in str(caught.value)
 
 
 def test_guests_bring_from_the_hub_and_from_folders_they_may_name(
