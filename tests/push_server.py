@@ -18,7 +18,7 @@ import yaml
 
 WRITE, READ = "hf_" + "W" * 30, "hf_" + "R" * 30
 ME = "me"
-CUT, LOST = 0, -1
+CUT, LOST, PAGE = 0, -1, -2
 _LFS = (".safetensors", ".gguf", "tokenizer.json")  # what the hub keeps apart from git, whatever its size
 
 
@@ -40,8 +40,8 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong at the next `times` requests that match: a status, or a connection cut within the request (CUT) or
-    before the answer to what was done (LOST).
+    """What goes wrong at the next `times` requests that match: a status, a connection cut within the request (CUT) or before
+    the answer to what was done (LOST), or the login page of a network (PAGE).
     """
 
     where: re.Pattern[str]
@@ -106,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault and fault.status == LOST:
             self.wfile, self.close_connection = io.BytesIO(), True
+        elif fault and fault.status == PAGE:
+            return self._say(200, "<html>Welcome to the hotel</html>")
         elif fault:
             return self._say(fault.status, {"error": fault.says}, {"X-Error-Message": fault.says} if fault.says else {})
         for method, pattern, answer in _ROUTES:
@@ -116,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = _any
 
     def _say(self, status: int, value: Any = None, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(value or {}).encode()
+        body = value.encode() if isinstance(value, str) else json.dumps(value or {}).encode()
         self.send_response(status)
         for name, text in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, text)

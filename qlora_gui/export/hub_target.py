@@ -116,7 +116,11 @@ def look(repo: str, token: str, account: str = "") -> Target:
         raise UserError(f"The account '{account}' may not see '{repo}': push to a repository of your own.")
     if status != 200:
         raise UserError(f"The hub could not say what '{repo}' is (status {status}): try again later.")
-    now = str(about.get("id") or repo)
+    now = about.get("id")
+    if not isinstance(now, str):  # 200 is also what the login page of a network answers
+        raise UserError(
+            f"What answers at {hub.endpoint()} is not the hub: check the network and the proxy, and try again."
+        )
     if now != repo:
         raise UserError(f"The repository '{repo}' is called '{now[:200]}' now: push to that name.")
     files = about.get("siblings")

@@ -6,6 +6,7 @@ HF_HUB_DISABLE_XET=0. A repeated push sends no file again that the hub already h
 
 import contextlib
 import io
+import json
 import os
 import threading
 import time
@@ -253,6 +254,8 @@ def _told(error: BaseException, asked: Push, token: str) -> Exception:
         return UserError(f"The hub refused the push to '{repo}' (status {status}).{said}")
     if isinstance(error, HTTPError):
         return UserError(f"The connection to the hub broke several times: {again}.")
+    if isinstance(error, json.JSONDecodeError):  # such as the login page of a network
+        return UserError(f"What answered was no answer of the hub: check the network and the proxy, then {again}.")
     if isinstance(error, ValueError):  # the hub's remarks on a card's header, or on files by the LFS protocol
         return UserError(
             f"The hub did not take the push: {hub_target.without_secrets(' '.join(str(error).split()), token)[:500]}."

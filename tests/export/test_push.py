@@ -30,7 +30,7 @@ from qlora_gui.ui.runs.hub_panel import HubPanel, status
 from tests.adapters import finished_run, made_to_push
 from tests.commands import ROOT
 from tests.conftest import TINY
-from tests.push_server import CUT, LOST, READ, WRITE, HubServer, Repo, serving
+from tests.push_server import CUT, LOST, PAGE, READ, WRITE, HubServer, Repo, serving
 from tests.security.attacks import Attempts
 
 APP = [sys.executable, str(ROOT / "app.py")]
@@ -184,6 +184,9 @@ def test_a_connection_that_stays_broken_is_told_and_can_go_on(
         ("/preupload/", 500, "refused the push to 'me/small' (status 500)".replace("(", r"\(").replace(")", r"\)")),
         ("/validate-yaml", 400, r"did not take the push: Invalid metadata in README\.md"),
         ("/commit/", 418, "status 418"),
+        ("/commit/", PAGE, "no answer of the hub: check the network"),
+        ("/repos/create", PAGE, "no answer of the hub: check the network"),
+        ("GET /api/models", PAGE, "is not the hub: check the network"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
