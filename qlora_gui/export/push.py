@@ -26,6 +26,7 @@ from qlora_gui.export.publish import Upload
 from qlora_gui.export.push_job import Push
 from qlora_gui.formatting import amount
 from qlora_gui.runs.child_job import Count, Say
+from qlora_gui.runs.store import Run
 
 Result = TypeVar("Result")
 _WAITS = (2.0, 8.0)  # seconds before another try; within each the library tries some requests several times
@@ -40,6 +41,8 @@ def push(folder: Path, asked: Push, token: str, say: Say, progress: Count) -> st
     Raises UserError, also where the repository is no more as it was when the user agreed.
     """
     folder = folder.absolute()
+    if (folder / "run.json").is_file():
+        push_job.check_has_ended(Run(folder))
     _prepare()
     with locks.reading([folder, *([Path(asked.what)] if asked.what else [])], "a push to the hub"):
         parcel = publish.pack(folder, asked.what)
@@ -250,6 +253,8 @@ def _told(error: BaseException, asked: Push, token: str) -> Exception:
         return UserError(f"The hub takes no files as large as these into '{repo}': ask it for more room.{said}")
     if status == 429:
         return UserError(f"The hub was asked too often: wait some minutes, then {again}.{said}")
+    if status in (408, 502, 503, 504):
+        return UserError(f"The hub is too busy (status {status}): wait some minutes, then {again}.{said}")
     if status:
         return UserError(f"The hub refused the push to '{repo}' (status {status}).{said}")
     if isinstance(error, HTTPError):

@@ -57,9 +57,14 @@ class Pushed:
 
 def start(run: Run, asked: Push, token: str) -> None:
     """Push in a child; its progress is in the run's folder, and the token nowhere. Raises UserError where it cannot begin."""
+    check_has_ended(run)
+    JOB.start([run], asdict(asked), token)
+
+
+def check_has_ended(run: Run) -> None:
+    """Raise UserError for a run that goes on: its adapter is an earlier one, and is about to be replaced."""
     if run.is_live():
         raise UserError(f"The run '{run.id}' is {run.state()}: push it when it has finished.")
-    JOB.start([run], asdict(asked), token)
 
 
 def state(run: Run) -> State:

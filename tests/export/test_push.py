@@ -184,6 +184,7 @@ def test_a_connection_that_stays_broken_is_told_and_can_go_on(
         ("/preupload/", 500, "refused the push to 'me/small' (status 500)".replace("(", r"\(").replace(")", r"\)")),
         ("/validate-yaml", 400, r"did not take the push: Invalid metadata in README\.md"),
         ("/commit/", 418, "status 418"),
+        ("/commit/", 503, "too busy .status 503.: wait some minutes"),
         ("/commit/", PAGE, "no answer of the hub: check the network"),
         ("/repos/create", PAGE, "no answer of the hub: check the network"),
         ("GET /api/models", PAGE, "is not the hub: check the network"),
@@ -275,6 +276,13 @@ def test_on_a_terminal_it_asks(answer: str, code: int, server: HubServer, adapte
     os.close(ours), os.close(theirs)
     assert child.returncode == code and "Push to the public repository 'me/open'? [y/N]" in told, told
     assert ("adapter_config.json" in server.repos["me/open"].files) == (code == 0)
+
+
+def test_a_run_that_goes_on_is_not_pushed(server: HubServer, adapter: Path, tmp_path: Path) -> None:
+    run = finished_run(adapter, tmp_path / "run")
+    with run.lock(), pytest.raises(UserError, match="push it when it has finished"):
+        pushed(run.path, Push("me/small"))
+    assert not server.asked
 
 
 def test_what_changed_since_it_was_agreed_to_is_not_pushed_to(server: HubServer, adapter: Path) -> None:
@@ -402,7 +410,7 @@ def test_the_page_pushes_in_a_child_and_keeps_no_token(
 
     monkeypatch.setenv("HF_TOKEN", "hf_" + "O" * 30)  # the owner's, who is not asked
     run = finished_run(adapter, tmp_path / "run")
-    server.seconds = 1.5
+    server.seconds = 0.7
     push_job.start(run, Push("me/small"), WRITE)
     seen = []
     while push_job.state(run).running:
