@@ -277,7 +277,7 @@ def _adapter_config(text: str, base: str) -> str:
     now = {key: _without_folders(value) for key, value in config.items()}
     if (now.get("base_model_name_or_path") or "") != base:
         now["base_model_name_or_path"] = base or None
-    return text if now == config else json.dumps(now, indent=2, ensure_ascii=False) + "\n"
+    return text if now == config else json.dumps(now, indent=2) + "\n"  # in ASCII: half a surrogate pair has no bytes
 
 
 def _without_folders(value: Any) -> Any:
@@ -286,7 +286,7 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_folders(one) for one in value]
-    return _last(value) if isinstance(value, str) and _is_path(value) else value
+    return (_last(value) or value) if isinstance(value, str) and _is_path(value) else value
 
 
 def _with_header(text: str, base: str, adapter: bool) -> str:

@@ -9,8 +9,9 @@ from safetensors.numpy import save_file
 
 from qlora_gui.config import make
 from qlora_gui.errors import UserError
-from qlora_gui.export import job, publish
+from qlora_gui.export import job, publish, push_job
 from qlora_gui.runs import fetched
+from qlora_gui.runs.store import Run
 from tests.conftest import TINY
 
 TOKEN = "hf_" + "A" * 34
@@ -135,7 +136,11 @@ def test_a_path_in_the_card_that_nothing_knows_is_named(adapter: Path, tmp_path:
 
 
 def test_paths_anywhere_in_an_adapters_config_are_names(adapter: Path) -> None:
-    own = {"base_model_name_or_path": "owner/base", "target_modules": ["q_proj"], "exclude_modules": ".*/x"}
+    own = {
+        "base_model_name_or_path": "owner/base",
+        "target_modules": ["q_proj", "/", "\ud800"],
+        "exclude_modules": ".*/x",
+    }
     paths = {"corda_config": {"cache_file": "/mnt/acme/c.pt"}, "more": [r"D:\acme\x", "~/acme/y"]}
     (adapter / "adapter_config.json").write_text(json.dumps(own | paths))
     found = next(file.source for file in publish.pack(adapter, "").files if file.name == "adapter_config.json")
@@ -161,3 +166,18 @@ def test_no_token_goes_to_the_hub_in_a_file(name: str, adapter: Path) -> None:
     assert TOKEN not in str(caught.value)
     (adapter / name).write_text('{"use_auth_token": "hf_…", "is": "hf_xet"}')
     assert publish.pack(adapter, "").files
+
+
+def test_what_a_strangers_folder_says_was_pushed_is_no_link(tmp_path: Path) -> None:
+    bad = [
+        {"repo": "javascript:alert(1)//x", "private": True, "what": "", "at": 1},
+        {"repo": "me/x"},
+        3,
+        {"repo": "me/<b>", "at": "x"},
+    ]
+    good = {"repo": "me/x", "private": 1, "what": "<b>", "at": 2}
+    (tmp_path / push_job.RECORD).write_text(json.dumps([*bad, good]))
+    assert [one.repo for one in push_job.pushes(Run(tmp_path))] == ["me/x"]
+    for text in ("{", "[", "[" * 100_000, "null", ""):
+        (tmp_path / push_job.RECORD).write_text(text)
+        assert push_job.pushes(Run(tmp_path)) == []

@@ -448,21 +448,6 @@ def test_a_push_that_fails_in_the_child_is_told_without_the_token(
     assert not any(WRITE in (run.path / name).read_text() for name in ("push.jsonl", "push.log"))
 
 
-def test_what_a_strangers_folder_says_was_pushed_is_no_link(tmp_path: Path) -> None:
-    bad = [
-        {"repo": "javascript:alert(1)//x", "private": True, "what": "", "at": 1},
-        {"repo": "me/x"},
-        3,
-        {"repo": "me/<b>", "at": "x"},
-    ]
-    good = {"repo": "me/x", "private": 1, "what": "<b>", "at": 2}
-    (tmp_path / push_job.RECORD).write_text(json.dumps([*bad, good]))
-    assert [one.repo for one in push_job.pushes(Run(tmp_path))] == ["me/x"]
-    for text in ("{", "[", "[" * 100_000, "null", ""):
-        (tmp_path / push_job.RECORD).write_text(text)
-        assert push_job.pushes(Run(tmp_path)) == []
-
-
 @pytest.mark.attack("the owner's hub token, by a guest of the page who pushes")
 def test_guests_push_with_no_login_of_the_owner(
     server: HubServer, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: Attempts
@@ -478,7 +463,7 @@ def test_guests_push_with_no_login_of_the_owner(
     for typed in ("", " ", "\n", None, False, 0, [], {}):
         attempt("so the login of this machine is not used" in guests.who(typed), f"who: {typed!r}")
         guests.press(["a"], "adapter", "me/small", False, typed)
-        guests.press_again(["a"], ("a", Push("me/small")), typed)
+        guests.press_again(["a"], "adapter", "me/small", False, typed, ("a", Push("me/small")))
         attempt(len(warned) == 2 and "type a token of your own" in warned[0] == warned[1], f"push: {typed!r}")
         warned.clear()
     for typed in ("hf_wrong", ["hf_"], {"a": 1}, True):
@@ -492,6 +477,11 @@ def test_guests_push_with_no_login_of_the_owner(
     warned.clear()
     guests.press([], "adapter", "me/small", False, WRITE)
     attempt(warned == ["Choose a run first."], "no run")
+    asked = ("a", Push("me/small"))
+    for changed in (("adapter", "me/other", False), ("adapter", "me/small", True), ("x", "me/small", False)):
+        warned.clear()
+        owner.press_again(["a"], *changed, WRITE, asked)
+        attempt(len(warned) == 1 and not push_job.state(run).running and not server.repos, changed)
     for what in ("../../elsewhere", str(tmp_path), "", None, ["adapter"]):
         warned.clear()
         guests.press(["a"], what, "me/small", False, WRITE)

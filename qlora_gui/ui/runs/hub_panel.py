@@ -79,7 +79,7 @@ class HubPanel:
         given = [chosen, self.what, self.repo, self.public, self.token]
         asks = [self.confirm, self.question, self.sure, self.agreed, self.token]
         self.begin.click(self.press, given, asks, **RAW).then(**detailing)
-        self.sure.click(self.press_again, [chosen, self.agreed, self.token], asks, **RAW).then(**detailing)
+        self.sure.click(self.press_again, [*given, self.agreed], asks, **RAW).then(**detailing)
         self.keep.click(self.put_aside, None, asks, **RAW)
         changed.then(self.begin_anew, [chosen, self.shown], [*asks, self.what, self.shown], **RAW)
 
@@ -122,12 +122,17 @@ class HubPanel:
             self.token: gr.skip(),
         }
 
-    def press_again(self, picked: list[str], agreed: tuple[str, Push] | None, typed: Any) -> dict[Any, Any]:
-        """Push what was asked about, where the repository is still as it was."""
+    def press_again(
+        self, picked: list[str], what: Any, repo: Any, public: Any, typed: Any, agreed: tuple[str, Push] | None
+    ) -> dict[Any, Any]:
+        """Push what was asked about, where the fields still say the same, and the repository is still as it was."""
         try:
             if agreed is None or picked[:1] != [agreed[0]]:
                 raise UserError("Another run is chosen now: press Push again.")
-            push_job.start(self._store.get(agreed[0]), agreed[1], self._token(typed))
+            run, asked = self._store.get(agreed[0]), agreed[1]
+            if Push(str(repo or "").strip(), _folder(run, what), bool(public), asked.seen) != asked:
+                raise UserError("The fields say something else than what was asked about: press Push again.")
+            push_job.start(run, asked, self._token(typed))
         except UserError as error:
             actions.warn(error)
         return self.put_aside()
