@@ -237,6 +237,7 @@ def test_who_is_not_logged_in_is_told_how(token: str, told: str, server: HubServ
 
 
 def test_offline_is_a_sentence(adapter: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(hub.WENT_OFFLINE, raising=False)  # as a test before may have left it
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"The hub \(http://127.0.0.1:9\) does not answer: check the network"):
         hub_target.look("me/small", WRITE)
