@@ -44,7 +44,7 @@ class Columns:
         `chosen` says that a person named the base, so that it may differ from the base that the adapters name.
         Raises UserError when the base cannot be had or an adapter does not belong to it; then there are no columns.
         """
-        self.adapters, self.multi_lora, self.wholes = [], None, {}
+        self.adapters, self.multi_lora, self.wholes, self._again = [], None, {}, None
         if len(folders) > MAX_ADAPTERS:
             raise UserError(f"{len(folders)} adapters are too many to compare at once: choose {MAX_ADAPTERS} at most.")
         # before the base: reading is quick, and may refuse

@@ -14,9 +14,7 @@ from qlora_gui.inference.protocol import Completion, Conversation
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.serving.batching import BASE
 
-DEFAULT_TOKENS = (
-    1024  # of an answer, where a request names no limit: a base that never ends would take the worker for long
-)
+DEFAULT_TOKENS = 1024  # of an answer, where a request names no limit: some bases never end by themselves
 MOST_TOKENS = 8192
 MOST_CHOICES = 8
 MOST_STOPS = 16
@@ -186,7 +184,9 @@ def column_of(model: str, names: Sequence[str]) -> int:
         return names.index(model)
     if model == BASE:
         return 0
-    raise ApiError(404, f"There is no model '{model}' here: there are {', '.join(names)}.", "model", "model_not_found")
+    raise ApiError(
+        404, f"There is no model '{model[:200]}' here: there are {', '.join(names)}.", "model", "model_not_found"
+    )
 
 
 def _read(form: type[_Form], body: Any) -> _Form:
