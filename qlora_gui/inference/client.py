@@ -317,7 +317,10 @@ def base_of(adapters: Sequence[Path], base: str | None = None, revision: str = "
         arguments |= {"base_model": base, "revision": revision, "chosen": True}
     named = arguments["base_model"]
     if not named and not found:
-        raise UserError(f"'{adapters[0]}' is a whole model, which is compared with a base that you name: {_NAME_IT}.")
+        raise UserError(
+            f"The folder '{adapters[0]}' holds no adapter: it is a whole model, which can be named as a base, or be compared with one: "
+            f"{_NAME_IT}."
+        )
     if not named:
         raise UserError(f"The adapter '{adapters[0]}' does not say what its base is: {_NAME_IT}.")
     if base is None and base_names.is_elsewhere(named):

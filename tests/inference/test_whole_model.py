@@ -95,6 +95,9 @@ def test_compare_on_the_command_line(
     out: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
     assert [column["name"] for column in out["columns"]] == ["base", "bloom-merged", "bloom-none"]
     assert out["prompts"][0]["answers"][1] == by_transformers(merged)
-    assert main(words) == 2 and "a whole model, which is compared with a base that you name" in capsys.readouterr().err
+    assert (
+        main(words) == 2
+        and "a whole model, which can be named as a base, or be compared with one" in capsys.readouterr().err
+    )
     assert main([*words, "--base", str(bloom)]) == 0
     assert main(["serve", str(merged)]) == 2 and "serve it by itself" in capsys.readouterr().err
