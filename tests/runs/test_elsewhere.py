@@ -160,7 +160,7 @@ def test_they_are_offered_with_the_base_they_name(foreign: Path, store: RunStore
 
 def room(store: RunStore) -> Room:
     """As the Compare tab has one; what is asked of it here needs no components."""
-    return Room(store, client.CompareClient(), "base", "chosen", None, None, {}, [])  # type: ignore[arg-type]
+    return Room(store, client.CompareClient(), "base", "chosen", "whole", None, None, {}, [])  # type: ignore[arg-type]
 
 
 def test_columns_get_the_base_that_is_shown(foreign: Path, store: RunStore, llama: Path) -> None:

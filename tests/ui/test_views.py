@@ -309,7 +309,7 @@ def test_only_adapters_of_the_chosen_base_are_offered(store: RunStore, llama: Pa
 
 def test_a_typed_base_takes_the_place_of_the_one_that_runs_name(store: RunStore, llama: Path) -> None:
     make_run(store, "one")
-    room = Room(store, None, "base", "chosen", None, None, {}, [])  # type: ignore[arg-type]
+    room = Room(store, None, "base", "chosen", "whole", None, None, {}, [])  # type: ignore[arg-type]
     assert room.asked({"base": "demo", "chosen": ["one"]})[0] == store.get("one").config()
     config, runs = room.asked({"base": f" {llama} ", "chosen": ["one"]})
     assert config.base_model == str(llama) and [run.id for run in runs] == ["one"]
@@ -317,6 +317,23 @@ def test_a_typed_base_takes_the_place_of_the_one_that_runs_name(store: RunStore,
         room.asked({"base": "/no/such/base", "chosen": ["one"]})
     with pytest.raises(UserError, match="none of the folders"):
         replace(room, store=RunStore(store.root, roots=[])).asked({"base": str(llama), "chosen": ["one"]})
+
+
+def test_a_whole_model_is_one_more_column(store: RunStore, llama: Path, tmp_path: Path) -> None:
+    make_run(store, "one")
+    room = Room(store, None, "base", "chosen", "whole", None, None, {}, [])  # type: ignore[arg-type]
+    given: dict[Any, Any] = {"base": "demo", "chosen": ["one"], "whole": None}
+    assert room.load(given).adapters == (str(store.get("one").path),)
+    assert room.load(given | {"whole": f" {llama} "}).adapters == (str(store.get("one").path), str(llama))
+    assert columns.names(["one"], f"{llama} ") == ["base", "one", llama.name]
+    for named in (str(tmp_path), "/no/such/model", "owner/name"):
+        with pytest.raises(UserError, match="is no folder of a whole model"):
+            room.load(given | {"whole": named})
+    with pytest.raises(UserError, match="leave an adapter out"):
+        room.load(given | {"chosen": ["one"] * 5, "whole": str(llama)})
+    with pytest.raises(UserError, match="none of the folders"):
+        guest = replace(room, store=RunStore(store.root, roots=[store.root]))
+        guest.load(given | {"whole": str(llama)})
 
 
 def test_the_table_of_runs(store: RunStore) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 from qlora_gui.data import prompts
 from qlora_gui.data.tokenization import with_system
 from qlora_gui.errors import UserError
-from qlora_gui.inference import client, protocol
+from qlora_gui.inference import protocol
 from qlora_gui.inference.protocol import Answer, Conversation
 from qlora_gui.inference.sampling import Decoding
 from qlora_gui.runs.store import RunStore
@@ -96,7 +96,7 @@ class Chat:
         question = (given[bar.prompt] or "").strip()
         if not question:
             return {bar.status: html.faults(["Write a prompt first"])}
-        past = given[bar.histories] or [[] for _ in range(len(given[self.room.chosen]) + 1)]
+        past = given[bar.histories] or [[] for _ in self._names(given)]
         return self._begin(given, [[*history, {"role": "user", "content": question}] for history in past])
 
     def retry(self, given: dict[Any, Any]) -> Any:
@@ -117,17 +117,20 @@ class Chat:
             return {bar.status: gr.skip()}
         try:
             decoding = room.decoding(given)
-            load = client.columns_of(*room.asked(given))
+            load = room.load(given)
         except UserError as error:
             actions.warn(error)
             return {bar.status: html.faults([str(error)])}
-        names = ["base", *given[room.chosen]]
+        names = self._names(given)
         question = Question(names, histories, load, (given[room.system] or "").strip(), decoding)
         updates = dict(zip(_lines(room), _written(room, question, []), strict=True))
         updates |= {bar.asked: question, bar.answered: None, bar.turn: given[bar.turn] + 1, bar.prompt: ""}
         others = room.client.is_busy
         status = "The compare process is answering another question first…" if others else "Asking the compare process…"
         return updates | {bar.status: html.hint(status)} | self._mark_busy(True)
+
+    def _names(self, given: dict[Any, Any]) -> list[str]:
+        return columns.names(given[self.room.chosen], given[self.room.whole])
 
     @streams
     def stream(self, question: Question) -> Iterator[list[Any]]:
@@ -168,7 +171,7 @@ class Chat:
     def _mark_busy(self, busy: bool) -> dict[Any, Any]:
         """While answers come only Stop can be pressed, once they do, so that nothing changes under them."""
         room, bar = self.room, self.bar
-        others = (bar.send, bar.retry, bar.clear, room.base, room.chosen, room.blind)
+        others = (bar.send, bar.retry, bar.clear, room.base, room.chosen, room.whole, room.blind)
         return {bar.stop: gr.update(interactive=False)} | {part: gr.update(interactive=not busy) for part in others}
 
     def give_example(self, number: int, picked: list[str]) -> dict[Any, Any]:
@@ -188,7 +191,7 @@ class Chat:
     def wire(self) -> None:
         """Connect the events."""
         room, bar = self.room, self.bar
-        choices = [room.base, room.chosen, room.blind]
+        choices = [room.base, room.chosen, room.whole, room.blind]
         buttons = [bar.send, bar.stop, bar.retry, bar.clear]
         asked: dict[str, Any] = {
             "inputs": room.inputs() | {bar.prompt, bar.histories, bar.asked, bar.turn},

@@ -1,21 +1,24 @@
 """The columns of the Compare tab: what each is called, what it answered, and the proof that it is what it says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from pathlib import PureWindowsPath
 from typing import Any
 
 import gradio as gr
 
 from qlora_gui import config as configs
+from qlora_gui import hub
 from qlora_gui.config import RunConfig
 from qlora_gui.data import reasoning
 from qlora_gui.errors import UserError
-from qlora_gui.inference.client import CompareClient
-from qlora_gui.inference.protocol import Answer
+from qlora_gui.export import job
+from qlora_gui.inference.client import CompareClient, columns_of
+from qlora_gui.inference.protocol import Answer, Load
 from qlora_gui.inference.sampling import MAX_ADAPTERS, Decoding
 from qlora_gui.references import ModelRef
-from qlora_gui.runs import bounded_reading
+from qlora_gui.runs import bounded_reading, elsewhere
 from qlora_gui.runs.store import Run, RunStore
 from qlora_gui.ui import views
 from qlora_gui.ui.compare import offers
@@ -150,6 +153,7 @@ class Room:
     client: CompareClient
     base: gr.Dropdown
     chosen: gr.Dropdown
+    whole: gr.Dropdown
     blind: gr.Checkbox
     system: gr.Textbox
     fields: dict[str, Any]  # of Decoding
@@ -157,7 +161,7 @@ class Room:
 
     def inputs(self) -> set[Any]:
         """What a listener takes to see the choices and settings, as one dict by component."""
-        return {self.base, self.chosen, self.system, *self.fields.values()}
+        return {self.base, self.chosen, self.whole, self.system, *self.fields.values()}
 
     def parts(self) -> list[Any]:
         """The components of all columns."""
@@ -192,11 +196,35 @@ class Room:
         kind = own[0] if own else RunConfig()
         return kind.model_copy(update={"base_model": base, "revision": ""}), runs
 
+    def load(self, given: Mapping[Any, Any]) -> Load:
+        """What the chat asks: base, adapters and, where one is named, a whole model. Raises UserError."""
+        load = columns_of(*self.asked(given))
+        named = (given[self.whole] or "").strip()
+        if not named:
+            return load
+        if len(load.adapters) >= MAX_ADAPTERS:
+            raise UserError(f"There are {MAX_ADAPTERS} columns beside the base already: leave an adapter out.")
+        self.store.check_allowed(named)
+        path = hub.local(named)
+        if path is None or not elsewhere.is_whole(path):
+            raise UserError(f"'{named}' is no folder of a whole model: name one that has a config.json and weights.")
+        return replace(load, adapters=(*load.adapters, str(path.absolute())))
+
+    def merged(self, picked: Sequence[str]) -> list[job.Made]:
+        """The merged models that were exported from the chosen runs."""
+        runs = [self.store.get(run_id) for run_id in picked if self.store.is_taken(run_id)]
+        return [made for run in runs for made in job.made(run) if elsewhere.is_whole(made.folder)]
+
     def held_out(self, picked: Sequence[str]) -> list[tuple[str, str]]:
         """Held-out questions of the first run among the chosen, with the data's own answers. Raises UserError."""
         runs = [self.store.get(run_id) for run_id in picked]
         config = next((run.config() for run in runs if not run.is_elsewhere()), None)
         return bounded_reading.held_out(config) if config else []
+
+
+def names(picked: Sequence[str], whole: str | None) -> list[str]:
+    """The names of the columns in the chat: the base's first, a whole model's last."""
+    return ["base", *picked, *([PureWindowsPath(whole.strip()).name] if whole and whole.strip() else [])][:MOST]
 
 
 MOST = MAX_ADAPTERS + 1

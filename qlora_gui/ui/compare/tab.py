@@ -43,7 +43,7 @@ class CompareTab:
                 self._draw_settings()
             self.for_programs = endpoint_panel.EndpointPanel(endpoint, store.has_guests)
         self.bring = BringPanel(store, "compare")
-        choices = (self.base, self.chosen, self.switch)
+        choices = (self.base, self.chosen, self.whole, self.switch)
         self.room = Room(store, client, *choices, self.system, self.fields, self.shown)
         self.seen, self.laid = gr.State(""), gr.State(None)
         self.chat = chat.Chat(self.room, self.bar)
@@ -68,6 +68,15 @@ class CompareTab:
             elem_id="adapters",
             scale=3,
             min_width=280,
+        )
+        self.whole = gr.Dropdown(
+            [],
+            label="Whole model",
+            info="One more column: a merged export of these runs, or a folder.",
+            allow_custom_value=True,
+            elem_id="whole-model",
+            scale=2,
+            min_width=240,
         )
         self.switch = gr.Checkbox(
             label="Blind", info="Vote without seeing the names.", elem_id="blind", scale=1, min_width=170
@@ -130,11 +139,13 @@ class CompareTab:
         """The adapters of a base that was chosen or typed."""
         return self._choices(index.now(self.store).summaries, base, [], typed=True)
 
-    def lay_out_if_new(self, picked: list[str], laid: list[str] | None, system: str, is_blind: bool) -> Any:
+    def lay_out_if_new(
+        self, picked: list[str], whole: str | None, system: str, is_blind: bool, laid: list[str] | None
+    ) -> Any:
         """New choices bring the same value again, also while answers are written: those must stay."""
-        return gr.skip() if picked == laid else self.lay_out(picked, system, is_blind)
+        return gr.skip() if [*picked, whole or ""] == laid else self.lay_out(picked, whole, system, is_blind)
 
-    def lay_out(self, picked: list[str], system: str, is_blind: bool) -> dict[Any, Any]:
+    def lay_out(self, picked: list[str], whole: str | None, system: str, is_blind: bool) -> dict[Any, Any]:
         """Columns for the chosen adapters: empty conversations, or what the blind judge is to see."""
         bar, panel = self.bar, self.panel
         updates: dict[Any, Any] = {bar.box: gr.update(visible=not is_blind), panel.box: gr.update(visible=is_blind)}
@@ -142,11 +153,14 @@ class CompareTab:
         prompts = [run.config.system_prompt for run in runs if run.config and run.id in picked]
         if prompts and not system:
             updates[self.system] = prompts[0]
+        names = columns.names(picked, whole)
         if is_blind:
             updates |= self.blind.drawn(picked)
         else:
-            updates |= columns.emptied(self.shown, ["base", *picked]) | {panel.bar: gr.update(visible=False)}
-        return updates | {self.laid: picked} | bar.emptied(len(picked) + 1)
+            updates |= columns.emptied(self.shown, names) | {panel.bar: gr.update(visible=False)}
+        offered = [(made.folder.name, str(made.folder)) for made in self.room.merged(picked)]
+        updates[self.whole] = gr.update(choices=offered, visible=not is_blind)
+        return updates | {self.laid: [*picked, whole or ""]} | bar.emptied(len(names))
 
     def wire(self, link: gr.State) -> None:
         """Connect the events."""
@@ -158,17 +172,18 @@ class CompareTab:
         } | RAW
         self.blind.wire()
         self.bring.wire(link, self.chosen)
-        laid_out = [bar.box, panel.box, self.laid, self.system, *bar.emptied_parts(), *self.room.parts()]
+        laid_out = [bar.box, panel.box, self.laid, self.system, self.whole, *bar.emptied_parts(), *self.room.parts()]
         laying: dict[str, Any] = {
-            "inputs": [self.chosen, self.system, self.switch],
+            "inputs": [self.chosen, self.whole, self.system, self.switch],
             "outputs": list(dict.fromkeys([*laid_out, *self.blind.outputs])),
         } | RAW
         gr.Timer(2 * TICK_SECONDS).tick(**refreshing)
         link.change(self.follow, [link, self.base, self.chosen], [*refreshing["outputs"], self.switch], **RAW)
         link.change(None, None, None, js=blind_panel.KEYS, **RAW)
         self.base.input(self.change_base, self.base, refreshing["outputs"], **RAW)
-        new_choice = [self.chosen, self.laid, self.system, self.switch]
-        self.chosen.change(self.lay_out_if_new, **laying | {"inputs": new_choice})
+        lay_out_if_new = self.lay_out_if_new
+        for choice in (self.chosen, self.whole):
+            choice.change(lay_out_if_new, **laying | {"inputs": [*laying["inputs"], self.laid]})
         lay_out = self.lay_out  # one object: Gradio lets listeners of the same function take turns
         self.switch.change(lay_out, **laying)
         self.chat.wire()
