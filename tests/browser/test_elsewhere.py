@@ -26,6 +26,7 @@ def add(page: Any, prefix: str, named: object) -> None:
     page.locator(f"#{prefix}-bring-add").click()
 
 
+@pytest.mark.slow
 def test_one_is_added_and_listed_and_deleted(open_page: Any, site: Site, foreign: Path) -> None:
     page = open_page("?tab=runs")
     expect(page.locator("#no-runs")).to_contain_text("add an adapter below that was made elsewhere")

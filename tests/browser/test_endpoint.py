@@ -12,6 +12,7 @@ from tests.conftest import train
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_a_program_asks_the_columns_that_are_chosen(open_page: Any, site: Site, llama: Any) -> None:
     adapter = train(site.store, base_model=str(llama), name="heron", max_steps=3).id
     program = openai.OpenAI(base_url=f"{site.url}v1", api_key=site.token, max_retries=0, timeout=90)

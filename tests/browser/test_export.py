@@ -58,6 +58,7 @@ def test_a_run_is_exported_and_its_proof_stays(open_page: Any, site: Site, hub: 
     assert hub.repos["me/merged"].files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_pushed_to_the_hub(open_page: Any, site: Site, hub: HubServer, llama: Path) -> None:
     """The login is shown when it is asked for, a typed token is for one push, and a repository that exists is asked about."""
     run = finished_run(made_to_push(llama, site.store.root.parent / "source"), site.store.root / "pushed")

@@ -14,6 +14,7 @@ _SECONDS = 3
 _MOST = 12  # requests in that time: timers ask every 1.5 or 3 seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tab", "shows"),
     [("runs", "#chosen"), ("compare", "#column-title-1"), ("train", "#live-head"), ("report", "#tabs")],

@@ -14,6 +14,7 @@ from tests.conftest import train
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_a_merged_export_answers_beside_its_adapter(open_page: Any, site: Site, llama: Path, tmp_path: Path) -> None:
     run = train(site.store, base_model=str(llama), name="ibis", max_steps=3)
     work.export(run.path, Settings("merged", rows=0), lambda text: None, lambda done, of: None)
