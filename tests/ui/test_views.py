@@ -28,9 +28,12 @@ from qlora_gui.runs.events import EventLog, Step
 from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.store import RunStore
 from qlora_gui.serving.address import Address
+from qlora_gui.serving.batching import Batcher
+from qlora_gui.serving.server import Endpoint
 from qlora_gui.ui import app, links, run_view, views
 from qlora_gui.ui.compare import columns, offers
 from qlora_gui.ui.compare.columns import Room
+from qlora_gui.ui.compare.tab import CompareTab
 from qlora_gui.ui.rendering import chart, html
 from qlora_gui.ui.runs.index import summaries
 from qlora_gui.ui.train import form, preview
@@ -317,6 +320,19 @@ def test_a_typed_base_takes_the_place_of_the_one_that_runs_name(store: RunStore,
         room.asked({"base": "/no/such/base", "chosen": ["one"]})
     with pytest.raises(UserError, match="none of the folders"):
         replace(room, store=RunStore(store.root, roots=[])).asked({"base": str(llama), "chosen": ["one"]})
+
+
+def test_a_new_run_does_not_put_back_what_is_typed_meanwhile(store: RunStore) -> None:
+    """The answer to a timer may come after another base was typed: it only says what can be chosen."""
+    make_run(store, "one")
+    client = CompareClient()
+    with gr.Blocks():
+        tab = CompareTab(store, client, Endpoint(Batcher(client)))
+    updates = tab.refresh("an older look", "demo", ["one"])
+    assert updates[tab.base]["choices"] == ["demo"] and "value" not in updates[tab.base]
+    assert updates[tab.chosen]["choices"] == ["one"] and "value" not in updates[tab.chosen]
+    updates = tab.refresh("an older look", "a base of runs that are gone", ["gone"])
+    assert updates[tab.base]["value"] == "demo" and updates[tab.chosen]["value"] == []
 
 
 def test_a_whole_model_is_one_more_column(store: RunStore, llama: Path, tmp_path: Path) -> None:

@@ -99,7 +99,11 @@ class CompareTab:
         now = _stamp(runs)
         if before in ("", now):  # before the first link it is not known what to choose
             return gr.skip()
-        return {self.seen: now} | self._choices(runs, base, picked, none_is_meant=True)
+        updates = self._choices(runs, base, picked, none_is_meant=True)
+        for part, before_it in ((self.base, (base or "").strip() or None), (self.chosen, picked)):
+            if updates[part]["value"] == before_it:
+                del updates[part]["value"]  # so that what is typed or chosen meanwhile stays
+        return {self.seen: now} | updates
 
     def _choices(
         self,
