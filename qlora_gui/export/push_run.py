@@ -4,7 +4,6 @@ The token comes on stdin, and is nowhere else: in no argument, file, log or sent
 """
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from typing import Any
 from qlora_gui import hub
 from qlora_gui.errors import UserError
 from qlora_gui.export import hub_target, push_job
-from qlora_gui.runs.child_job import Count, Say
-from qlora_gui.system import signals
+from qlora_gui.runs.child_job import Count, Emit, Say, answer_in_lines
 
 _MOST_TOKEN = 10_000  # bytes
 
@@ -27,37 +25,21 @@ def main(argv: Sequence[str]) -> int:
     """
     hub.try_again()
     if argv == ["--lines"]:
-        return _lines()
+        return answer_in_lines(_asked)
     asked, folder = push_job.Push(**json.loads(argv[0])), Path(argv[1])
     token = sys.stdin.read(_MOST_TOKEN)
     return push_job.JOB.run([folder], lambda say, count: _push(folder, asked, token, say, count))
 
 
-def _lines() -> int:
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no event
-
-    def emit(kind: str, **values: Any) -> None:
-        events.write(json.dumps({"kind": kind, **values}) + "\n")
-        events.flush()
-
-    signals.raise_on_terminate()
-    given = json.load(sys.stdin)
-    try:
-        url = _push(
-            Path(given["adapter"]),
-            push_job.Push(**given["asked"]),
-            given["token"],
-            lambda text: emit("stage", text=text),
-            lambda done, of: emit("progress", done=done, of=of),
-        )
-        emit("pushed", url=url)
-    except UserError as error:
-        emit("failed", message=str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+def _asked(given: dict[str, Any], emit: Emit) -> None:
+    url = _push(
+        Path(given["adapter"]),
+        push_job.Push(**given["asked"]),
+        given["token"],
+        lambda text: emit("stage", text=text),
+        lambda done, of: emit("progress", done=done, of=of),
+    )
+    emit("pushed", url=url)
 
 
 def _push(folder: Path, asked: push_job.Push, token: str, say: Say, count: Count) -> str:

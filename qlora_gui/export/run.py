@@ -1,16 +1,14 @@
 """`python -m qlora_gui.export.run`: one export, in a process of its own, for the page or the command line."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_gui.errors import UserError
 from qlora_gui.export import job
-from qlora_gui.runs.child_job import Count, Say
-from qlora_gui.system import collector, signals
+from qlora_gui.runs.child_job import Count, Emit, Say, answer_in_lines
+from qlora_gui.system import collector
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     With `--lines` the command line's: asked as JSON on stdin, answers with events as JSON lines on stdout.
     """
     if argv == ["--lines"]:
-        return _lines()
+        return answer_in_lines(_export)
     asked, folder = json.loads(argv[0]), Path(argv[1])
     base = asked.pop("base") or None
     settings = job.Settings(**asked)
@@ -32,34 +30,18 @@ def main(argv: Sequence[str]) -> int:
     return job.JOB.run([folder], work)
 
 
-def _lines() -> int:
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no event
-
-    def emit(kind: str, **values: Any) -> None:
-        events.write(json.dumps({"kind": kind, **values}) + "\n")
-        events.flush()
-
-    signals.raise_on_terminate()
-    asked = json.load(sys.stdin)
-    try:
-        with collector.paused():
-            from qlora_gui.export.work import export
-        export(
-            Path(asked["adapter"]),
-            job.Settings(**asked["settings"]),
-            lambda text: emit("stage", text=text),
-            lambda done, of: emit("progress", done=done, of=of),
-            asked["base"],
-            asked["revision"],
-            asked["prompts"],
-        )
-    except UserError as error:
-        emit("failed", message=str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+def _export(asked: dict[str, Any], emit: Emit) -> None:
+    with collector.paused():
+        from qlora_gui.export.work import export
+    export(
+        Path(asked["adapter"]),
+        job.Settings(**asked["settings"]),
+        lambda text: emit("stage", text=text),
+        lambda done, of: emit("progress", done=done, of=of),
+        asked["base"],
+        asked["revision"],
+        asked["prompts"],
+    )
 
 
 if __name__ == "__main__":

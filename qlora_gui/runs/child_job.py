@@ -4,6 +4,7 @@ An evaluation, an export, a push to the hub. It outlives the page that began it.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,12 @@ from qlora_gui.runs.events import EventLog, Failed, Finished, Progress, Stage, a
 from qlora_gui.runs.history import RunHistory
 from qlora_gui.runs.launch import detached, processes_of
 from qlora_gui.runs.store import Run
+from qlora_gui.system import signals
 
 _START_SECONDS = 180.0  # for a very busy machine; a child that ends earlier is noticed
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]
+Emit = Callable[..., None]  # the kind of an event, and its values by name
 
 
 @dataclass(frozen=True)
@@ -147,3 +150,27 @@ class ChildJob:
             if not (full or isinstance(error, UserError)):
                 raise
         return 1
+
+
+def answer_in_lines(work: Callable[[dict[str, Any], Emit], None]) -> int:
+    """The command line's child: do what is asked as JSON on stdin, and answer with events as JSON lines on stdout.
+
+    Returns the exit code: 2 where a UserError was the answer, 130 where it was interrupted.
+    """
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no event
+
+    def emit(kind: str, **values: Any) -> None:
+        events.write(json.dumps({"kind": kind, **values}) + "\n")
+        events.flush()
+
+    signals.raise_on_terminate()
+    asked = json.load(sys.stdin)
+    try:
+        work(asked, emit)
+    except UserError as error:
+        emit("failed", message=str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

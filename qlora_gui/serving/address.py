@@ -54,7 +54,7 @@ class Address:
 
     def names(self) -> list[str]:
         """The host names under which the page may be asked for."""
-        own = [] if _is_number(self.host) else [self.host]
+        own = [] if is_number(self.host) else [self.host]
         if self.is_reachable:
             name = socket.gethostname()
             own += [name, f"{name}.local", socket.getfqdn()]
@@ -62,7 +62,7 @@ class Address:
 
     def free_port(self, first: int = FIRST_PORT) -> int:
         """The port asked for, or the first free one from `first`. Raises UserError."""
-        if _is_number(self.host) and ":" in self.host:
+        if is_number(self.host) and ":" in self.host:
             raise UserError(f"The page cannot listen on '{self.host}': use an IPv4 address, or a name.")
         if self.port is not None:
             if not 0 < self.port < 65536:
@@ -78,7 +78,8 @@ class Address:
         raise UserError(f"No port from {first} to {first + PORTS - 1} is free: choose one with --port.")
 
 
-def _is_number(host: str) -> bool:
+def is_number(host: str) -> bool:
+    """Whether a host is an address in numbers, and no name."""
     try:
         ipaddress.ip_address(host)
         return True

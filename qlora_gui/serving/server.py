@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from qlora_gui.inference import protocol
 from qlora_gui.serving import requests
+from qlora_gui.serving.address import is_number
 from qlora_gui.serving.batching import MOST_WAITING, Batcher, Busy, Models, Waiting
 from qlora_gui.serving.requests import ApiError, Asked
 from qlora_gui.serving.responses import Response as Answer
@@ -60,7 +60,7 @@ class Endpoint:
     def _ready(self, request: Request) -> Models:
         """Raises ApiError for who may not ask, and while nothing is served."""
         host = (request.url.hostname or "").lower()
-        if self.hosts is not None and host not in self.hosts and not _is_number(host):  # rebinding needs a name
+        if self.hosts is not None and host not in self.hosts and not is_number(host):  # rebinding needs a name
             raise ApiError(421, f"This endpoint does not go by the name '{host}': add it with --allow-host.")
         if "origin" in request.headers and self.hosts is not None:
             raise ApiError(403, "Requests from web pages are refused.")
@@ -227,14 +227,6 @@ def _line(content: Any) -> str:
 
 def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-        return True
-    except ValueError:
-        return False
 
 
 async def _gone(request: Request, error: Exception) -> Response:
